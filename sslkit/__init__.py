@@ -1,0 +1,49 @@
+"""sslkit: self-supervised pre-training for vision backbones, on your own images.
+
+Importing it costs nothing; torch comes with the first name that needs it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "pretrain": "sslkit.verbs",
+    "finetune": "sslkit.verbs",
+    "probe": "sslkit.verbs",
+    "export": "sslkit.verbs",
+    "visualize": "sslkit.verbs",
+    "load_encoder": "sslkit.weights",
+    "Encoder": "sslkit.backbones",
+    "Method": "sslkit.methods.base",
+    "UserError": "sslkit.errors",
+}
+
+__all__ = [
+    "Encoder",
+    "Method",
+    "UserError",
+    "__version__",
+    "export",
+    "finetune",
+    "load_encoder",
+    "pretrain",
+    "probe",
+    "visualize",
+]
+
+if TYPE_CHECKING:
+    from sslkit.backbones import Encoder
+    from sslkit.errors import UserError
+    from sslkit.methods.base import Method
+    from sslkit.verbs import export, finetune, pretrain, probe, visualize
+    from sslkit.weights import load_encoder
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'sslkit' has no attribute {name!r}")

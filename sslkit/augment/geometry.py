@@ -1,0 +1,118 @@
+"""Crops and flips in the loader's workers: a PIL image in, a uint8 tensor out, one interpolation.
+
+All randomness comes from the generator that the caller passes, one per (epoch, image).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+Box = tuple[int, int, int, int]
+"""(left, top, width, height), pixels."""
+
+
+def random_resized_crop_box(
+    width: int,
+    height: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    random: np.random.Generator,
+) -> Box:
+    """A box of random area and aspect ratio, as torchvision's RandomResizedCrop draws it.
+
+    Args:
+        width, height: the image's, pixels.
+        scale: bounds of the box's share of the area, uniform.
+        ratio: bounds of width / height, log-uniform.
+
+    Returns:
+        (left, top, width, height); after ten draws that do not fit, the largest central box with a ratio
+        within the bounds.
+    """
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(10):
+        area = width * height * random.uniform(*scale)
+        aspect = math.exp(random.uniform(low, high))
+        box_width, box_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            left = int(random.integers(0, width - box_width + 1))
+            top = int(random.integers(0, height - box_height + 1))
+            return left, top, box_width, box_height
+    box_width = min(width, round(height * ratio[1]))
+    box_height = min(height, round(width / ratio[0]))
+    return (width - box_width) // 2, (height - box_height) // 2, box_width, box_height
+
+
+def crop_resize(image: Image.Image, box: Box, size: int) -> Image.Image:
+    """The box of the image at size x size, bicubic with anti-aliasing.
+
+    Pixels just outside the box take part where the filter reaches over its edge, unlike in crop-then-resize,
+    which repeats the edge.
+    """
+    left, top, width, height = box
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
+
+
+def to_tensor_uint8(image: Image.Image) -> Tensor:
+    """An RGB image as uint8 [3, H, W], contiguous."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop:
+    """Training view: a random box at size x size, mirrored with probability `flip` (MFM's augmentation)."""
+
+    size: int
+    scale: tuple[float, float] = (0.2, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+
+    def __call__(self, image: Image.Image, random: np.random.Generator) -> Tensor:
+        """uint8 [3, size, size]"""
+        box = random_resized_crop_box(image.width, image.height, self.scale, self.ratio, random)
+        view = crop_resize(image, box, self.size)
+        if random.random() < self.flip:
+            view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return to_tensor_uint8(view)
+
+
+@dataclass(frozen=True)
+class CenterCrop:
+    """Evaluation view: the short side at `resize` pixels, then the central size x size.
+
+    Args:
+        resize: None is round(size / 0.875), the customary 256 for 224.
+    """
+
+    size: int
+    resize: int | None = None
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """uint8 [3, size, size]; one interpolation straight from the central square of the source.
+
+        Equal to resize-then-crop, without the intermediate image that a very long picture would make huge
+        and without rounding its long side to whole pixels.
+        """
+        side = min(image.size) * self.size / (self.resize or round(self.size / 0.875))
+        left, top = (image.width - side) / 2, (image.height - side) / 2
+        view = image.resize(
+            (self.size, self.size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
+        )
+        return to_tensor_uint8(view)
+
+
+class Views:
+    """Several views of one image under names: `Views(image=crop)`, `Views(first=crop, second=crop)`."""
+
+    def __init__(self, **views: Callable[[Image.Image, np.random.Generator], Tensor]) -> None:
+        self.views = views
+
+    def __call__(self, image: Image.Image, random: np.random.Generator) -> dict[str, Tensor]:
+        return {name: view(image, random) for name, view in self.views.items()}

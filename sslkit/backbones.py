@@ -1,0 +1,218 @@
+"""Encoder: any timm model behind three verbs, with images in [0, 1] going in.
+
+The encoder owns the size rule, mean and standard deviation; nobody else normalises. What it holds is a
+plain timm model with `num_classes=0`, so its state dict is what timm opens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from timm.layers import resample_abs_pos_embed
+from timm.models import VisionTransformer, is_model_in_modules
+from torch import Tensor, nn
+
+from sslkit.errors import UserError, nearest
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+VIT_MODULES = {"vision_transformer", "vision_transformer_hybrid", "deit"}
+"""timm's files whose models are `VisionTransformer`; a name that begins with vit_ may be another class."""
+
+
+class Tokens(NamedTuple):
+    """What a vision transformer makes of an image, after its final norm."""
+
+    prefix: Tensor  # [B, p, D]: class and register tokens
+    patch: Tensor  # [B, n, D]: patch tokens in raster order, or those kept
+
+
+class Encoder(nn.Module):
+    """A timm backbone as a feature extractor.
+
+    Args:
+        name: any timm model name, e.g. `vit_small_patch16_224`, `resnet50`, `convnext_tiny`.
+        size: side of the images it is meant for, pixels. Vision transformers take other sizes too
+            (their position embedding is resampled).
+        patch_size: for vision transformers, a patch other than the name's (small images).
+        pretrained: load timm's published weights; the only network use.
+
+    Vision transformers are pooled by the mean of their normalised patch tokens (`global_pool="avg"`,
+    `fc_norm=False`), as masked-image methods are read; the class token takes part in attention.
+    Mean and standard deviation are ImageNet's for every model: they must be one known pair, because the
+    exported file carries them and the loss of several methods is defined on normalised images.
+
+    Raises:
+        UserError: unknown name, or a size that the model can't take.
+    """
+
+    def __init__(
+        self, name: str, size: int, *, patch_size: int | None = None, pretrained: bool = False
+    ) -> None:
+        super().__init__()
+        self.name, self.size = name, size
+        self.arguments = timm_arguments(name, size, patch_size)
+        self.model = create_model(name, pretrained=pretrained, num_classes=0, **self.arguments)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        self.family = family(self.model)
+        self.width = int(self.model.num_features)
+        self.stride = _stride(self.model)
+        check_size(name, size, self.stride, self.family)
+
+    mean: Tensor
+    std: Tensor
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """[0, 1] → zero mean and unit variance per channel over ImageNet. Shape unchanged."""
+        return (images - self.mean) / self.std
+
+    def denormalize(self, images: Tensor) -> Tensor:
+        """The inverse of `normalize`; not clamped."""
+        return images * self.std + self.mean
+
+    def vector(self, images: Tensor) -> Tensor:
+        """One vector per image: float [B, 3, H, W] in [0, 1] → [B, D].
+
+        Exactly what plain timm gives for the exported model on normalised images: the mean of the patch
+        tokens for a ViT, the pooled last map for a CNN.
+        """
+        vector: Tensor = self.model(self.normalize(images))
+        return vector
+
+    def maps(self, images: Tensor, layers: Sequence[int] | None = None) -> list[Tensor]:
+        """Feature maps, each [B, C, h, w].
+
+        Args:
+            images: float [B, 3, H, W] in [0, 1].
+            layers: timm's indices of intermediate layers (negative from the end); None gives the final
+                map alone, after the model's last norm.
+        """
+        if layers is not None:
+            maps: list[Tensor] = self.model.forward_intermediates(
+                self.normalize(images), indices=list(layers), intermediates_only=True, output_fmt="NCHW"
+            )
+            return maps
+        features = self.model.forward_features(self.normalize(images))
+        return [self._as_map(features, images.shape[-2] // self.stride)]
+
+    def _as_map(self, features: Tensor, rows: int) -> Tensor:
+        """Whatever timm's `forward_features` returns → [B, C, h, w]."""
+        if self.family == "vit":
+            patch = features[:, self.model.num_prefix_tokens :]
+            return patch.transpose(1, 2).reshape(len(patch), self.width, rows, -1)
+        if features.ndim != 4:
+            raise UserError(
+                f"{self.name} gives no feature maps", "take a ViT, ResNet, ConvNeXt or Swin, e.g. resnet50"
+            )
+        return features.permute(0, 3, 1, 2) if self.family == "swin" else features
+
+    def tokens(
+        self,
+        images: Tensor,
+        mask: Tensor | None = None,
+        mask_token: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> Tokens:
+        """Prefix and patch tokens after the final norm; vision transformers only.
+
+        Args:
+            images: float [B, 3, H, W] in [0, 1].
+            mask: bool [B, n], True = hidden: the patch embedding is replaced by `mask_token` [D]
+                before the position embedding is added (SimMIM, BEiT).
+            keep: int64 [B, k]: only these patches enter the blocks (MAE).
+        """
+        if self.family != "vit":
+            raise UserError(
+                f"{self.name} has no tokens",
+                "methods that hide patches need a ViT, e.g. vit_small_patch16_224",
+            )
+        model = self.model
+        x = model.patch_embed(self.normalize(images))  # [B, h, w, D]: dynamic_img_size keeps the grid
+        grid = (x.shape[1], x.shape[2])
+        x = x.flatten(1, 2)
+        if mask is not None:
+            if mask_token is None:
+                raise ValueError("tokens: a mask needs a mask_token [D]")
+            x = torch.where(mask[..., None], mask_token.to(x.dtype), x)
+        prefix_position, patch_position = self._positions(grid)
+        x = x + patch_position
+        if keep is not None:
+            x = x.gather(1, keep[..., None].expand(-1, -1, x.shape[-1]))
+        prefix = [t.expand(len(x), -1, -1) for t in (model.cls_token, model.reg_token) if t is not None]
+        if prefix:
+            x = torch.cat([torch.cat(prefix, dim=1) + prefix_position, x], dim=1)
+        x = model.norm(model.blocks(model.norm_pre(x)))
+        count = model.num_prefix_tokens
+        return Tokens(x[:, :count], x[:, count:])
+
+    def _positions(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Position embeddings of prefix [1, p, D] (zeros if they have none) and patches [1, h·w, D]."""
+        model = self.model
+        count = 0 if model.no_embed_class else model.num_prefix_tokens
+        position = resample_abs_pos_embed(
+            model.pos_embed,
+            new_size=list(grid),
+            old_size=list(model.patch_embed.grid_size),
+            num_prefix_tokens=count,
+        )
+        prefix = position[:, :count] if count else position.new_zeros(1, 1, position.shape[-1])
+        return prefix, position[:, count:]
+
+
+def create_model(name: str, **arguments: Any) -> Any:
+    """`timm.create_model` with unknown names and impossible arguments told in one line."""
+    if not timm.is_model(name.split(".")[0]):
+        raise UserError(
+            f"unknown backbone {name!r}", nearest(name, timm.list_models()) + " (sslkit models lists all)"
+        )
+    try:
+        return timm.create_model(name, **arguments)
+    except (AssertionError, TypeError, ValueError, RuntimeError) as problem:
+        reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+        raise UserError(
+            f"backbone {name} can't be built with {arguments}: {reason}", "try another --size"
+        ) from problem
+
+
+def timm_arguments(name: str, size: int, patch_size: int | None) -> dict[str, Any]:
+    """The arguments, beside the name, that rebuild the same architecture in plain timm."""
+    entry = timm.get_pretrained_cfg(name.split(".")[0], allow_unregistered=True)
+    arguments: dict[str, Any] = {}
+    if is_model_in_modules(name.split(".")[0], VIT_MODULES):
+        arguments |= {"img_size": size, "dynamic_img_size": True}
+        arguments |= {"global_pool": "avg", "fc_norm": False, "pool_include_prefix": False}
+    elif entry is not None and entry.fixed_input_size:
+        arguments["img_size"] = size
+    if patch_size is not None:
+        arguments["patch_size"] = patch_size
+    return arguments
+
+
+def family(model: nn.Module) -> str:
+    """The layout of `forward_features`: "vit" [B, n, D], "swin" [B, h, w, D], "cnn" [B, D, h, w]."""
+    if isinstance(model, VisionTransformer):
+        return "vit"
+    if getattr(model, "output_fmt", "NCHW") == "NHWC":
+        return "swin"
+    return "cnn"
+
+
+def _stride(model: Any) -> int:
+    """Pixels of the image per step of the final map: the patch of a ViT, 32 for the usual CNN."""
+    if isinstance(model, VisionTransformer):
+        return int(model.patch_embed.feat_ratio())
+    return int(model.feature_info[-1]["reduction"])
+
+
+def check_size(name: str, size: int, stride: int, kind: str) -> None:
+    """Refuse sizes that leave a remainder: pixels at the border would never be seen or predicted."""
+    if size < stride or size % stride:
+        fits = max(stride, round(size / stride) * stride)
+        raise UserError(
+            f"{name} can't take images of {size} px: not a multiple of {stride}", f"try --size {fits}"
+        )

@@ -1,0 +1,87 @@
+"""The command line, assembled: one file per command, imported when it is called for.
+
+`main` turns what people may do wrong into two lines, `error: …` and `hint: …`, and an exit code: 0 done,
+1 the work failed or a check found something, 2 bad arguments, configuration or data, 130 and 143 signals.
+A bug keeps its ordinary traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import typer
+
+from sslkit import __version__
+from sslkit.errors import UserError
+
+UsageError: Any = typer.BadParameter.__base__
+"""What typer raises for wrong arguments; newer versions carry their own copy of click, so it is not imported."""
+
+app = typer.Typer(
+    name="sslkit",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"sslkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", help="Show the version.", callback=_version, is_eager=True
+    ),
+) -> None:
+    """Pre-train a vision backbone on your own images, without labels, and know whether it helped."""
+
+
+def _add_commands() -> None:
+    """Each command's file holds one function with its options; none imports torch before it runs."""
+    from sslkit.cli import demo, export, finetune, info, methods, models, pretrain, probe, visualize
+
+    for panel, commands in {
+        "Train": (pretrain.pretrain, finetune.finetune),
+        "Evaluate": (probe.probe, visualize.visualize),
+        "Use": (export.export,),
+        "Look": (info.info, methods.methods, models.models, demo.demo),
+    }.items():
+        for command in commands:
+            app.command(rich_help_panel=panel)(command)
+
+
+_add_commands()
+
+
+def main() -> None:
+    """Run the command line; never returns."""
+    try:
+        code = app(standalone_mode=False)
+    except UserError as error:
+        code = _tell(error.message, error.hint, error.code)
+    except UsageError as error:
+        code = _tell(error.format_message(), _usage_hint(error), 2)
+    except (KeyboardInterrupt, typer.Abort):
+        code = _tell("interrupted", "", 130)
+    except BrokenPipeError:
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _tell(message: str, hint: str, code: int) -> int:
+    for line in (f"error: {message}", f"hint: {hint}" if hint else ""):
+        if line:
+            encoding = sys.stderr.encoding or "utf-8"
+            print(line.encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr)
+    return code
+
+
+def _usage_hint(error: Any) -> str:
+    command = error.ctx.command_path if getattr(error, "ctx", None) else "sslkit"
+    return f"{command} --help"

@@ -1,0 +1,25 @@
+"""sslkit models [PATTERN]"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sslkit.cli import options
+from sslkit.console import Console
+
+
+def models(
+    pattern: Annotated[str, typer.Argument(help="Part of a name, or a pattern with *.")] = "",
+    json: options.Json = False,
+) -> None:
+    """Backbones: every timm model whose name fits the pattern."""
+    import timm
+
+    from sslkit.errors import UserError, nearest
+
+    found = timm.list_models(pattern if "*" in pattern else f"*{pattern}*")
+    if not found:
+        raise UserError(f"no timm model fits {pattern!r}", nearest(pattern, timm.list_models()))
+    Console(json=json).result("\n".join(found), {"models": found})

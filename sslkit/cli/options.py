@@ -1,0 +1,26 @@
+"""Options that several commands share, so that they read the same everywhere."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only results, warnings and errors.")]
+Json = Annotated[bool, typer.Option("--json", help="Results as JSON on stdout.")]
+Config = Annotated[
+    str | None, typer.Option("-c", "--config", metavar="FILE", help="A TOML file, or a recipe's name.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("-s", "--set", metavar="KEY=VALUE", help="Any setting, e.g. -s optim.clip=1.0"),
+]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
+Precision = Annotated[str | None, typer.Option("--precision", help="auto, float32 or bfloat16.")]
+Workers = Annotated[int | None, typer.Option("--workers", help="Processes that read images; 0: none.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")]
+Size = Annotated[int | None, typer.Option("--size", help="Side of the images that go in, pixels.")]
+Epochs = Annotated[int | None, typer.Option("-e", "--epochs", help="Passes over the images.")]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Images per optimizer step.")]
+LearningRate = Annotated[float | None, typer.Option("--lr", help="Base learning rate, per 512 images.")]
+Out = Annotated[str | None, typer.Option("-o", "--out", help="Folder to make; never an existing one.")]

@@ -1,0 +1,300 @@
+"""One source for every setting.
+
+A setting is declared once, as a field of a frozen dataclass: name, type, default, one sentence, range, and
+whether it may be left to the tool (`auto`). From that come the check, the TOML key with its comment, the
+docs table. A configuration is built from layers, later ones winning:
+
+    default → the method's defaults → recipe or -c FILE → --set key=value → flag
+
+`load(dump(configuration)) == configuration` for every valid one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from sslkit.errors import UserError, nearest
+
+AUTO: Any = "auto"
+"""A setting left to the tool. Typed Any so that fields keep the type they have once resolved."""
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    above: float | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    auto: bool = False,
+) -> Any:
+    """A dataclass field: default, one sentence, range (`above` is exclusive), and if it may be "auto"."""
+    return field(
+        default=default, metadata={"help": help, "above": above, "low": low, "high": high, "auto": auto}
+    )
+
+
+@dataclass(frozen=True)
+class Data:
+    sources: tuple[str, ...] = setting((), "folders, .txt lists, .csv tables or fractal:N")
+    size: int = setting(AUTO, "side of the square views, pixels", low=8, auto=True)
+    limit: int = setting(0, "use only the first N images; 0: all", low=0)
+    max_bad: float = setting(0.01, "share of unreadable images above which the run stops", low=0, high=1)
+    workers: int = setting(
+        AUTO, "processes that read images; 0: none, read in the training process", low=0, auto=True
+    )
+
+
+@dataclass(frozen=True)
+class Model:
+    backbone: str = setting(AUTO, "any timm model that the method accepts", auto=True)
+    patch_size: int = setting(AUTO, "patch of a ViT, pixels; 0: the model's own", low=0, auto=True)
+    init: str = setting("", "start from these weights: a run, a .safetensors file, timm/NAME; empty: random")
+
+
+@dataclass(frozen=True)
+class Optim:
+    lr: float = setting(AUTO, "base learning rate, for `reference_batch` images", above=0, auto=True)
+    reference_batch: int = setting(
+        512, "the learning rate grows linearly with batch / reference_batch", low=1
+    )
+    weight_decay: float = setting(
+        0.05, "of matrices and kernels; biases, norms and embeddings have none", low=0
+    )
+    betas: tuple[float, float] = setting((0.9, 0.999), "AdamW's decay rates", low=0, high=1)
+    eps: float = setting(1e-8, "AdamW's epsilon", above=0)
+    clip: float = setting(0.0, "global norm to which gradients are clipped; 0: never", low=0)
+    layer_decay: float = setting(
+        1.0, "learning-rate factor from each layer to the one before it", above=0, high=1
+    )
+
+
+@dataclass(frozen=True)
+class Schedule:
+    epochs: int = setting(AUTO, "passes over the images", low=1, auto=True)
+    warmup_epochs: float = setting(AUTO, "epochs of linear warm-up", low=0, auto=True)
+    warmup_lr: float = setting(2.5e-7, "where warm-up starts, for `reference_batch` images", low=0)
+    min_lr: float = setting(2.5e-6, "where the cosine would end, for `reference_batch` images", low=0)
+
+
+@dataclass(frozen=True)
+class Run:
+    out: str = setting(AUTO, "the run's folder; never an existing one", auto=True)
+    batch_size: int = setting(AUTO, "images per optimizer step, over all devices", low=1, auto=True)
+    micro_batch: int = setting(0, "images at once in memory; 0: the whole batch", low=0)
+    seed: int = setting(0, "of the weights, the order and the views", low=0)
+    device: str = setting(AUTO, "cpu, cuda, cuda:1, mps", auto=True)
+    precision: Literal["float32", "bfloat16"] = setting(
+        AUTO, "of matrix products; auto: bfloat16 where the chip has it", auto=True
+    )
+    save_every: str = setting(
+        "10m", "time between checkpoints (30s, 10m, 2h), or epochs (5e), or steps (500)"
+    )
+    log_every: int = setting(AUTO, "steps between two lines of metrics", low=1, auto=True)
+    pictures: int = setting(4, "how often, over the run, reconstructions are written", low=0)
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Everything `sslkit pretrain` needs; `method` is an instance of the method's own Config."""
+
+    method_name: str
+    method: Any
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    optim: Optim = field(default_factory=Optim)
+    schedule: Schedule = field(default_factory=Schedule)
+    run: Run = field(default_factory=Run)
+
+
+Section = TypeVar("Section")
+
+
+def build(section: type[Section], prefix: str, values: Mapping[str, Any]) -> Section:
+    """One section from the flat `values` under "prefix."; every value is checked.
+
+    Raises:
+        UserError: wrong type or range, as `optim.lr: -1 is not > 0`.
+    """
+    hints = typing.get_type_hints(section, include_extras=False)
+    given = {
+        item.name: _checked(
+            f"{prefix}.{item.name}", values[f"{prefix}.{item.name}"], hints[item.name], item.metadata
+        )
+        for item in dataclasses.fields(section)  # type: ignore[arg-type]
+        if f"{prefix}.{item.name}" in values
+    }
+    return section(**given)
+
+
+def build_pretrain(method_name: str, method: type, values: Mapping[str, Any]) -> PretrainConfig:
+    """The whole configuration from flat dotted keys; unknown keys are refused with the nearest name."""
+    sections = {"data": Data, "model": Model, "optim": Optim, "schedule": Schedule, "run": Run}
+    refuse_unknown(values, {**sections, "method": method})
+    built: dict[str, Any] = {name: build(section, name, values) for name, section in sections.items()}
+    return PretrainConfig(method_name, build(method, "method", values), **built)
+
+
+def refuse_unknown(values: Mapping[str, Any], sections: Mapping[str, type]) -> None:
+    """Every key of `values` must be "section.field" of one of `sections`."""
+    known = [
+        f"{name}.{item.name}" for name, section in sections.items() for item in dataclasses.fields(section)
+    ]
+    for key in values:
+        if key not in known:
+            raise UserError(f"unknown setting {key!r}", nearest(key, known))
+
+
+def settings(section: Any, prefix: str) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
+    """(dotted key, value, metadata) of each field of a section's instance."""
+    for item in dataclasses.fields(section):
+        yield f"{prefix}.{item.name}", getattr(section, item.name), item.metadata
+
+
+def flat(configuration: Any) -> dict[str, Any]:
+    """A configuration as flat dotted keys; `method_name` is left out."""
+    return {
+        key: value
+        for item in dataclasses.fields(configuration)
+        if dataclasses.is_dataclass(getattr(configuration, item.name))
+        for key, value, _ in settings(getattr(configuration, item.name), item.name)
+    }
+
+
+def _checked(key: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any:
+    """`value` as `hint` wants it, or a UserError that names key, value and what was expected."""
+    if value == AUTO and metadata.get("auto"):
+        return AUTO
+    value = _typed(key, value, hint)
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, int | float) and not isinstance(number, bool):
+            _in_range(key, number, metadata)
+    return value
+
+
+def _typed(key: str, value: Any, hint: Any) -> Any:
+    """The value with the type of the field; an int serves as float, a list as tuple."""
+    if get_origin(hint) is tuple:
+        kinds = get_args(hint)
+        if isinstance(value, list | tuple):
+            if kinds[-1] is Ellipsis:
+                return tuple(_typed(key, item, kinds[0]) for item in value)
+            if len(value) == len(kinds):
+                return tuple(_typed(key, item, kind) for item, kind in zip(value, kinds, strict=True))
+        raise UserError(f"{key}: {value!r} is not a list of {_described(kinds)}")
+    if get_origin(hint) is Literal:
+        if value in get_args(hint):
+            return value
+        raise UserError(
+            f"{key}: {value!r} is not one of {', '.join(map(str, get_args(hint)))}",
+            nearest(str(value), get_args(hint)),
+        )
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
+        raise UserError(f"{key}: {value!r} is not {_named(hint)}")
+    return value
+
+
+def _named(kind: type) -> str:
+    return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}.get(
+        kind, kind.__name__
+    )
+
+
+def _described(kinds: Sequence[Any]) -> str:
+    if kinds[-1] is Ellipsis:
+        return "any number of texts" if kinds[0] is str else "numbers"
+    return f"{len(kinds)} numbers"
+
+
+def _in_range(key: str, number: float, metadata: Mapping[str, Any]) -> None:
+    if number != number:
+        raise UserError(f"{key}: nan is not a number")
+    if (above := metadata.get("above")) is not None and not number > above:
+        raise UserError(f"{key}: {number} is not > {above}")
+    if (low := metadata.get("low")) is not None and number < low:
+        raise UserError(f"{key}: {number} is not >= {low}")
+    if (high := metadata.get("high")) is not None and number > high:
+        raise UserError(f"{key}: {number} is not <= {high}")
+
+
+# ------------------------------------------------------------------------------------------------ TOML
+
+
+def read(path_or_recipe: str) -> dict[str, Any]:
+    """A TOML file, or a recipe by name, as flat dotted keys.
+
+    Raises:
+        UserError: no such file or recipe, not TOML.
+    """
+    path = Path(path_or_recipe)
+    if not path.suffix and (RECIPES / f"{path_or_recipe}.toml").is_file():
+        path = RECIPES / f"{path_or_recipe}.toml"
+    if not path.is_file():
+        names = [recipe.stem for recipe in RECIPES.glob("*.toml")]
+        raise UserError(
+            f"no configuration {path_or_recipe!r}: neither a file nor a recipe",
+            nearest(path_or_recipe, names),
+        )
+    try:
+        return loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as problem:
+        raise UserError(
+            f"{path} is not readable TOML: {problem}", "sslkit methods mfm --toml prints a valid one"
+        ) from None
+
+
+def loads(text: str) -> dict[str, Any]:
+    """TOML text as flat dotted keys."""
+    values: dict[str, Any] = {}
+    for section, entries in tomllib.loads(text).items():
+        if not isinstance(entries, dict):
+            raise UserError(
+                f"setting {section!r} stands outside a section", "write it under [data], [optim], …"
+            )
+        values |= {f"{section}.{key}": value for key, value in entries.items()}
+    return values
+
+
+def parse_set(assignment: str) -> tuple[str, Any]:
+    """`section.key=value` → (key, value); the value is TOML, or a bare text."""
+    key, separator, text = assignment.partition("=")
+    if not separator or "." not in key:
+        raise UserError(f"--set {assignment!r} is not section.key=value", "e.g. --set optim.lr=3e-4")
+    try:
+        return key.strip(), tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), text.strip()
+
+
+def dump(configuration: Any, header: str = "") -> str:
+    """A configuration as TOML, each key with its sentence as comment."""
+    lines = [f"# {line}".rstrip() for line in header.splitlines()]
+    for item in dataclasses.fields(configuration):
+        section = getattr(configuration, item.name)
+        if not dataclasses.is_dataclass(section):
+            continue
+        lines += ["", f"[{item.name}]"]
+        if item.name == "method":
+            lines.append(f"name = {json.dumps(configuration.method_name)}")
+        for key, value, metadata in settings(section, item.name):
+            lines.append(f"{key.partition('.')[2]} = {_toml(value)}  # {metadata['help']}")
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value).lower() if isinstance(value, bool) else repr(value)

@@ -1,0 +1,140 @@
+"""What people read while sslkit works: text and progress on stderr, results on stdout.
+
+A live line appears only on an interactive terminal; under a pipe, nohup or CI there are plain lines and no
+control codes. Paths and JSON never pass through wrapping or markup.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+PLAIN_INTERVAL = 15.0
+"""Seconds between two plain progress lines where there is no terminal."""
+
+
+class Bar:
+    """One task's progress: `advance` as work is done, `note` for figures beside the bar."""
+
+    def __init__(self, console: Console, label: str, total: int) -> None:
+        self.console, self.label, self.total = console, label, total
+        self.done = 0
+        self._shown = time.monotonic()
+        self._live: Any = None
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        self.done += count
+        if self._live is not None:
+            self._live.update(0, completed=self.done, note=note)
+        elif time.monotonic() - self._shown > PLAIN_INTERVAL:
+            self._shown = time.monotonic()
+            self.console.say(f"{self.label} {self.done}/{self.total} {note}".rstrip())
+
+
+class Console:
+    """Where a command's output goes.
+
+    Args:
+        quiet: nothing on stderr but warnings and errors; results still on stdout.
+        json: results and events as JSON on stdout instead of text.
+        log: a file that gets a copy of what people read.
+    """
+
+    def __init__(self, quiet: bool = False, json: bool = False, log: Path | None = None) -> None:
+        self.quiet, self.json, self.log = quiet, json, log
+        self.interactive = not quiet and sys.stderr.isatty()
+        self._progress: Any = None
+
+    def say(self, text: str = "") -> None:
+        """A line for people."""
+        self._copy(text)
+        if not self.quiet:
+            self._write(sys.stderr, text)
+
+    def warn(self, text: str, cure: str = "") -> None:
+        """One line that something needs a look, with the remedy; shown even when quiet."""
+        line = f"warning: {text}" + (f" ({cure})" if cure else "")
+        self._copy(line)
+        self._write(sys.stderr, line)
+
+    def facts(self, rows: Mapping[str, str]) -> None:
+        """Names and values, aligned."""
+        width = max((len(name) for name in rows), default=0)
+        for name, value in rows.items():
+            self.say(f"  {name:<{width}}  {value}")
+
+    def table(self, header: list[str], rows: list[list[str]]) -> None:
+        """Columns for people: the first left-aligned, the others right-aligned."""
+        widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+        for row in [header, *rows]:
+            cells = [f"{row[0]:<{widths[0]}}"] + [
+                f"{c:>{w}}" for c, w in zip(row[1:], widths[1:], strict=True)
+            ]
+            self.say("  " + "  ".join(cells).rstrip())
+
+    def result(self, text: str, document: Mapping[str, Any] | None = None) -> None:
+        """The command's result → stdout: `text`, or with --json the `document`."""
+        self._write(
+            sys.stdout, json.dumps(document, default=str) if self.json and document is not None else text
+        )
+
+    def event(self, document: Mapping[str, Any]) -> None:
+        """One JSON line while training → stdout, only with --json."""
+        if self.json:
+            self._write(sys.stdout, json.dumps(document, default=str))
+
+    @contextmanager
+    def bar(self, label: str, total: int) -> Iterator[Bar]:
+        """Progress of one task; a Rich bar on a terminal, plain lines elsewhere."""
+        bar = Bar(self, label, total)
+        if not self.interactive:
+            yield bar
+            return
+        from rich.console import Console as RichConsole
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[note]}", markup=False),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=RichConsole(stderr=True), transient=True) as live:
+            live.add_task(label, total=total, note="")
+            bar._live = self._progress = live
+            try:
+                yield bar
+            finally:
+                self._progress = None
+
+    def _write(self, stream: TextIO, text: str) -> None:
+        """A closed pipe or a full disk behind a stream never stops the work."""
+        try:
+            if stream is sys.stderr and self._progress is not None:
+                self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            else:
+                print(
+                    text.encode(stream.encoding or "utf-8", "backslashreplace").decode(stream.encoding),
+                    file=stream,
+                    flush=True,
+                )
+        except OSError:
+            pass
+
+    def _copy(self, text: str) -> None:
+        if self.log is None:
+            return
+        try:
+            with self.log.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text + "\n")
+        except OSError:
+            self.log = None
+
+
+SILENT = Console(quiet=True)
+"""For calls from Python that want no text."""

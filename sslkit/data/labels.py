@@ -1,0 +1,140 @@
+"""Labelled images, in a training and a validation part: class folders, a .csv column, or `fractal:N`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from sslkit import keyed
+from sslkit.data import fractal
+from sslkit.data.sources import ImageSet, images_in, none_found, rows_of
+from sslkit.errors import UserError
+
+VALIDATION_NAMES = ("val", "valid", "validation", "test")
+"""Names of a validation part, as a folder or in the column `split`; the first one present is used."""
+VALIDATION_SHARE = 0.2
+
+_LAYOUTS = "use class folders, train/ and val/ with class folders, or a .csv with path,label"
+
+Labelled = list[tuple[str, str]]  # (path, class name)
+
+
+def open_labelled(source: str, seed: int = 0) -> tuple[ImageSet, ImageSet]:
+    """(training, validation) images with labels and the same `classes`.
+
+    A validation part is found where there is one: `train/` beside `val|valid|validation|test/`, or the
+    .csv column `split`. Otherwise a fixed fifth of every class, drawn by `seed`; a class of one image
+    stays in training.
+
+    Args:
+        source: folder of class folders, folder with `train/`, .csv with `path,label[,split]`, or
+            `fractal:N` (N images in total, the class is the iterated function system).
+
+    Raises:
+        UserError: no labels, fewer than two classes, or validation classes that training lacks.
+    """
+    if fractal.is_name(source):
+        return _divide(source, _fractals(source), None, seed)
+    if not os.path.exists(source):
+        raise UserError(f"{source}: no such file or folder")
+    if os.path.isdir(source):
+        return _open_folder(source, seed)
+    if source.lower().endswith(".csv"):
+        return _open_table(source, seed)
+    raise UserError(f"{source}: no labels", hint=_LAYOUTS)
+
+
+def _open_folder(source: str, seed: int) -> tuple[ImageSet, ImageSet]:
+    training = os.path.join(source, "train")
+    if not os.path.isdir(training):
+        return _divide(source, _class_folders(source, source), None, seed)
+    parts = (os.path.join(source, name) for name in VALIDATION_NAMES)
+    validation = next((part for part in parts if os.path.isdir(part)), None)
+    held_out = None if validation is None else _class_folders(validation, source)
+    return _divide(source, _class_folders(training, source), held_out, seed)
+
+
+def _class_folders(folder: str, source: str) -> Labelled:
+    """Every image under the direct subfolders of `folder`, which name the classes."""
+    with os.scandir(folder) as entries:
+        classes = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    found = [(path, name) for name in classes for path in images_in(os.path.join(folder, name))]
+    if not found and images_in(folder):
+        raise UserError(f"{source}: no labels, {folder} has images but no class folders", hint=_LAYOUTS)
+    if not found:
+        raise none_found(folder)
+    return found
+
+
+def _open_table(source: str, seed: int) -> tuple[ImageSet, ImageSet]:
+    rows = rows_of(source)
+    if "label" not in rows[0]:
+        raise UserError(
+            f"{source}: no labels, there is no column `label`", hint="columns found: " + ", ".join(rows[0])
+        )
+    unlabelled = sum(not row["label"] for row in rows)
+    if unlabelled:
+        raise UserError(f"{source}: {unlabelled} of {len(rows)} rows have an empty `label`")
+    if "split" not in rows[0]:
+        return _divide(source, _labelled(rows), None, seed)
+    rows = [{**row, "split": row["split"].strip().lower()} for row in rows]
+    known = {"train", *VALIDATION_NAMES}
+    strange = next((row["split"] for row in rows if row["split"] not in known), None)
+    if strange is not None:
+        raise UserError(f"{source}: split {strange!r} is none of " + ", ".join(sorted(known)))
+    splits = {row["split"] for row in rows}
+    chosen = next((name for name in VALIDATION_NAMES if name in splits), None)
+    training = _labelled([row for row in rows if row["split"] == "train"])
+    held_out = None if chosen is None else _labelled([row for row in rows if row["split"] == chosen])
+    return _divide(source, training, held_out, seed)
+
+
+def _labelled(rows: Sequence[dict[str, str]]) -> Labelled:
+    return [(row["path"], row["label"]) for row in rows]
+
+
+def _fractals(source: str) -> Labelled:
+    count = fractal.count(source)
+    if count < fractal.PER_CLASS:
+        raise UserError(f"{source}: too few for two classes", hint=f"fractal:{fractal.PER_CLASS} or more")
+    return [(name, f"system {fractal.parse(name)[0]:04}") for name in fractal.names(count)]
+
+
+def _divide(
+    source: str, training: Labelled, held_out: Labelled | None, seed: int
+) -> tuple[ImageSet, ImageSet]:
+    """Both parts with class numbers; a missing validation part is taken out of the training part."""
+    classes = tuple(sorted({label for _, label in training}))
+    if len(classes) < 2:
+        found = f"only one class ({classes[0]})" if classes else "no training images"
+        raise UserError(f"{source}: {found}, two or more expected", hint=_LAYOUTS)
+    first = _numbered(source, training, classes)
+    if held_out is None:
+        return _hold_out(first, seed)
+    unknown = sorted({label for _, label in held_out}.difference(classes))
+    if unknown:
+        raise UserError(f"{source}: class {unknown[0]!r} is in the validation part but not in training")
+    return first, _numbered(source, held_out, classes)
+
+
+def _numbered(source: str, images: Labelled, classes: tuple[str, ...]) -> ImageSet:
+    number = {name: position for position, name in enumerate(classes)}
+    ordered = sorted(images)
+    labels = tuple(number[label] for _, label in ordered)
+    return ImageSet(tuple(path for path, _ in ordered), source, labels, classes)
+
+
+def _hold_out(images: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Stratified: from every class of two or more images a fifth, at least one, is held out."""
+    members: dict[int, list[int]] = {}
+    for index, label in enumerate(images.labels or ()):
+        members.setdefault(label, []).append(index)
+    held: set[int] = set()
+    for label, indices in members.items():
+        if len(indices) > 1:
+            order = keyed.generator(seed, 0, label, "split").permutation(len(indices))
+            held.update(indices[i] for i in order[: max(1, round(VALIDATION_SHARE * len(indices)))])
+    if not held:
+        raise UserError(f"{images.name}: every class has one image, nothing is left for validation")
+    kept = [index for index in range(len(images)) if index not in held]
+    return images.subset(kept), images.subset(sorted(held))

@@ -1,0 +1,210 @@
+"""From an image set to batches: the same images and the same pixels for any number of workers.
+
+What a batch holds is a function of (seed, step) alone, so that a resumed run starts at its very step
+without replaying what came before.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from sslkit import keyed
+from sslkit.data.decode import UnreadableImage
+from sslkit.data.sources import ImageSet
+from sslkit.errors import UserError
+
+ViewTransform = Callable[[Image.Image, np.random.Generator], Mapping[str, Tensor]]
+Bad = list[tuple[str, str]]
+"""(path, reason) of images that could not be read."""
+
+_REPLACEMENT_TRIES = 20
+_PREFETCH = 4  # batches ready per worker: enough to even out slow images, small beside the model's memory
+
+
+class Views(Dataset[dict[str, Any]]):
+    """The views of one image in one epoch, addressed by (epoch, index).
+
+    An item holds the transform's tensors, "index" (int, the image it really is) and "bad" (what could not
+    be read on the way). An unreadable image is replaced by another one, always the same for the same seed,
+    epoch and index; an item without any tensor is one for which no replacement was found.
+    """
+
+    def __init__(self, images: ImageSet, transform: ViewTransform, seed: int) -> None:
+        self.images = images
+        self.transform = transform
+        self.seed = seed
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        epoch, index = key
+        bad: Bad = []
+        for candidate in self._candidates(epoch, index):
+            try:
+                image = self.images.read(candidate)
+            except UnreadableImage as error:
+                bad.append((error.path, error.reason))
+                continue
+            views = self.transform(image, keyed.generator(self.seed, epoch, candidate))
+            return {**views, "index": candidate, "bad": bad}
+        return {"bad": bad}
+
+    def _candidates(self, epoch: int, index: int) -> Iterator[int]:
+        yield index
+        random = keyed.generator(self.seed, epoch, index, "replacement")
+        for _ in range(_REPLACEMENT_TRIES):
+            yield int(random.integers(len(self.images)))
+
+
+@dataclass(frozen=True)
+class KeyedBatches:
+    """Batch sampler: step → [(epoch, index), …], from `start_step` to `steps`, each epoch a new order.
+
+    What is left over at an epoch's end, fewer images than a batch, waits for the next order.
+    """
+
+    count: int
+    batch_size: int
+    seed: int
+    start_step: int
+    steps: int
+    steps_per_epoch: int
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.steps_per_epoch < 1 or self.start_step < 0:
+            raise ValueError(f"batch_size, steps_per_epoch >= 1 and start_step >= 0 expected, got {self}")
+        if self.steps_per_epoch * self.batch_size > self.count:
+            raise ValueError(
+                f"an epoch of {self.steps_per_epoch} x {self.batch_size} exceeds {self.count} images"
+            )
+
+    def __len__(self) -> int:
+        return max(0, self.steps - self.start_step)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in range(self.start_step, self.steps):
+            epoch, position = divmod(step, self.steps_per_epoch)
+            first = position * self.batch_size
+            order = keyed.permutation(self.count, self.seed, epoch, first, first + self.batch_size)
+            yield [(epoch, int(index)) for index in order]
+
+
+def pretraining_loader(
+    images: ImageSet,
+    transform: ViewTransform,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    steps: int,
+    steps_per_epoch: int,
+    workers: int,
+) -> Iterator[dict[str, Any]]:
+    """Batches of steps `start_step` … `steps` - 1.
+
+    Args:
+        transform: worker side; (image, its generator) → named uint8 views. Must be picklable.
+        steps_per_epoch: at most len(images) // batch_size; the rest of an epoch is dropped.
+        workers: processes that decode; 0 decodes in this one.
+
+    Returns:
+        Iterator of dicts: the transform's tensors stacked to [B, ...], "index" int64 [B], and "bad": (path,
+        reason) of every failed read behind this batch. A path may come again in later batches.
+
+    Raises:
+        UserError: while iterating, when an image and all its replacements are unreadable.
+    """
+    batches = KeyedBatches(len(images), batch_size, seed, start_step, steps, steps_per_epoch)
+    views = Views(images, transform, seed)
+    return _checked(images.name, _data_loader(views, batches, _collate_views, workers))
+
+
+def evaluation_loader(
+    images: ImageSet, transform: Callable[[Image.Image], Tensor], batch_size: int, workers: int
+) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
+    """One pass over all images, in order.
+
+    Yields:
+        (views uint8 [B, 3, H, W], labels int64 [B] or None, index int64 [B]). Unreadable images are missing
+        from all three: what the indices leave out could not be read. B may vary; it is never 0.
+    """
+    order = range(len(images))
+    batches = [list(order[first : first + batch_size]) for first in range(0, len(order), batch_size)]
+    labels = None if images.labels is None else torch.tensor(images.labels, dtype=torch.int64)
+    for views, index in _data_loader(_Ordered(images, transform), batches, _collate_readable, workers):
+        if len(index):
+            yield views, None if labels is None else labels[index], index
+
+
+@dataclass(frozen=True)
+class _Ordered(Dataset[tuple[Tensor, int] | None]):
+    """Image `index` transformed, with its index; None when it can't be read."""
+
+    images: ImageSet
+    transform: Callable[[Image.Image], Tensor]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int] | None:
+        try:
+            return self.transform(self.images.read(index)), index
+        except UnreadableImage:
+            return None
+
+
+def _data_loader(
+    dataset: Dataset[Any], batches: Any, collate: Callable[[list[Any]], Any], workers: int
+) -> DataLoader[Any]:
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate,
+        worker_init_fn=_start_worker,
+        prefetch_factor=_PREFETCH if workers else None,
+        pin_memory=torch.cuda.is_available(),
+        # Its own generator: DataLoader would otherwise take a number from the global one, which is saved
+        # and restored with a run.
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def _start_worker(worker: int) -> None:
+    # Ctrl-C reaches the whole process group, but only the main process decides when to stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # SIGTERM stays as torch has set it: a worker ends quietly when its parent asks.
+    torch.set_num_threads(1)
+
+
+def _collate_views(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    bad = [entry for item in items for entry in item["bad"]]
+    if any("index" not in item for item in items):
+        return {"bad": bad}
+    tensors = [{name: value for name, value in item.items() if name != "bad"} for item in items]
+    return {**default_collate(tensors), "bad": bad}
+
+
+def _collate_readable(items: Sequence[tuple[Tensor, int] | None]) -> tuple[Tensor, Tensor]:
+    readable = [item for item in items if item is not None]
+    if not readable:
+        return torch.empty(0), torch.empty(0, dtype=torch.int64)
+    views, index = default_collate(readable)
+    return views, index
+
+
+def _checked(name: str, batches: DataLoader[Any]) -> Iterator[dict[str, Any]]:
+    """An exception does not come through a worker unchanged, so an empty batch stands for it until here."""
+    for batch in batches:
+        if "index" not in batch:
+            path, reason = batch["bad"][0]
+            raise UserError(
+                f"{name}: {_REPLACEMENT_TRIES + 1} images in a row can't be read, such as {path}: {reason}",
+                hint="look at the files; sslkit skips single damaged ones, not a damaged set",
+                code=1,
+            )
+        yield batch

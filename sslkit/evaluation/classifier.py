@@ -1,0 +1,169 @@
+"""An encoder with a head, fine-tuned as a whole: how the weights get in, and how a timm folder comes out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
+
+from sslkit.backbones import IMAGENET_MEAN, IMAGENET_STD, Encoder, check_size, create_model
+from sslkit.errors import UserError
+from sslkit.evaluation.augmentation import Mixing
+from sslkit.methods.base import Batch, Clock
+from sslkit.methods.mfm import initialize_vit_
+from sslkit.training.optim import layer_scales, parameter_groups
+from sslkit.weights import EXPORT_FILE, Loaded, load_into, save, timm_config
+
+HEAD_SCALE = 0.001
+"""Of the new head's first weights, as in the official code: the first gradients reach the encoder gently."""
+
+
+class Classifier(nn.Module):
+    """A timm classifier with its training loss, in the shape the training loop wants.
+
+    Args:
+        model: with `num_classes` outputs, on normalised images.
+        labels: int64 [N], by the images' positions in the training set; they stay on the device.
+    """
+
+    def __init__(self, model: nn.Module, labels: Tensor, mixing: Mixing) -> None:
+        super().__init__()
+        self.model, self.mixing = model, mixing
+        self.register_buffer("labels", labels, persistent=False)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+
+    labels: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def logits(self, images: Tensor) -> Tensor:
+        """float [B, 3, H, W] in [0, 1] → [B, C]."""
+        logits: Tensor = self.model((images - self.mean) / self.std)
+        return logits
+
+    def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        """Cross-entropy with the smoothed, mixed targets."""
+        labels = self.labels[batch["index"]]
+        images, targets = self.mixing(batch["image"], labels, clock.seed, clock.step)
+        logits = self.logits(images).float()
+        return {"loss": -(targets * logits.log_softmax(dim=1)).sum(dim=1).mean()}
+
+    def after_step(self, clock: Clock) -> None:
+        """Nothing: there are no weights but the optimizer's."""
+
+
+def build_model(
+    encoder: Encoder, classes: int, size: int, *, scratch: bool, drop_path: float = 0.0, seed: int = 0
+) -> tuple[nn.Module, Loaded, tuple[str, ...]]:
+    """The encoder's architecture with a new head, and the encoder's weights in it.
+
+    A ViT is pooled by the mean of its patch tokens, followed by a new norm (`fc_norm`); its final norm is not
+    taken over, as in the official code, because pre-training applied it to tokens and not to their mean.
+
+    Args:
+        scratch: keep random weights instead. A ViT gets the official fine-tuning initialisation.
+
+    Returns:
+        the model, what was loaded, and the names of its tensors that are new.
+
+    Raises:
+        UserError: the encoder lacks a tensor of the model, or has one that the model doesn't know.
+    """
+    check_size(encoder.name, size, encoder.stride, encoder.family)
+    torch.manual_seed(seed)
+    rate = {"drop_path_rate": drop_path} if drop_path else {}
+    model: nn.Module = create_model(
+        encoder.name, num_classes=classes, **classifier_arguments(encoder, size), **rate
+    )
+    if encoder.family == "vit":
+        initialize_vit_(model, bound=2.0)
+    head = classifier_name(model)
+    with torch.no_grad():
+        for parameter in model.get_submodule(head).parameters():
+            parameter.mul_(HEAD_SCALE)
+    if scratch:
+        return model, Loaded(0, (), ()), tuple(model.state_dict())
+    new = ("fc_norm.", "norm.", f"{head}.") if encoder.family == "vit" else (f"{head}.",)
+    found = load_into(model, resized(encoder, model), but=new)
+    if found.missing or found.unused:
+        names = ", ".join((found.missing + found.unused)[:3])
+        raise UserError(
+            f"{encoder.name}: weights don't fit, {len(found.missing)} missing, {len(found.unused)} unknown: {names} …",
+            "fine-tune at the size of pre-training",
+        )
+    return model, found, tuple(name for name in model.state_dict() if name.startswith(new))
+
+
+def classifier_arguments(encoder: Encoder, size: int) -> dict[str, Any]:
+    """What plain timm needs, beside name and classes, to build the classifier."""
+    arguments = dict(encoder.arguments)
+    if encoder.family == "vit":
+        arguments |= {"global_pool": "avg", "fc_norm": True}
+    if "img_size" in arguments:
+        arguments["img_size"] = size
+    return arguments
+
+
+def classifier_name(model: Any) -> str:
+    """Where timm keeps the last layer: `head`, `fc`, `head.fc` …"""
+    layer = model.get_classifier()
+    return next(name for name, module in model.named_modules() if module is layer)
+
+
+def resized(encoder: Encoder, model: Any) -> dict[str, Tensor]:
+    """The encoder's weights, a ViT's position embedding resampled to the model's grid."""
+    tensors: dict[str, Tensor] = dict(encoder.model.state_dict())
+    position = tensors.get("pos_embed")
+    if encoder.family == "vit" and position is not None and position.shape != model.pos_embed.shape:
+        tensors["pos_embed"] = resample_abs_pos_embed(
+            position,
+            new_size=list(model.patch_embed.grid_size),
+            old_size=list(encoder.model.patch_embed.grid_size),
+            num_prefix_tokens=0 if model.no_embed_class else model.num_prefix_tokens,
+        )
+    return tensors
+
+
+def finetune_groups(model: Any, weight_decay: float, layer_decay: float) -> list[dict[str, object]]:
+    """Parameter groups with each layer's learning-rate factor `layer_decay^(layers after it)`.
+
+    No weight decay for vectors and for what the architecture itself exempts (position embedding, class token).
+    """
+    exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+    scales = layer_scales(model, layer_decay) if layer_decay < 1 else {}
+    overrides = {name: {"lr_scale": scale} for name, scale in scales.items()}
+    for name in exempt:
+        overrides[name] = {**overrides.get(name, {}), "weight_decay": 0.0}
+    return parameter_groups(model, weight_decay, overrides)
+
+
+def write_classifier(
+    model: nn.Module,
+    encoder: Encoder,
+    size: int,
+    classes: tuple[str, ...],
+    folder: Path,
+    metadata: dict[str, str],
+) -> None:
+    """model.safetensors, config.json and classes.json: `timm.create_model("local-dir:FOLDER", pretrained=True)`."""
+    save(model.state_dict(), folder / EXPORT_FILE, metadata)
+    config = timm_config(encoder)
+    head = classifier_name(model)
+    config |= {
+        "num_classes": len(classes),
+        "model_args": classifier_arguments(encoder, size),
+        "label_names": list(classes),
+    }
+    config["pretrained_cfg"] |= {
+        "input_size": [3, size, size],
+        "num_classes": len(classes),
+        "classifier": head,
+        "label_names": list(classes),
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / "classes.json").write_text(json.dumps(list(classes), indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,115 @@
+"""Linear probe: multinomial logistic regression on frozen, standardised features, fitted to its optimum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslkit import keyed
+
+STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+"""Candidates for the L2 penalty, strongest first: each fit starts from the one before."""
+
+_SHARE = 0.2  # of the training set, to choose the strength on
+_TOLERANCE = 1e-6  # largest entry of the gradient at which a fit counts as done
+_ITERATIONS = 200  # weak penalties on separable features have their optimum far away, and need not reach it
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """A fitted classifier of feature vectors."""
+
+    mean: Tensor  # [D]
+    scale: Tensor  # [D]
+    weight: Tensor  # [D, C]
+    bias: Tensor  # [C]
+    strength: float
+
+    def predict(self, vectors: Tensor) -> Tensor:
+        """float [M, D] → class numbers, int64 [M]."""
+        x = ((vectors - self.mean) / self.scale).to(self.weight.dtype)
+        return (x @ self.weight + self.bias).argmax(dim=1)
+
+
+def fit_linear(vectors: Tensor, labels: Tensor, *, classes: int, seed: int = 0) -> LinearProbe:
+    """Choose the L2 strength on a stratified fifth of the training set, then fit on all of it.
+
+    Args:
+        vectors: float [N, D]; labels: int64 [N].
+        seed: of the fifth.
+    """
+    mean, scale = vectors.mean(dim=0), vectors.std(dim=0, correction=0)
+    scale = torch.where(scale > 1e-6 * scale.max().clamp_min(1e-30), scale, torch.ones_like(scale))
+    x = (vectors - mean) / scale
+    fit, held = stratified_split(labels, _SHARE, seed)
+    strength = _best_strength(x, labels, fit, held, classes)
+    weight, bias = solve(x, labels, classes=classes, strength=strength)
+    return LinearProbe(mean, scale, weight, bias, strength)
+
+
+def _best_strength(x: Tensor, labels: Tensor, fit: Tensor, held: Tensor, classes: int) -> float:
+    """The strongest of the penalties that are most often right on the held-out part."""
+    best, best_correct, start = STRENGTHS[0], -1, None
+    for strength in STRENGTHS:
+        start = solve(x[fit], labels[fit], classes=classes, strength=strength, start=start)
+        correct = int((_logits(x[held], *start).argmax(dim=1) == labels[held]).sum())
+        if correct > best_correct:
+            best, best_correct = strength, correct
+    return best
+
+
+def solve(
+    x: Tensor,
+    labels: Tensor,
+    *,
+    classes: int,
+    strength: float,
+    start: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Weight [D, C] and bias [C] that minimise `objective`, by L-BFGS over the full batch."""
+    zeros = x.new_zeros(x.shape[1], classes), x.new_zeros(classes)
+    weight, bias = (part.clone().requires_grad_() for part in start or zeros)
+    optimizer = torch.optim.LBFGS(
+        [weight, bias],
+        max_iter=_ITERATIONS,
+        tolerance_grad=_TOLERANCE,
+        tolerance_change=1e-10,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = objective(x, labels, weight, bias, strength)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    return weight.detach(), bias.detach()
+
+
+def objective(x: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, strength: float) -> Tensor:
+    """Mean cross-entropy + strength / 2 · |weight|²; the bias is free."""
+    return F.cross_entropy(_logits(x, weight, bias), labels) + strength / 2 * weight.square().sum()
+
+
+def _logits(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return x @ weight + bias
+
+
+def stratified_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Positions (rest, held): from every class `share` of its members, at least one of two or more."""
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    for label in torch.unique(labels).tolist():
+        members = (labels.cpu() == label).nonzero().flatten()
+        if len(members) > 1:
+            order = keyed.generator(seed, 0, label, "linear split").permutation(len(members))
+            held[members[torch.from_numpy(order)[: max(1, round(share * len(members)))]]] = True
+    if not held.any():  # one image a class: choosing on the training images beats not choosing
+        held[:] = True
+        return torch.arange(len(labels)), torch.arange(len(labels))
+    return (~held).nonzero().flatten(), held.nonzero().flatten()

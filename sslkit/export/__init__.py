@@ -1,0 +1,46 @@
+"""Leave with a file that other software opens, proven by opening it there and comparing features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, get_args
+
+from sslkit.console import SILENT, Console
+from sslkit.errors import UserError, nearest
+from sslkit.export.onnx import export_onnx
+from sslkit.export.proof import ExportResult, next_folder
+from sslkit.export.timm import export_timm
+
+__all__ = ["ExportResult", "Format", "export", "export_onnx", "export_timm"]
+
+Format = Literal["timm", "onnx"]
+
+
+def export(
+    source: str | Path, out: str | Path | None = None, *, format: Format = "timm", console: Console = SILENT
+) -> ExportResult:
+    """Write the encoder of `source` for use without sslkit, and prove the file.
+
+    Args:
+        source: a run folder, an exported folder, a .safetensors file, `timm/NAME` or `random/NAME`.
+        out: a folder that does not exist yet; by default `exports/NAME-N`.
+        format: "timm" (safetensors and config.json) or "onnx" (normalisation inside, dynamic batch).
+
+    Raises:
+        UserError: source or format unknown, `out` exists, or (code 1) the reloaded file gives other
+            features; then nothing is left behind.
+    """
+    if format not in get_args(Format):
+        raise UserError(f"unknown export format {format!r}", nearest(format, get_args(Format)))
+    folder = Path(out) if out is not None else next_folder(source)
+    result = {"timm": export_timm, "onnx": export_onnx}[format](source, folder)
+    console.facts(
+        {
+            "file": f"{result.file} ({result.bytes / 1e6:.1f} MB)",
+            "sha256": result.sha256,
+            "difference": f"{result.difference:.1e} at most, on {result.compared} after loading it back",
+        }
+    )
+    console.say("\nLoad it, without sslkit:\n")
+    console.say(result.lines)
+    return result

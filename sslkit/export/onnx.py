@@ -1,0 +1,99 @@
+"""model.onnx: images in [0, 1] in, vectors out; normalisation inside, any batch size, one image size."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sslkit.backbones import Encoder
+from sslkit.errors import UserError
+from sslkit.export.proof import ExportResult, new_folder, prove, provenance, reference
+from sslkit.weights import load_encoder
+
+ONNX_FILE = "model.onnx"
+NEEDS = ("onnx", "onnxruntime", "onnxscript")
+
+LINES = """\
+import numpy
+import onnxruntime
+
+session = onnxruntime.InferenceSession({file!r}, providers=["CPUExecutionProvider"])
+images = numpy.zeros((1, 3, {size}, {size}), dtype="float32")  # RGB in [0, 1]; any number of images
+vectors = session.run(None, {{"images": images}})[0]  # [1, {width}]"""
+
+
+def export_onnx(source: str | Path, out: Path) -> ExportResult:
+    """Write `out`/model.onnx, open it with onnxruntime, and compare.
+
+    Raises:
+        UserError: the packages are missing, `source` is no source of weights, `out` exists, the model
+            can't be expressed in ONNX, or (code 1) the features differ.
+    """
+    missing = [package for package in NEEDS if importlib.util.find_spec(package) is None]
+    if missing:
+        raise UserError(f"ONNX export needs {', '.join(missing)}", "pip install 'sslkit[onnx]'")
+    encoder = load_encoder(source)
+    expected = reference(source, encoder)
+    with new_folder(out) as folder:
+        file = folder / ONNX_FILE
+        metadata = {
+            **provenance(source, encoder),
+            "input": f"images: float32 [B, 3, {encoder.size}, {encoder.size}], RGB in [0, 1]",
+            "output": f"vectors: float32 [B, {expected.vectors.shape[1]}]",
+        }
+        _write(encoder, file, metadata)
+        lines = LINES.format(file=str(file), size=encoder.size, width=expected.vectors.shape[1])
+        return prove(folder, file, Session(file), expected, lines)
+
+
+class Session:
+    """The file as onnxruntime opens it, on the CPU."""
+
+    def __init__(self, file: Path) -> None:
+        import onnxruntime
+
+        self.session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return torch.from_numpy(self.session.run(None, {"images": images.numpy()})[0])
+
+
+class _Vector(nn.Module):
+    """`Encoder.vector` as a forward, which is what the exporter traces."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.encoder.vector(images)
+
+
+def _write(encoder: Encoder, file: Path, metadata: dict[str, str]) -> None:
+    """Trace at a batch of two (the exporter takes a batch of one for a constant) and save in one file."""
+    example = torch.zeros(2, 3, encoder.size, encoder.size)
+    # What the exporter says about its own internals and about operators that are absent is not for users.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.onnx.export(
+                _Vector(encoder),
+                (example,),
+                dynamo=True,
+                verbose=False,
+                input_names=["images"],
+                output_names=["vectors"],
+                dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+            )
+        except torch.onnx.errors.OnnxExporterError as problem:
+            reason = str(problem).strip().splitlines()[0]
+            raise UserError(f"{encoder.name} can't be written as ONNX: {reason}", code=1) from problem
+        assert program is not None  # with dynamo=True
+        program.model.metadata_props.update(metadata)
+        program.save(str(file), external_data=False)

@@ -1,0 +1,175 @@
+"""What every export must show: the file, opened by the software it is for, gives the encoder's features."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import sslkit
+from sslkit import config as configuration
+from sslkit.backbones import Encoder
+from sslkit.data.decode import UnreadableImage
+from sslkit.data.sources import ImageSet, open_images
+from sslkit.errors import UserError
+from sslkit.weights import encoder_file, header_of, sha256
+
+TOLERANCE = 1e-4
+"""Largest difference of one feature, float32, above which an export has failed."""
+
+COMPARED = 8
+"""Images the features are compared on."""
+
+_REPORT = "nothing was kept; please report this with the backbone's name"
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """A proven export."""
+
+    folder: Path
+    file: Path  # the weights
+    bytes: int  # size of `file`
+    sha256: str  # of `file`
+    difference: float  # the largest between the encoder's features and the reloaded file's
+    compared: str  # what they were compared on
+    lines: str  # Python that loads the file, to paste
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Real images and what the encoder makes of them."""
+
+    images: Tensor  # float [B, 3, H, W] in [0, 1]
+    vectors: Tensor  # float [B, D]
+    name: str
+
+
+def reference(source: str | Path, encoder: Encoder) -> Reference:
+    """The encoder's features of the run's own images if they are still there, else of generated ones."""
+    found = _run_images(Path(source))
+    own = _views(found, encoder.size) if found is not None else []
+    images = own or _views(open_images([f"fractal:{COMPARED}"]), encoder.size)
+    batch = torch.stack(images)
+    with torch.inference_mode():
+        vectors = encoder.vector(batch)
+    name = f"{len(images)} of the run's images" if own else f"{len(images)} generated images"
+    return Reference(batch, vectors, name)
+
+
+def prove(
+    folder: Path, file: Path, features: Callable[[Tensor], Tensor], expected: Reference, lines: str
+) -> ExportResult:
+    """Compare what the reloaded file computes with what was expected of it.
+
+    Args:
+        features: the reloaded file: images [B, 3, H, W] in [0, 1] → [B, D].
+
+    Raises:
+        UserError: code 1, they differ by more than `TOLERANCE`.
+    """
+    with torch.inference_mode():
+        found = features(expected.images)
+    shape, wanted = list(found.shape), list(expected.vectors.shape)
+    if shape != wanted:
+        raise UserError(f"{file.name}, loaded back, gives {shape} features, not {wanted}", _REPORT, code=1)
+    difference = float((found - expected.vectors).abs().max())
+    if not difference <= TOLERANCE:  # so that nan fails too
+        raise UserError(
+            f"{file.name}, loaded back, gives features that differ by {difference:.1e} (limit {TOLERANCE:.0e})",
+            _REPORT,
+            code=1,
+        )
+    return ExportResult(folder, file, file.stat().st_size, sha256(file), difference, expected.name, lines)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder that did not exist, absolute; removed again if the work inside fails.
+
+    Raises:
+        UserError: it exists, or can't be made.
+    """
+    path = path.absolute()
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        raise UserError(f"{path} exists", "choose a folder that does not exist yet") from None
+    except OSError as problem:
+        raise UserError(f"can't create {path}: {problem.strerror}", "choose another folder") from None
+    try:
+        yield path
+    except BaseException:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
+
+
+def next_folder(source: str | Path) -> Path:
+    """exports/NAME-N with the first number that is free; NAME is that of the run, file or model."""
+    path = Path(source)
+    stem = path.parent.name if path.suffix == ".safetensors" else path.resolve().name
+    number = 1
+    while Path("exports", f"{stem}-{number}").exists():
+        number += 1
+    return Path("exports", f"{stem}-{number}")
+
+
+def provenance(source: str | Path, encoder: Encoder) -> dict[str, str]:
+    """Metadata of an exported file: who wrote it, from which method and data, as far as is known."""
+    facts = {"sslkit": sslkit.__version__, "backbone": encoder.name, "source": Path(source).name}
+    if _is_model_name(source):
+        return facts
+    file = encoder_file(Path(source))
+    kept = {key: value for key, value in header_of(file)[2].items() if key not in ("format", *facts)}
+    return {**_run_facts(file.parent), **kept, **facts}
+
+
+def _run_facts(folder: Path) -> dict[str, str]:
+    """Method and data of the run in `folder`; empty if it is none."""
+    try:
+        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        settings = configuration.read(str(folder / "config.toml"))
+        return {
+            "method": str(settings["method.name"]),
+            "data": str(run["data"]["name"]),
+            "data_fingerprint": str(run["data"]["fingerprint"]),
+        }
+    except (OSError, ValueError, KeyError, TypeError, UserError):
+        return {}
+
+
+def _run_images(source: Path) -> ImageSet | None:
+    """The images a run was trained on, if `source` is a run and they can still be listed."""
+    if _is_model_name(source):
+        return None
+    try:
+        settings = configuration.read(str(encoder_file(source).parent / "config.toml"))
+        return open_images([str(name) for name in settings.get("data.sources", [])])
+    except UserError:
+        return None
+
+
+def _views(images: ImageSet, size: int) -> list[Tensor]:
+    """Up to `COMPARED` readable images spread over the set, as squares [3, size, size] in [0, 1]."""
+    views: list[Tensor] = []
+    for index in range(0, len(images), max(1, len(images) // COMPARED)):
+        try:
+            image = images.read(index).resize((size, size), Image.Resampling.BICUBIC)
+        except UnreadableImage:
+            continue
+        views.append(torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 255)
+        if len(views) == COMPARED:
+            break
+    return views
+
+
+def _is_model_name(source: str | Path) -> bool:
+    return str(source).startswith(("timm/", "random/"))

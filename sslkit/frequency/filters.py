@@ -1,0 +1,90 @@
+"""Low-pass, high-pass, and MFM's corruption of a batch: exact, un-shifted, one real transform.
+
+The numbers of F⁻¹(mask · F images) by less work: a real image's spectrum is half redundant (`rfft2`), and
+the high-pass is what the low-pass leaves. Low-precision images are computed in float32 and rounded back.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sslkit.frequency.masks import Cutoff, low_mask
+from sslkit.frequency.pruned import pruned_for
+
+
+def low_pass(images: Tensor, radius: Cutoff) -> Tensor:
+    """The frequencies below `radius` (bins, strict <), zero frequency included; not clamped.
+
+    images: float [B, C, H, W], any size. radius: a number > 0, radii [B], or a half-plane mask (see
+    `masks`). Returns the same shape and dtype.
+    """
+    return _filter(images, radius).to(images.dtype)
+
+
+def high_pass(images: Tensor, radius: Cutoff) -> Tensor:
+    """`images - low_pass(images, radius)`: zero mean wherever the zero frequency is low; not clamped."""
+    return (images - _filter(images, radius)).to(images.dtype)
+
+
+def apply_mask(images: Tensor, mask: Tensor) -> Tensor:
+    """Each frequency of `images` [B, C, H, W] times `mask`, a half-plane [..., H, W // 2 + 1]."""
+    if mask.ndim < 2:
+        raise ValueError(f"mask has shape {tuple(mask.shape)}, expected [..., H, W // 2 + 1]")
+    return low_pass(images, mask)
+
+
+def corrupt(images: Tensor, keep_low: Tensor, radius: Cutoff, clamp: bool = True) -> Tensor:
+    """MFM's encoder input (Xie et al., ICLR 2023, arXiv 2206.07706): low-pass where `keep_low`, else
+    high-pass.
+
+    images: float [B, C, H, W] in [0, 1]. keep_low: bool [B]; True means the input keeps the low frequencies
+    (and the high ones are to be predicted). clamp to [0, 1]: as in the official code, where it zeroes the
+    negative half of a high-pass image; the paper's algorithm has none. Returns the same shape and dtype.
+    """
+    check_keep_low(keep_low, images)
+    lowers = keep_low[:, None, None, None]
+    # ±low + (0 or 1) · images: the sign rides on the few spectrum bins, one pass over the pixels is left.
+    kept = _filter(images, radius, sign=torch.where(lowers, 1.0, -1.0)).addcmul_(
+        images, (~lowers).to(images.dtype)
+    )
+    return (kept.clamp_(0, 1) if clamp else kept).to(images.dtype)
+
+
+def check_images(images: Tensor, name: str = "images") -> None:
+    """TypeError or ValueError unless a floating-point [B, C, H, W] with at least one pixel."""
+    if not images.is_floating_point():
+        raise TypeError(f"{name} is {images.dtype}, expected a floating-point tensor")
+    if images.ndim != 4 or 0 in images.shape[1:]:
+        raise ValueError(f"{name} has shape {tuple(images.shape)}, expected [B, C, H, W] with pixels")
+
+
+def check_keep_low(keep_low: Tensor, images: Tensor) -> None:
+    """TypeError or ValueError unless one bool per image."""
+    if keep_low.dtype != torch.bool:
+        raise TypeError(f"keep_low is {keep_low.dtype}, expected torch.bool")
+    if keep_low.shape != images.shape[:1]:
+        raise ValueError(
+            f"keep_low has shape {tuple(keep_low.shape)}, expected [{len(images)}], one per image"
+        )
+
+
+def at_least_float32(images: Tensor) -> Tensor:
+    """FFTs know no bfloat16, and float16 only for powers of two: those are computed in float32."""
+    return images.to(torch.promote_types(images.dtype, torch.float32))
+
+
+def _filter(images: Tensor, radius: Cutoff, sign: Tensor | float = 1.0) -> Tensor:
+    """`sign` times the low frequencies, in the computing precision; a new tensor."""
+    check_images(images)
+    exact = at_least_float32(images)
+    mask = low_mask(radius, images)
+    if len(images) == 0:
+        return exact.clone()
+    with torch.autocast(images.device.type, enabled=False):
+        pruned = None if isinstance(radius, Tensor) else pruned_for(exact, radius)
+        if pruned is None:
+            spectrum = torch.fft.rfft2(exact) * (mask * sign)
+            filtered: Tensor = torch.fft.irfft2(spectrum, s=images.shape[-2:])
+            return filtered
+        return pruned.synthesise(pruned.analyse(exact) * (pruned.restrict(mask) * sign))

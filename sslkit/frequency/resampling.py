@@ -1,0 +1,109 @@
+"""What other papers do in the frequency domain: spectrum crops, amplitude swaps, random fields."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sslkit.frequency.filters import at_least_float32, check_images
+from sslkit.frequency.masks import square
+
+
+def spectrum_crop(images: Tensor, size: int, align: Literal["center", "corner"] = "center") -> Tensor:
+    """The images at `size` × `size` pixels: an inverse DFT of only their lowest frequencies (brightness is
+    kept).
+
+    EfficientTrain's low-frequency crop (Wang et al., ICCV 2023, arXiv 2211.09703) as two real matrix
+    products. images: float [B, C, H, W] → [B, C, size, size], not clamped: edges ring by a few per cent
+    beyond [0, 1]. align="center" puts the new pixels where every resize does, and commutes with flips.
+    align="corner" samples as the paper's code does, shifted by (H / size - 1) / 2 source pixels. Both give
+    the Nyquist frequency of an even `size` to its two members alike; the paper's real part adds a faint
+    checkerboard there (1e-3 on white noise).
+    """
+    check_images(images)
+    height, width = images.shape[-2:]
+    if align not in ("center", "corner"):
+        raise ValueError(f"align is {align!r}, expected 'center' or 'corner'")
+    if not 1 <= size <= min(height, width):
+        raise ValueError(f"size is {size}, expected 1 to {min(height, width)}, the image's shorter side")
+    exact = at_least_float32(images)
+    offset = 0.5 if align == "center" else 0.0
+    rows = _resampler(height, size, offset).to(exact)
+    columns = _resampler(width, size, offset).to(exact)
+    with torch.autocast(images.device.type, enabled=False):
+        return (rows @ exact @ columns.T).to(images.dtype)
+
+
+def swap_amplitude(images: Tensor, style: Tensor, radius: float) -> Tensor:
+    """Give each image the amplitudes of another one in the low square |ky|, |kx| < radius; phases stay.
+
+    Batch Styles Standardization (Scalbert et al., arXiv 2303.06088) with one `style` for the whole batch;
+    Fourier domain adaptation with a permutation. images: float [B, C, H, W] in [0, 1], *before* mean and
+    std (a negative mean would keep its sign). style: int64 [B], whose amplitudes. Not clamped. An amplitude
+    below 1e-6 of white's is not divided by: a flat image stays nearly flat.
+    """
+    check_images(images)
+    if style.shape != images.shape[:1] or style.dtype != torch.int64:
+        raise ValueError(f"style is {style.dtype} {tuple(style.shape)}, expected int64 [{len(images)}]")
+    if len(images) == 0:
+        return images
+    height, width = images.shape[-2:]
+    with torch.autocast(images.device.type, enabled=False):
+        spectrum = torch.fft.rfft2(at_least_float32(images))
+        amplitude = spectrum.abs()
+        gain = amplitude[style] / amplitude.clamp(min=1e-6 * height * width)
+        inside = square(height, width, radius, images.device)
+        swapped: Tensor = torch.fft.irfft2(spectrum * gain.where(inside, 1), s=(height, width))
+        return swapped.to(images.dtype)
+
+
+def random_field(noise: Tensor, size: int, gamma: float = 2.0) -> Tensor:
+    """Smooth Gaussian fields of zero mean and unit variance whose power falls as |k|^-gamma.
+
+    Random Field Augmentations (Mansfield et al., arXiv 2311.03629). noise: standard normal [..., 2 K + 1, 2
+    K + 1], one number per wave; K, the highest frequency, in cycles per image. Returns [..., size, size],
+    periodic.
+    """
+    highest = noise.shape[-1] // 2
+    if noise.ndim < 2 or noise.shape[-2] != noise.shape[-1] or noise.shape[-1] % 2 == 0 or highest == 0:
+        raise ValueError(f"noise has shape {tuple(noise.shape)}, expected [..., 2 K + 1, 2 K + 1] with K > 0")
+    if 2 * highest >= size:
+        raise ValueError(f"size is {size}, expected more than {2 * highest} for {highest} cycles")
+    basis, deviation = _field_basis(highest, size, gamma)
+    with torch.autocast(noise.device.type, enabled=False):
+        exact = at_least_float32(noise)
+        basis, deviation = basis.to(exact), deviation.to(exact)
+        return (basis @ (exact * deviation) @ basis.T).to(noise.dtype)
+
+
+@lru_cache(maxsize=64)
+def _resampler(length: int, size: int, offset: float) -> Tensor:
+    """[size, length] float64: Σ cos(2π k t) / length over the kept k; t: from old to new position."""
+    with torch.inference_mode(False):
+        new = (torch.arange(size, dtype=torch.float64) + offset) / size
+        old = (torch.arange(length, dtype=torch.float64) + offset) / length
+        turns = new[:, None] - old
+        matrix = torch.ones_like(turns)
+        for wave in range(1, (size + 1) // 2):
+            matrix += 2 * torch.cos(2 * math.pi * wave * turns)
+        if size % 2 == 0:
+            matrix += torch.cos(math.pi * size * turns)
+        return matrix / length
+
+
+@lru_cache(maxsize=64)
+def _field_basis(highest: int, size: int, gamma: float) -> tuple[Tensor, Tensor]:
+    """Real waves [size, 2 K + 1] = 1, cosines, sines, and each product's deviation [2 K + 1, 2 K + 1]."""
+    with torch.inference_mode(False):
+        wave = torch.arange(1, highest + 1, dtype=torch.float64)
+        angle = 2 * math.pi * torch.arange(size, dtype=torch.float64)[:, None] * wave / size
+        basis = torch.cat([torch.ones(size, 1, dtype=torch.float64), angle.cos(), angle.sin()], 1)
+        distance = torch.hypot(
+            wave.new_tensor([0, *wave, *wave])[:, None], wave.new_tensor([0, *wave, *wave])
+        )
+        power = torch.where((distance > 0) & (distance <= highest), distance.clamp(min=1).pow(-gamma), 0.0)
+        return basis, (power / power[: highest + 1, : highest + 1].sum()).sqrt()

@@ -1,0 +1,42 @@
+"""What a spectrum looks like: power over the plane and over the radius."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sslkit.frequency.filters import at_least_float32, check_images
+from sslkit.frequency.masks import full_mask
+
+
+def power_spectrum(images: Tensor) -> Tensor:
+    """|F images|² with the orthonormal DFT: [B, C, H, W] → [B, C, H, W], zero frequency at [H // 2, W // 2].
+
+    Its sum is the image's energy, Σ images² (Parseval). Float32, or float64 for float64 images.
+    """
+    check_images(images)
+    if len(images) == 0:
+        return at_least_float32(images)
+    with torch.autocast(images.device.type, enabled=False):
+        spectrum = torch.fft.rfft2(at_least_float32(images), norm="ortho")
+        return full_mask(torch.view_as_real(spectrum).square().sum(-1), images.shape[-1])
+
+
+def radial_profile(power: Tensor) -> Tensor:
+    """The mean power of each ring k <= d < k + 1 around the zero frequency, k = 0 … min(H, W) // 2.
+
+    power: [..., H, W], zero frequency centred, from `power_spectrum`. Returns [..., min(H, W) // 2 + 1].
+    Rings end at integers so that a disc of radius r holds exactly rings 0 … r - 1. The corners beyond the
+    last ring are left out.
+    """
+    if power.ndim < 2:
+        raise ValueError(f"power has shape {tuple(power.shape)}, expected [..., H, W]")
+    height, width = power.shape[-2:]
+    rows = torch.arange(height, device=power.device, dtype=torch.float64) - height // 2
+    columns = torch.arange(width, device=power.device, dtype=torch.float64) - width // 2
+    distance = torch.hypot(rows[:, None], columns[None, :])
+    ring = distance.add_(1e-9).floor().long().flatten()
+    rings = min(height, width) // 2 + 1
+    sums = power.new_zeros(*power.shape[:-2], int(height + width)).index_add_(-1, ring, power.flatten(-2))
+    sizes = torch.bincount(ring, minlength=rings)[:rings]
+    return sums[..., :rings] / sizes

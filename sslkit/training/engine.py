@@ -1,0 +1,107 @@
+"""The one training loop. Pre-training and fine-tuning both walk through it, step by step:
+
+    forward → backward → clip → optimizer.step → after_step
+
+It yields after each optimizer step; saving, logging and pictures are the caller's business, in the open.
+No callbacks, and no host synchronisation: every figure stays a tensor until somebody reads it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sslkit.methods.base import Batch, Clock
+from sslkit.training.device import Precision, autocast, to_device
+from sslkit.training.optim import CosineSchedule
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step left behind; tensors stay on the device."""
+
+    clock: Clock  # of this step: clock.step is the index of the finished update
+    metrics: dict[str, Tensor]  # "loss" and the method's other scalars, means over the micro-batches
+    embedding: Tensor | None  # [B, D]
+    grad_norm: Tensor  # before clipping
+    lr: float  # the largest of the groups
+    wait: float  # seconds spent waiting for the batch
+    bad: list[tuple[str, str]]  # unreadable images met: (path, reason)
+
+
+def train(
+    method: Any,
+    batches: Iterable[dict[str, Any]],
+    optimizer: torch.optim.Optimizer,
+    schedule: CosineSchedule,
+    clock: Clock,
+    *,
+    device: torch.device,
+    precision: Precision = "float32",
+    clip: float = 0.0,
+    micro_batch: int = 0,
+) -> Iterator[Step]:
+    """Train from `clock.step` to `clock.steps`, one yielded `Step` per update.
+
+    Args:
+        method: a module with `forward(batch, clock) -> {"loss": …}` and `after_step(clock)`.
+        batches: one per step, starting with that of `clock.step`.
+        clip: global norm to which gradients are clipped; 0: never.
+        micro_batch: images at once in memory, gradients are accumulated; 0: the whole batch. Losses that
+            pool over the batch (MFM's) are then pooled over the micro-batch.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    source = iter(batches)
+    method.train()
+    for number in range(clock.step, clock.steps):
+        now = clock.at(number)
+        asked = time.perf_counter()
+        batch = next(source)
+        wait = time.perf_counter() - asked
+        schedule.apply(number)
+        parts = split(to_device(batch, device), micro_batch)
+        outputs = [_backward(method, part, now, device, precision, len(parts)) for part in parts]
+        grad_norm = nn.utils.clip_grad_norm_(parameters, clip if clip > 0 else float("inf"))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        method.after_step(now)
+        metrics, embedding = _gathered(outputs)
+        rate = max(group["lr"] for group in optimizer.param_groups)
+        yield Step(now, metrics, embedding, grad_norm.detach(), rate, wait, batch.get("bad", []))
+
+
+def split(batch: Batch, size: int) -> list[Batch]:
+    """A batch as micro-batches of `size` images; 0 leaves it whole."""
+    count = len(batch["index"])
+    if size <= 0 or size >= count:
+        return [batch]
+    return [
+        {name: value[start : start + size] for name, value in batch.items()}
+        for start in range(0, count, size)
+    ]
+
+
+def _backward(
+    method: Any, batch: Batch, clock: Clock, device: torch.device, precision: Precision, parts: int
+) -> dict[str, Tensor]:
+    """Gradients of one micro-batch added to `.grad`; returns the detached outputs."""
+    with autocast(device, precision):
+        outputs: dict[str, Tensor] = method(batch, clock)
+    (outputs["loss"] / parts).backward()  # type: ignore[no-untyped-call]
+    return {name: value.detach() for name, value in outputs.items()}
+
+
+def _gathered(outputs: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Scalars as means over the micro-batches (a task absent from one is left out), embeddings as one."""
+    metrics = {
+        name: torch.stack([out[name].float() for out in outputs]).nanmean()
+        for name in outputs[0]
+        if name != "embedding"
+    }
+    embeddings = [out["embedding"] for out in outputs if "embedding" in out]
+    return metrics, torch.cat(embeddings) if embeddings else None

@@ -1,0 +1,57 @@
+"""Is it learning, or has it collapsed? Figures over one log interval, kept on the device until it ends."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sslkit.training.engine import Step
+
+ROWS = 512
+"""Embeddings kept for the health figures; the effective rank can't exceed the number of rows."""
+
+
+def feature_std(embedding: Tensor) -> Tensor:
+    """Deviation over the rows of L2-normalised [N, D], mean over dimensions: healthy ≈ 1/√D, collapsed 0."""
+    return torch.nn.functional.normalize(embedding.float(), dim=1).std(dim=0, correction=0).mean()
+
+
+def effective_rank(embedding: Tensor) -> Tensor:
+    """RankMe: exp of the entropy of the normalised singular values of [N, D]; between 1 and min(N, D).
+
+    Garrido et al., *RankMe*, ICML 2023, https://arxiv.org/abs/2210.02885 (rows not centred, as there).
+    """
+    values = torch.linalg.svdvals(embedding.float())
+    share = values / values.sum().clamp_min(1e-12) + 1e-7
+    return torch.exp(-(share * share.log()).sum())
+
+
+class Interval:
+    """Sums over the steps since the last log line."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.wait = 0.0
+        self._metrics: dict[str, list[Tensor]] = {}
+        self._rows: list[Tensor] = []
+
+    def add(self, step: Step) -> None:
+        self.steps += 1
+        self.wait += step.wait
+        for name, value in {**step.metrics, "grad_norm": step.grad_norm}.items():
+            self._metrics.setdefault(name, []).append(value)
+        if step.embedding is not None:
+            self._rows.append(step.embedding)
+            while sum(map(len, self._rows[1:])) >= ROWS:
+                self._rows.pop(0)
+
+    def figures(self) -> dict[str, float]:
+        """Means of the metrics (steps without a task left out), effective rank and feature std."""
+        means = {name: torch.stack(values).nanmean() for name, values in self._metrics.items()}
+        if self._rows:
+            rows = torch.cat(self._rows)[-ROWS:]
+            means |= {"rank": effective_rank(rows), "std": feature_std(rows)}
+        if not means:
+            return {}
+        numbers = torch.stack([value.float().cpu() for value in means.values()]).tolist()
+        return dict(zip(means, numbers, strict=True))

@@ -1,0 +1,97 @@
+"""pretrain: from images to an encoder. Everything is checked and printed before the first step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+import sslkit
+from sslkit import config as configuration
+from sslkit.config import PretrainConfig
+from sslkit.console import SILENT, Console
+from sslkit.data.decode import native_side
+from sslkit.data.sources import ImageSet, open_images
+from sslkit.errors import UserError
+from sslkit.methods.base import Info, Method
+from sslkit.training import checkpoint
+from sslkit.training.device import pick_device
+from sslkit.training.progress import announce
+from sslkit.training.resolve import Resolved, interval, resolve
+from sslkit.training.run import RunFolder, build_method, describe, read_configuration
+from sslkit.training.session import Session
+from sslkit.weights import load_encoder, load_into
+
+
+def pretrain(config: PretrainConfig, console: Console = SILENT) -> Path:
+    """Train an encoder without labels; returns the run's folder.
+
+    Raises:
+        UserError: anything that can't work, before any work starts.
+        Interrupted: stopped by a signal, after saving.
+    """
+    device = pick_device(config.run.device)
+    interval(config.run.save_every)
+    images = open_images(config.data.sources, config.data.limit or None)
+    ready = resolve(config, len(images), native_side(images), device)
+    method = _prepared(ready, images, device)
+    run = RunFolder.create(Path(ready.config.run.out))
+    run.update(status="running", **describe(images, ready.info, device))
+    header = f"sslkit {sslkit.__version__}: `sslkit pretrain -c {run.path / 'config.toml'}` repeats this run"
+    (run.path / "config.toml").write_text(configuration.dump(ready.config, header), encoding="utf-8")
+    console.log = run.path / "log.txt"
+    announce(ready, method, images, console)
+    return Session(ready, method, images, run, device, console).go(start=0)
+
+
+def resume(path: Path, console: Console = SILENT) -> Path:
+    """Continue a run at the very step of its newest whole checkpoint.
+
+    Raises:
+        UserError: not a run, already complete, or its images have changed.
+    """
+    run = RunFolder.open(path)
+    facts, config = run.facts, read_configuration(path / "config.toml")
+    if facts.get("status") == "completed":
+        raise UserError(
+            f"{path} is already complete", f"sslkit probe {path} DATA, or pretrain --init {path} to go on"
+        )
+    device = pick_device(config.run.device)
+    images = open_images(config.data.sources, config.data.limit or None)
+    if images.fingerprint != facts["data"]["fingerprint"]:
+        was = facts["data"]["count"]
+        raise UserError(
+            f"the images have changed since {path} began: {was} then, {len(images)} now", "restore them"
+        )
+    ready = Resolved(config, Info(len(images), config.data.size, facts["data"]["native"]), {})
+    console.log = path / "log.txt"
+    method = build_method(config, ready.info).to(device)
+    session = Session(ready, method, images, run, device, console)
+    found, notices = checkpoint.newest(path / "checkpoints")
+    for notice in notices:
+        console.warn(notice)
+    start = checkpoint.restore(found, method, session.optimizer)["step"] if found else 0
+    if found is None:
+        _start_weights(ready, method, images)
+    run.forget_after(start)
+    run.update(status="running")
+    console.say(f"resuming {path} at step {start} of {session.clock.steps}")
+    return session.go(start)
+
+
+def _prepared(ready: Resolved, images: ImageSet, device: torch.device) -> Method:
+    """The method on its device with the weights it starts from."""
+    method = build_method(ready.config, ready.info).to(device)
+    _start_weights(ready, method, images)
+    return method
+
+
+def _start_weights(ready: Resolved, method: Method, images: ImageSet) -> None:
+    if ready.config.model.init:
+        other = load_encoder(ready.config.model.init, ready.config.data.size)
+        found = load_into(method.encoder.model, other.model.state_dict())
+        if found.missing:
+            raise UserError(
+                f"--init {ready.config.model.init} lacks {found.missing[0]} of {ready.config.model.backbone}"
+            )
+    method.prepare(images)

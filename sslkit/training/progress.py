@@ -1,0 +1,56 @@
+"""What people read before and while a run trains."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import sslkit
+from sslkit.console import Console
+from sslkit.data.sources import ImageSet
+from sslkit.methods.base import Method
+from sslkit.training.optim import learning_rate
+from sslkit.training.resolve import Resolved
+
+
+def announce(ready: Resolved, method: Method, images: ImageSet, console: Console) -> None:
+    """Everything resolved, before the first step."""
+    config, info = ready.config, ready.info
+    batch, optim, schedule = config.run.batch_size, config.optim, config.schedule
+    per_epoch = info.count // batch
+    encoder = sum(p.numel() for p in method.encoder.parameters())
+    rest = sum(p.numel() for p in method.parameters()) - encoder
+    micro = config.run.micro_batch or batch
+    peak = learning_rate(optim.lr, batch, optim.reference_batch)
+    console.say(f"sslkit {sslkit.__version__} pretrain: {config.method_name} on {config.model.backbone}")
+    console.facts(
+        {
+            "data": f"{info.count:,} images from {images.name}, short side {info.native} px, views of {info.size} px",
+            "model": f"{encoder / 1e6:.2f} M weights in the encoder, {rest / 1e6:.2f} M beside it",
+            "batch": f"{batch} = {micro} × {-(-batch // micro)} steps of accumulation × 1 device",
+            "device": f"{config.run.device}, {config.run.precision}, {config.data.workers} workers reading",
+            "schedule": f"{schedule.epochs} epochs × {per_epoch} steps, {schedule.warmup_epochs:g} of warm-up",
+            "lr": f"{optim.lr:g} per {optim.reference_batch} images → {peak:.3g} at batch {batch}",
+            "run": config.run.out,
+        }
+    )
+    for key, reason in ready.reasons.items():
+        section, _, name = key.partition(".")
+        console.say(f"  {key} = {getattr(getattr(config, section), name)}  ({reason})")
+    for field in dataclasses.fields(config.method):
+        if f"method.{field.name}" not in ready.reasons:
+            console.say(f"  method.{field.name} = {getattr(config.method, field.name)}")
+
+
+def note(line: dict[str, Any]) -> str:
+    """The figures beside the bar."""
+    parts = [f"epoch {line['epoch']:.2f}", f"loss {line['loss']:.4f}"]
+    parts += [
+        f"{name.removeprefix('loss_')} {value:.4f}"
+        for name, value in line.items()
+        if name.startswith("loss_") and value is not None
+    ]
+    parts += [f"lr {line['lr']:.2e}", f"{line['images_per_s']:.0f} images/s", f"waiting {line['wait']:.0%}"]
+    if "rank" in line:
+        parts += [f"rank {line['rank']:.1f}", f"std {line['std']:.3f}"]
+    return "  ".join(parts)

@@ -1,0 +1,153 @@
+"""From what the user said to what will be done: every setting left at auto gets a value and a reason.
+
+The choices are for people with 1,000 to 100,000 images and one GPU or none; recipes hold a paper's instead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sslkit.config import AUTO, PretrainConfig
+from sslkit.errors import UserError
+from sslkit.methods import load
+from sslkit.methods.base import Info
+from sslkit.training.device import pick_precision
+from sslkit.training.run import next_folder
+
+IMAGES_SEEN = {"cuda": 20_000_000, "mps": 3_000_000, "cpu": 300_000}
+"""How many views a run looks at by default: an hour or so on such a device."""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A configuration without auto, and why each of its values was chosen."""
+
+    config: PretrainConfig
+    info: Info
+    reasons: dict[str, str]
+
+
+def resolve(config: PretrainConfig, count: int, native: int, device: torch.device) -> Resolved:
+    """Fill in every auto.
+
+    Args:
+        count: images in the set.
+        native: median short side of the stored images, pixels.
+
+    Raises:
+        UserError: a batch larger than the data.
+    """
+    choice = _Chooser(config)
+    large = device.type == "cuda"
+    backbone = choice(
+        "model.backbone", "vit_small_patch16_224" if large else "vit_tiny_patch16_224", f"for {device.type}"
+    )
+    size = choice(
+        "data.size", _size(native, 224 if large else 96), f"images have {native} px, for {device.type}"
+    )
+    choice("model.patch_size", *_patch_size(backbone, size))
+    batch = choice("run.batch_size", min(256 if large else 64, count), f"for {device.type}")
+    if batch > count:
+        raise UserError(
+            f"batch of {batch} is larger than the data: {count} images", f"--batch-size {count} or less"
+        )
+    epochs = choice(
+        "schedule.epochs", max(5, min(800, IMAGES_SEEN[device.type] // count)), f"{count:,} images"
+    )
+    choice("schedule.warmup_epochs", round(epochs / 15, 2), "a fifteenth of the epochs, as in the paper")
+    choice("optim.lr", *_learning_rate(batch, config.optim.reference_batch))
+    choice("run.precision", pick_precision(AUTO, device), "what the chip multiplies fastest")
+    choice("run.device", str(device), "found here")
+    choice("data.workers", _workers(), "processor cores")
+    choice(
+        "run.log_every", max(1, min(50, (count // batch) * epochs // 100 or 1)), "about a hundred lines a run"
+    )
+    choice(
+        "run.out",
+        str(next_folder(Path("runs"), f"{config.method_name}-{_plain(backbone)}")),
+        "the next free name",
+    )
+    info = Info(count, size, native)
+    kind = _kind(backbone)
+    for key, (value, reason) in load(config.method_name).resolve(config.method, kind, info).items():
+        choice(f"method.{key}", value, reason)
+    return Resolved(choice.config, info, choice.reasons)
+
+
+class _Chooser:
+    """Replaces an auto in the configuration, and keeps the reason; a given value stays."""
+
+    def __init__(self, config: PretrainConfig) -> None:
+        self.config = config
+        self.reasons: dict[str, str] = {}
+
+    def __call__(self, key: str, value: Any, reason: str) -> Any:
+        section, _, name = key.partition(".")
+        own = getattr(self.config, section)
+        if getattr(own, name) != AUTO:
+            return getattr(own, name)
+        self.reasons[key] = reason
+        self.config = dataclasses.replace(self.config, **{section: dataclasses.replace(own, **{name: value})})
+        return value
+
+
+def _size(native: int, usual: int) -> int:
+    """The usual side, or what the images hold, in whole steps of 32 px."""
+    return max(32, min(usual, native // 32 * 32))
+
+
+def _patch_size(backbone: str, size: int) -> tuple[int, str]:
+    """A ViT's own patch (0) where it leaves at least 6 × 6 tokens, else an eighth of the side."""
+    own = re.search(r"patch(\d+)", backbone)
+    if not backbone.startswith(("vit_", "deit")) or own is None or size // int(own[1]) >= 6:
+        return 0, "the model's own"
+    return size // 8, f"8 × 8 tokens at {size} px"
+
+
+def _learning_rate(batch: int, reference: int) -> tuple[float, str]:
+    """The paper's 3e-4 per 512 images from batch 512 on; smaller batches get the square-root rule's peak.
+
+    The linear rule leaves AdamW hardly moving at batch 64: 3.75e-5.
+    """
+    if batch >= reference:
+        return 3e-4, "the paper's"
+    return round(1.5e-3 * (reference / batch) ** 0.5, 6), f"AdamW at batch {batch}: square-root rule"
+
+
+def _kind(backbone: str) -> str:
+    """The family of a backbone by name, as `backbones.family` finds it in the built model."""
+    if backbone.startswith(("vit_", "deit", "flexivit")):
+        return "vit"
+    return "swin" if backbone.startswith("swin") else "cnn"
+
+
+def _plain(backbone: str) -> str:
+    return backbone.split(".")[0]
+
+
+def _workers() -> int:
+    """One worker per core that this process may use, at most eight."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores)
+
+
+def interval(text: str) -> tuple[float, str]:
+    """ "10m" → (600, "seconds"); also s, h; "5e" → (5, "epochs"); "500" → (500, "steps").
+
+    Raises:
+        UserError: none of these, or not positive.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhe]?)", text.strip())
+    if match is None or float(match[1]) <= 0:
+        raise UserError(f"{text!r} is not an interval", "30s, 10m, 2h, 5e (epochs) or 500 (steps)")
+    number, unit = float(match[1]), match[2]
+    if unit in ("s", "m", "h"):
+        return number * {"s": 1, "m": 60, "h": 3600}[unit], "seconds"
+    return number, "epochs" if unit == "e" else "steps"

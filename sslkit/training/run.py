@@ -1,0 +1,191 @@
+"""The run folder: one place for everything a run leaves behind, never an existing one.
+
+config.toml  run.json  metrics.jsonl  log.txt  skipped.tsv  encoder.safetensors  config.json
+method.safetensors  checkpoints/  pictures/  report.html
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file
+
+import sslkit
+from sslkit import config as configuration
+from sslkit.backbones import Encoder
+from sslkit.config import PretrainConfig
+from sslkit.data.sources import ImageSet
+from sslkit.errors import UserError
+from sslkit.methods import card, load
+from sslkit.methods.base import Info, Method
+from sslkit.weights import ENCODER_FILE, load_into, save, write_encoder
+
+METHOD_FILE = "method.safetensors"
+"""Encoder and heads. Not called model.safetensors: timm would prefer that name to the encoder's."""
+
+FORMAT = 1
+
+
+class RunFolder:
+    """Files of one run. `create` makes a new folder, `open` takes an existing one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path) -> RunFolder:
+        """A new, empty run folder.
+
+        Raises:
+            UserError: it exists, or can't be written.
+        """
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            raise UserError(
+                f"{path} exists", f"continue it with --resume {path}, or choose another --out"
+            ) from None
+        except OSError as problem:
+            raise UserError(f"can't create {path}: {problem.strerror}", "choose another --out") from None
+        (path / "checkpoints").mkdir()
+        (path / "pictures").mkdir()
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        if not (path / "run.json").is_file() or not (path / "config.toml").is_file():
+            raise UserError(
+                f"{path} is not a run: no run.json and config.toml there",
+                "give a folder such as runs/mfm-…-1",
+            )
+        return cls(path)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """run.json."""
+        facts: dict[str, Any] = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        return facts
+
+    def update(self, **facts: Any) -> None:
+        """Change run.json, by one rename, so that a reader never sees half of it."""
+        old = self.facts if (self.path / "run.json").is_file() else {}
+        temporary = self.path / f".run.json.{os.getpid()}"
+        document = {**old, **facts, "heartbeat": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(self.path / "run.json")
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        """One line of metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(metrics) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drop the lines of metrics.jsonl from `step` on: a resumed run writes them again."""
+        file = self.path / "metrics.jsonl"
+        if not file.is_file():
+            return
+        lines = file.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if _step_of(line) <= step]
+        file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+    def skip(self, bad: list[tuple[str, str]]) -> None:
+        """Add unreadable images to skipped.tsv."""
+        with (self.path / "skipped.tsv").open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.writelines(f"{_one_line(path)}\t{_one_line(reason)}\n" for path, reason in bad)
+
+    def skipped(self) -> set[str]:
+        """Paths already in skipped.tsv."""
+        file = self.path / "skipped.tsv"
+        if not file.is_file():
+            return set()
+        return {line.split("\t")[0] for line in file.read_text(encoding="utf-8").splitlines()}
+
+    def finish(self, method: Method, metadata: dict[str, str]) -> None:
+        """Write the product: the encoder for timm, and encoder with heads for pictures."""
+        write_encoder(method.encoder, self.path, ENCODER_FILE, metadata)
+        save(method.state_dict(), self.path / METHOD_FILE, metadata)
+
+
+def next_folder(parent: Path, stem: str) -> Path:
+    """parent/stem-N with the first number that is free."""
+    number = 1
+    while (parent / f"{stem}-{number}").exists():
+        number += 1
+    return parent / f"{stem}-{number}"
+
+
+def read_configuration(path: Path) -> PretrainConfig:
+    """The complete configuration of a run or of any pretrain TOML file."""
+    values = configuration.read(str(path))
+    name = str(values.pop("method.name", "mfm"))
+    return configuration.build_pretrain(name, card(name).Config, values)
+
+
+def describe(images: ImageSet, info: Info, device: torch.device) -> dict[str, Any]:
+    """The facts of run.json that do not change while it runs."""
+    return {
+        "format": FORMAT,
+        "kind": "pretrain",
+        "command": shlex.join(["sslkit", *sys.argv[1:]]),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "data": {
+            "name": images.name,
+            "count": len(images),
+            "fingerprint": images.fingerprint,
+            "native": info.native,
+        },
+        "versions": {
+            "sslkit": sslkit.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "timm": timm.__version__,
+        },
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{device.type}, {torch.get_num_threads()} threads",
+    }
+
+
+def build_method(config: PretrainConfig, info: Info) -> Method:
+    """The method and its encoder with fresh weights, from a resolved configuration."""
+    torch.manual_seed(config.run.seed)
+    encoder = Encoder(config.model.backbone, config.data.size, patch_size=config.model.patch_size or None)
+    return load(config.method_name)(config.method, encoder, info)
+
+
+def load_method(path: Path) -> Method:
+    """The trained method of a finished run, in evaluation mode.
+
+    Raises:
+        UserError: not a run, or not finished.
+    """
+    run = RunFolder.open(Path(path))
+    if not (run.path / METHOD_FILE).is_file():
+        raise UserError(f"run {path} is not finished", f"finish it: sslkit pretrain --resume {path}")
+    config, data = read_configuration(run.path / "config.toml"), run.facts["data"]
+    method = build_method(config, Info(data["count"], config.data.size, data["native"]))
+    found = load_into(method, load_file(run.path / METHOD_FILE))
+    if found.missing or found.unused:
+        raise UserError(f"{run.path / METHOD_FILE} does not fit config.toml", "was config.toml edited?")
+    return method.eval()
+
+
+def _step_of(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return 1 << 62  # a line cut off by a crash is dropped too
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\t", " ").replace("\n", " ").replace("\r", " ")

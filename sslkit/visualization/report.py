@@ -1,0 +1,244 @@
+"""report.html: one self-contained page about a run that a person would send to a colleague.
+
+Pictures are inside the page, nothing is loaded from anywhere, and everything that comes from a file is escaped.
+A section is a function from `Page` to HTML; it returns "" where it has nothing to say.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import sslkit
+from sslkit.config import PretrainConfig, flat
+from sslkit.console import SILENT, Console
+from sslkit.errors import UserError
+from sslkit.methods import card
+from sslkit.training.run import RunFolder, read_configuration
+from sslkit.visualization.style import free_path
+from sslkit.visualization.subject import Subject
+from sslkit.visualization.visualize import KINDS
+
+DPI = 110  # of pictures inside the page: sharp at its width, half the bytes of the files' 150
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1a1a1a; --muted: #5c6066; --rule: #d5d7da; --paper: #fff; --box: #f5f6f7; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e8e8e6; --muted: #a3a8ae; --rule: #3b3f44; --paper: #17191b; --box: #212427; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 74rem; background: var(--paper); color: var(--ink);
+  font: 16px/1.55 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; overflow-wrap: anywhere; }
+h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .25rem; }
+h2 { font-size: 1.2rem; margin: 2.75rem 0 .75rem; padding-top: .75rem; border-top: 1px solid var(--rule); }
+p.about, figcaption, footer { color: var(--muted); }
+figure { margin: 1rem 0; }
+img { display: block; max-width: 100%; height: auto; background: #fff; border: 1px solid var(--rule); border-radius: 6px; }
+figcaption { font-size: .875rem; margin-top: .5rem; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; vertical-align: top; padding: .3rem 1rem .3rem 0; border-bottom: 1px solid var(--rule); }
+th { font-weight: 600; }
+table.facts th { width: 11rem; font-weight: 400; color: var(--muted); }
+table.figures th:not(:first-child), table.figures td:not(:first-child) { text-align: right; padding-right: 0; }
+p.verdict { padding: .6rem .9rem; background: var(--box); border-left: 4px solid #0072B2; }
+pre { background: var(--box); padding: .75rem 1rem; overflow-x: auto; border-radius: 6px; font-size: .875rem; }
+summary { cursor: pointer; color: var(--muted); margin-top: .75rem; }
+footer { margin-top: 3rem; font-size: .875rem; }
+@media print {
+  :root { --ink: #000; --muted: #444; --rule: #bbb; --paper: #fff; --box: #f5f6f7; }
+  body { max-width: none; padding: 0; font-size: 10.5pt; }
+  figure, tr, p.verdict { break-inside: avoid; }
+  h2 { break-after: avoid; }
+  pre { white-space: pre-wrap; }
+}
+"""
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the sections draw on."""
+
+    run: Path
+    facts: dict[str, Any]  # run.json
+    config: PretrainConfig
+    results: dict[str, Any]  # "probe", "finetune": documents
+    subject: Subject
+
+
+def write_report(run: Path, extra: Mapping[str, Any] | None = None, console: Console = SILENT) -> Path:
+    """Write RUN/report.html (report-2.html, … where one exists) and return its path.
+
+    Args:
+        extra: results by name, "probe" and "finetune", as the documents of these verbs; what is not given is
+            read from RUN/probe.json and RUN/finetune.json if they exist.
+
+    Raises:
+        UserError: not a run.
+    """
+    folder = RunFolder.open(Path(run))
+    config = read_configuration(folder.path / "config.toml")
+    results = {**_stored(folder.path), **(extra or {})}
+    page = Page(folder.path, folder.facts, config, results, Subject(str(folder.path), console=console))
+    path = free_path(folder.path / "report.html")
+    path.write_text(render(page), encoding="utf-8", errors="backslashreplace")
+    return path
+
+
+def render(page: Page) -> str:
+    """The whole page."""
+    title = f"{page.config.method_name} on {page.config.model.backbone}: {page.run.name}"
+    body = "\n".join(section(page) for section in SECTIONS)
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{escape(title)}</title>
+<style>{STYLE}</style>
+</head>
+<body>
+{body}
+<footer>sslkit {escape(sslkit.__version__)} · run of {escape(str(page.facts.get("started", "unknown date")))}</footer>
+</body>
+</html>
+"""
+
+
+def summary(page: Page) -> str:
+    """What was trained on what."""
+    config, data = page.config, page.facts.get("data", {})
+    about = card(config.method_name)
+    rows = {
+        "Status": page.facts.get("status", "unknown"),
+        "Method": f"{config.method_name}: {about.summary}",
+        "Paper": f"{about.facts.get('paper', '')} ({about.facts.get('year', '')}), {about.facts.get('link', '')}",
+        "Backbone": f"{config.model.backbone}, {config.data.size} px",
+        "Images": f"{data.get('count', 0):,} from {data.get('name', '')}, short side {data.get('native', '')} px",
+        "Schedule": f"{config.schedule.epochs} epochs, batch {config.run.batch_size}, seed {config.run.seed}",
+        "Device": f"{page.facts.get('device', '')}, {config.run.precision}",
+        "Versions": ", ".join(
+            f"{name} {version}" for name, version in page.facts.get("versions", {}).items()
+        ),
+    }
+    settings = {name: str(value) for name, value in flat(config).items()}
+    return (
+        f"<h1>{escape(page.run.name)}</h1>"
+        f'<p class="about">An encoder pre-trained without labels by {escape(config.method_name)}.</p>'
+        f"{_facts(rows)}<details><summary>All settings</summary>{_facts(settings)}</details>"
+    )
+
+
+def probe(page: Page) -> str:
+    """Accuracy of frozen features beside the baselines, and the verdict."""
+    document = page.results.get("probe")
+    if not document:
+        return ""
+    counts = document.get("counts", {})
+    sentences = [verdict["sentence"] for verdict in document.get("verdicts", [])]
+    rows = [
+        [
+            row["name"],
+            _with_margin(row["knn"], row.get("knn_interval")),
+            _with_margin(row["linear"], row.get("linear_interval")),
+        ]
+        for row in document.get("rows", [])
+    ]
+    measured = (
+        f"{document.get('data', '')}: {counts.get('train', '?')} training and {counts.get('validation', '?')} "
+        f"validation images, {counts.get('classes', '?')} classes. Top-1 in percent with 95 % intervals."
+    )
+    verdicts = "".join(f'<p class="verdict">{escape(sentence)}</p>' for sentence in sentences)
+    table = _table(["Features", f"kNN, k = {document.get('k', 20)}", "Linear"], rows)
+    return _section(
+        "Did it help? Frozen features", f'{verdicts}{table}<p class="about">{escape(measured)}</p>'
+    )
+
+
+def finetune(page: Page) -> str:
+    """The single figures of a fine-tuning; tables and lists inside its document are left to its own folder."""
+    document = page.results.get("finetune") or {}
+    rows = {
+        name: f"{value:.4g}" if isinstance(value, float) else str(value)
+        for name, value in document.items()
+        if isinstance(value, str | int | float)
+    }
+    return _section("Fine-tuned", _facts(rows)) if rows else ""
+
+
+def pictures(page: Page) -> str:
+    """Every kind of picture but the views; a kind that can't be drawn says why."""
+    titles = {
+        "curves": "Training",
+        "recon": "What it predicts",
+        "spectrum": "What it is given, in space and in frequency",
+        "masks": "Masks",
+    }
+    return "".join(_section(title, _picture(page.subject, kind)) for kind, title in titles.items())
+
+
+def commands(page: Page) -> str:
+    """How to do it again, and what to do next."""
+    run = shlex.quote(str(page.run))
+    began = page.facts.get("command", "")
+    config = shlex.quote(str(page.run / "config.toml"))
+    lines = [
+        *([f"# how this run was started\n{began}\n"] if began else []),
+        f"# the same again, with every setting as it was resolved\nsslkit pretrain -c {config}\n",
+        f"# frozen features, beside random weights and raw pixels\nsslkit probe {run} LABELLED_IMAGES\n",
+        f"# a classifier, starting from this encoder\nsslkit finetune {run} LABELLED_IMAGES\n",
+        f"# a folder that timm opens\nsslkit export {run}\n",
+        f"# these pictures, as files, of your own images\nsslkit visualize {run} IMAGES",
+    ]
+    return _section("Commands", f"<pre>{escape(chr(10).join(lines))}</pre>")
+
+
+SECTIONS = (summary, probe, finetune, pictures, commands)
+
+
+def _stored(run: Path) -> dict[str, Any]:
+    """Results that lie in the run folder."""
+    files = {name: run / f"{name}.json" for name in ("probe", "finetune")}
+    return {
+        name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()
+    }
+
+
+def _picture(subject: Subject, kind: str) -> str:
+    facts = KINDS[kind]
+    try:
+        figure = facts.draw(subject)
+    except UserError as problem:
+        return f'<p class="about">Not drawn: {escape(problem.message)}</p>'
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=DPI, format="png")
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    text = escape(facts.text)
+    source = f"data:image/png;base64,{data}"
+    return f'<figure><img src="{source}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{content}</section>"
+
+
+def _facts(rows: Mapping[str, Any]) -> str:
+    cells = "".join(f"<tr><th>{escape(str(k))}</th><td>{escape(str(v))}</td></tr>" for k, v in rows.items())
+    return f'<table class="facts">{cells}</table>'
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<table class="figures"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def _with_margin(value: float, margin: float | None) -> str:
+    return f"{value:.1f}" if margin is None else f"{value:.1f} ± {margin:.1f}"

@@ -1,0 +1,143 @@
+"""One look for all pictures: sizes in inches, a palette that colour-blind readers can tell apart, how files are named.
+
+Figures are made with matplotlib's objects alone: no pyplot, no window, no setting that outlives a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colorbar import Colorbar
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.ticker import LogLocator, NullLocator
+from torch import Tensor
+
+DPI = 150
+INK, MUTED, RULE = "#1a1a1a", "#5c6066", "#d5d7da"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Okabe and Ito's palette, the darker ones first."""
+SMALL, TEXT, TITLE = 8.5, 10.0, 13.0  # points
+
+CELL = 1.4  # side of a picture in a grid, inches
+GAP = 0.08  # between neighbours
+MARGIN = 0.3
+LINE = 0.22  # room for a line of text above a picture
+
+
+class Sheet:
+    """A figure laid out in inches from its top left corner, so that pictures line up exactly."""
+
+    def __init__(self, width: float, height: float, title: str, subtitle: str = "") -> None:
+        self.width, self.height = width, height
+        self.figure = Figure(figsize=(width, height), facecolor="white")
+        FigureCanvasAgg(self.figure)
+        self.write(MARGIN, 0.36, title, size=TITLE, weight="bold")
+        if subtitle:
+            self.write(MARGIN, 0.6, subtitle, size=TEXT, colour=MUTED)
+
+    def axes(self, left: float, top: float, width: float, height: float) -> Axes:
+        """Axes whose frame has these bounds."""
+        bottom = self.height - top - height
+        return self.figure.add_axes(
+            (left / self.width, bottom / self.height, width / self.width, height / self.height)
+        )
+
+    def write(
+        self, left: float, baseline: float, text: str, *, size: float = TEXT, colour: str = INK, weight: str = "normal",
+        rotation: float = 0, align: str = "left",
+    ) -> None:  # fmt: skip
+        """Text that begins (or is centred, or ends: `align`) at `left`."""
+        self.figure.text(
+            left / self.width, 1 - baseline / self.height, text, fontsize=size, color=colour, fontweight=weight,
+            rotation=rotation, ha=align, va="center" if rotation else "baseline",
+        )  # fmt: skip
+
+    def picture(
+        self, left: float, top: float, image: Tensor, title: str = "", *, side: float = CELL, cmap: str | None = None,
+        limits: tuple[float, float] = (0.0, 1.0), bold: bool = False,
+    ) -> AxesImage:  # fmt: skip
+        """A square picture: [3, H, W] in [0, 1], or [H, W] through a colour map with these limits."""
+        axes = self.axes(left, top, side, side)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set(color=RULE, linewidth=0.6)
+        if title:
+            axes.set_title(title, fontsize=SMALL, color=INK, pad=3, fontweight="bold" if bold else "normal")
+        pixels = image.detach().float().cpu()
+        if pixels.ndim == 3:
+            return axes.imshow(pixels.clamp(0, 1).permute(1, 2, 0).numpy())
+        return axes.imshow(pixels.numpy(), cmap=cmap, vmin=limits[0], vmax=limits[1])
+
+    def colour_bar(
+        self,
+        drawn: AxesImage,
+        left: float,
+        top: float,
+        height: float,
+        label: str,
+        ticks: Sequence[float] = (),
+    ) -> Colorbar:
+        """A vertical bar for a picture's colours."""
+        bar = self.figure.colorbar(drawn, cax=self.axes(left, top, 0.1, height), ticks=list(ticks) or None)
+        bar.ax.tick_params(labelsize=SMALL, colors=MUTED, length=2)
+        bar.set_label(label, fontsize=SMALL, color=MUTED)
+        bar.outline.set(linewidth=0)  # type: ignore[operator]
+        return bar
+
+    def plot(
+        self, left: float, top: float, width: float, height: float, x: str, y: str, title: str = ""
+    ) -> Axes:
+        """Axes for curves, with labelled axes."""
+        axes = self.axes(left, top, width, height)
+        axes.set_title(title, fontsize=TEXT, color=INK, loc="left", pad=5)
+        axes.set_xlabel(x, fontsize=SMALL, color=MUTED)
+        axes.set_ylabel(y, fontsize=SMALL, color=MUTED)
+        axes.tick_params(which="both", labelsize=SMALL, colors=MUTED, length=2)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set(color=RULE)
+        axes.grid(color=RULE, linewidth=0.5, alpha=0.7)
+        axes.set_axisbelow(True)
+        return axes
+
+
+def column(index: int, start: float = MARGIN) -> float:
+    """Left edge of a grid's column."""
+    return start + index * (CELL + GAP)
+
+
+def legend(axes: Axes, where: str = "best") -> None:
+    axes.legend(fontsize=SMALL, loc=where, frameon=False, labelcolor=INK, handlelength=1.6)
+
+
+def plain_ticks(axis: Axis) -> None:
+    """1, 2, 5, 10, … on a logarithmic axis, instead of powers of ten."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:g}")
+
+
+def number(value: float) -> str:
+    """16 for 16.0, 2.29 for 2.29."""
+    return f"{value:.2f}".rstrip("0").rstrip(".")
+
+
+def free_path(path: Path) -> Path:
+    """`path`, or with -2, -3, … before its ending: nothing that exists is overwritten."""
+    candidate, count = path, 1
+    while candidate.exists():
+        count += 1
+        candidate = path.with_name(f"{path.stem}-{count}{path.suffix}")
+    return candidate
+
+
+def save(figure: Figure, path: Path, dpi: int = DPI) -> Path:
+    """Write a PNG under the first free name; returns that name."""
+    target = free_path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=dpi, format="png")
+    return target

@@ -1,0 +1,155 @@
+"""What is looked at: a method by its name, or a run's trained method; and the images to look at it with."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sslkit import keyed
+from sslkit.augment.geometry import CenterCrop
+from sslkit.backbones import Encoder, check_size
+from sslkit.console import SILENT, Console
+from sslkit.data.decode import UnreadableImage, native_side
+from sslkit.data.sources import ENDINGS, ImageSet, open_images
+from sslkit.errors import UserError
+from sslkit.methods import card, load
+from sslkit.methods.base import Info, Method
+from sslkit.training.run import RunFolder, load_method, read_configuration
+
+GENERATED = "fractal:100"
+"""Images for a method when none are given."""
+
+
+class Subject:
+    """A method and some images, loaded when first asked for.
+
+    Args:
+        source: a run folder, or a method's name.
+        images: DATA, or single image files; by default the run's own images, or generated ones.
+        count: how many of them; drawn by `seed` where there are more.
+        radius: instead of the run's or the method's own.
+        size: side of the square pictures, pixels, instead of the run's own; for a method at most 224.
+        seed: of the choice of images, and for a method's name of its random views.
+
+    Raises:
+        UserError: neither a run nor a method, a count, radius or size out of range.
+    """
+
+    def __init__(
+        self, source: str, images: Sequence[str] = (), *, count: int = 4, radius: float | None = None,
+        size: int | None = None, seed: int = 0, console: Console = SILENT,
+    ) -> None:  # fmt: skip
+        _check(count, radius, size)
+        self.source, self.count, self.console = source, count, console
+        self.run = open_run(source)
+        self._images, self._radius, self._size, self._seed = tuple(images), radius, size, seed
+
+    @cached_property
+    def images(self) -> ImageSet:
+        """All images there are to choose from."""
+        if self._images:
+            return open_pictures(self._images)
+        if self.run is None:
+            return open_images([GENERATED])
+        config = read_configuration(self.run.path / "config.toml")
+        try:
+            return open_images(config.data.sources, config.data.limit or None)
+        except UserError as problem:
+            raise UserError(
+                f"the images of {self.source} are gone: {problem.message}",
+                "name others: sslkit visualize RUN IMAGES",
+            ) from None
+
+    @cached_property
+    def originals(self) -> dict[int, Image.Image]:
+        """Position in `images` → decoded image, `count` of them where so many can be read."""
+        found: dict[int, Image.Image] = {}
+        total = len(self.images)
+        for index in map(int, keyed.permutation(total, self._seed, 0, 0, min(total, 10 * self.count))):
+            if len(found) == self.count:
+                break
+            try:
+                found[index] = self.images.read(index)
+            except UnreadableImage as problem:
+                self.console.warn(f"{problem.path} can't be read: {problem.reason}")
+        if not found:
+            raise UserError(f"{self.images.name}: no image could be read", "sslkit reads JPEG, PNG, WebP, …")
+        return dict(sorted(found.items()))
+
+    @cached_property
+    def pictures(self) -> Tensor:
+        """The whole central square of each image, float [N, 3, size, size] in [0, 1]."""
+        view = CenterCrop(self.size, self.size)
+        return torch.stack([view(image) for image in self.originals.values()]).float() / 255
+
+    @cached_property
+    def method(self) -> Method:
+        """Trained and in evaluation mode for a run; without weights (on torch's meta device) for a name."""
+        method = self._blank() if self.run is None else load_method(self.run.path)
+        if self._radius is not None:
+            method.config = dataclasses.replace(method.config, radius=self._radius)
+        if self._size is not None and self.run is not None:
+            encoder = method.encoder
+            check_size(encoder.name, self._size, encoder.stride, encoder.family)
+        return method
+
+    @cached_property
+    def size(self) -> int:
+        if self._size is not None:
+            return self._size
+        return min(224, native_side(self.images)) if self.run is None else self.method.info.size
+
+    @property
+    def radius(self) -> float:
+        return float(self.method.config.radius)
+
+    @property
+    def seed(self) -> int:
+        """Of the random views: the run's, so that they are the very ones it was trained on."""
+        if self.run is None:
+            return self._seed
+        return read_configuration(self.run.path / "config.toml").run.seed
+
+    def _blank(self) -> Method:
+        """The method around a network of shapes alone: its views and settings need no weights."""
+        info = Info(len(self.images), self.size, native_side(self.images))
+        made = load(self.source)
+        resolved = made.resolve(made.Config(), "vit", info)  # type: ignore[attr-defined]
+        config = dataclasses.replace(made.Config(), **{name: value for name, (value, _) in resolved.items()})
+        with torch.device("meta"):
+            patch = math.gcd(info.size, 16)
+            return made(config, Encoder("vit_tiny_patch16_224", info.size, patch_size=patch), info).eval()
+
+
+def open_run(source: str) -> RunFolder | None:
+    """The run folder behind `source`, or None for a method's name; UserError when it is neither."""
+    if Path(source).exists() or os.sep in source:
+        return RunFolder.open(Path(source))
+    card(source)
+    return None
+
+
+def open_pictures(sources: Sequence[str]) -> ImageSet:
+    """DATA as everywhere, and single image files in the order they were named."""
+    files = [name for name in sources if name.lower().endswith(ENDINGS) and os.path.isfile(name)]
+    others = [name for name in sources if name not in files]
+    found = open_images(others).paths if others else ()
+    paths = dict.fromkeys([*map(os.path.abspath, files), *found])
+    return ImageSet(tuple(paths), ", ".join(sources))
+
+
+def _check(count: int, radius: float | None, size: int | None) -> None:
+    if count < 1:
+        raise UserError(f"count {count}: at least 1 image expected")
+    if radius is not None and not radius > 0:
+        raise UserError(f"radius {radius}: more than 0 bins expected")
+    if size is not None and size < 8:
+        raise UserError(f"size {size}: at least 8 pixels expected")

@@ -1,0 +1,173 @@
+"""Where weights come from and how they are written: safetensors and JSON, never pickle.
+
+SOURCE is one rule everywhere: a run folder, an exported folder, a .safetensors file with its config.json
+beside it, `timm/NAME` (the only network use) or `random/NAME`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sslkit.backbones import IMAGENET_MEAN, IMAGENET_STD, Encoder, check_size
+from sslkit.errors import UserError
+
+ENCODER_FILE = "encoder.safetensors"
+EXPORT_FILE = "model.safetensors"  # the name timm and the Hugging Face hub look for
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a strict look at two sets of names found."""
+
+    taken: int
+    missing: tuple[str, ...]
+    unused: tuple[str, ...]
+
+
+def load_encoder(source: str | Path, size: int | None = None, seed: int = 0) -> Encoder:
+    """An `Encoder` from any SOURCE, in evaluation mode.
+
+    Args:
+        source: a run folder, an exported folder, a .safetensors file with its config.json beside it,
+            `timm/NAME` (published weights) or `random/NAME`.
+        size: side of the images, pixels; by default the one the weights were made for.
+        seed: of the weights of `random/NAME`.
+
+    Raises:
+        UserError: it is none of these, or its files do not belong together.
+    """
+    text = str(source)
+    if text.startswith(("timm/", "random/")):
+        kind, _, name = text.partition("/")
+        torch.manual_seed(seed)
+        return Encoder(name, size or 224, pretrained=kind == "timm").eval()
+    file = encoder_file(Path(source))
+    config = read_config(file.parent)
+    arguments = config.get("model_args", {})
+    made = config["pretrained_cfg"]["input_size"][-1]
+    side = size or made
+    # A ViT keeps the position embedding it was trained with and resamples it in each forward pass; other
+    # models have nothing that depends on the size, or are built for the new one (Swin).
+    built = arguments["img_size"] if arguments.get("dynamic_img_size") else side
+    encoder = Encoder(config["architecture"], built, patch_size=arguments.get("patch_size"))
+    found = load_into(encoder.model, load_file(file))
+    if found.missing or found.unused:
+        names = ", ".join((found.missing + found.unused)[:3])
+        cure = "was config.json edited?" if side == made else f"the weights are for images of {made} px"
+        raise UserError(f"{file} does not fit {config['architecture']} at {side} px: {names} …", cure)
+    check_size(encoder.name, side, encoder.stride, encoder.family)
+    encoder.size = side
+    return encoder.eval()
+
+
+def encoder_file(path: Path) -> Path:
+    """The file with the encoder's weights behind a run folder, an exported folder or the file itself."""
+    candidates = [path] if path.suffix == ".safetensors" else [path / ENCODER_FILE, path / EXPORT_FILE]
+    for file in candidates:
+        if file.is_file() and (file.parent / "config.json").is_file():
+            return file
+    if (path / "run.json").is_file():
+        raise UserError(f"run {path} has no encoder yet", f"finish it: sslkit pretrain --resume {path}")
+    raise UserError(
+        f"{path} is not a run, an exported folder or a .safetensors file with its config.json",
+        "give a run folder such as runs/mfm-…-1, or timm/NAME, or random/NAME",
+    )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.json that timm and sslkit share."""
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config["architecture"], config["pretrained_cfg"]["input_size"][-1]
+    except (ValueError, KeyError, TypeError, IndexError, OSError) as problem:
+        raise UserError(f"{folder / 'config.json'} is not a timm model configuration: {problem!r}") from None
+    return config
+
+
+def timm_config(encoder: Encoder) -> dict[str, Any]:
+    """What `timm.create_model("local-dir:FOLDER", pretrained=True)` reads as config.json."""
+    side = encoder.size
+    return {
+        "architecture": encoder.name.split(".")[0],
+        "num_classes": 0,
+        "num_features": encoder.width,
+        "global_pool": "avg",
+        "model_args": encoder.arguments,
+        "pretrained_cfg": {
+            "input_size": [3, side, side],
+            "fixed_input_size": "img_size" in encoder.arguments
+            and not encoder.arguments.get("dynamic_img_size"),
+            "interpolation": "bicubic",
+            "crop_pct": 0.875,
+            "mean": list(IMAGENET_MEAN),
+            "std": list(IMAGENET_STD),
+            "num_classes": 0,
+            "pool_size": None,
+            "first_conv": None,
+            "classifier": None,
+        },
+    }
+
+
+def write_encoder(encoder: Encoder, folder: Path, file: str, metadata: dict[str, str]) -> Path:
+    """Weights in timm's key names and the config.json beside them; returns the weight file."""
+    save(encoder.model.state_dict(), folder / file, metadata)
+    text = json.dumps(timm_config(encoder), indent=2) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    return folder / file
+
+
+def save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file with the permissions the umask asks for (the library itself always writes 0600)."""
+    own = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    save_file(own, path, metadata={"format": "pt", **(metadata or {})})
+    path.chmod(0o666 & ~_umask())
+
+
+def header_of(file: Path) -> tuple[int, int, dict[str, str]]:
+    """Number of tensors, number of weights and metadata of a safetensors file, without reading its tensors."""
+    with safetensors.safe_open(file, framework="pt") as opened:
+        shapes = [opened.get_slice(name).get_shape() for name in opened.keys()]  # noqa: SIM118
+        return len(shapes), sum(map(math.prod, shapes)), dict(opened.metadata() or {})
+
+
+def load_into(module: nn.Module, tensors: dict[str, Tensor], but: tuple[str, ...] = ()) -> Loaded:
+    """Copy tensors by name; nothing is taken with a wrong shape, and nothing missing goes unnoticed.
+
+    Args:
+        but: prefixes of names that are expected to be missing in `tensors` or unused by `module`.
+    """
+    own = module.state_dict()
+    taken = {
+        name: tensor for name, tensor in tensors.items() if name in own and own[name].shape == tensor.shape
+    }
+    module.load_state_dict(taken, strict=False)
+
+    def unexpected(names: set[str]) -> tuple[str, ...]:
+        return tuple(sorted(name for name in names if not name.startswith(but)))
+
+    return Loaded(len(taken), unexpected(set(own) - set(taken)), unexpected(set(tensors) - set(taken)))
+
+
+def sha256(file: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _umask() -> int:
+    """The process's umask; reading it means setting it, so it is put back at once."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

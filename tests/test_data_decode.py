@@ -1,0 +1,308 @@
+"""Images as they are found: every mode with exact pixels, every orientation, every kind of damage."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import pickle
+import random
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from sslkit.data.decode import UnreadableImage, image_size, native_side, read_image
+from sslkit.data.sources import ImageSet, open_images
+from sslkit.errors import UserError
+
+Pixels = NDArray[np.uint8]
+RANDOM = np.random.default_rng(0)
+GREY = RANDOM.integers(0, 256, (12, 16), dtype=np.uint8)
+COLOR = RANDOM.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+ALPHA = RANDOM.integers(0, 256, (12, 16), dtype=np.uint8)
+ALPHA[:, :2], ALPHA[:, 2:4] = 0, 255
+
+
+def on_white(color: Pixels, alpha: Pixels) -> NDArray[np.float64]:
+    share = alpha[..., None] / 255
+    return color * share + 255 * (1 - share)
+
+
+def grey_to_rgb(grey: NDArray[Any]) -> NDArray[Any]:
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def pixels(path: Path) -> NDArray[np.int64]:
+    image = read_image(str(path))
+    assert image.mode == "RGB"
+    assert image_size(str(path)) == image.size
+    return np.asarray(image).astype(np.int64)
+
+
+def palette_image() -> tuple[Image.Image, Pixels]:
+    table = RANDOM.integers(0, 256, (4, 3), dtype=np.uint8)
+    image = Image.fromarray(GREY % 4)
+    image.putpalette(table.tobytes())
+    return image, table[GREY % 4]
+
+
+@pytest.mark.parametrize("ending", ["png", "bmp", "tif", "ppm"])
+def test_rgb_is_exact_in_lossless_formats(tmp_path: Path, ending: str) -> None:
+    Image.fromarray(COLOR).save(tmp_path / f"a.{ending}")
+    assert np.array_equal(pixels(tmp_path / f"a.{ending}"), COLOR)
+
+
+def test_webp_is_exact_when_lossless(tmp_path: Path) -> None:
+    Image.fromarray(COLOR).save(tmp_path / "a.webp", lossless=True)
+    assert np.array_equal(pixels(tmp_path / "a.webp"), COLOR)
+
+
+def test_grey_and_one_bit(tmp_path: Path) -> None:
+    Image.fromarray(GREY).save(tmp_path / "grey.png")
+    Image.fromarray(GREY > 127).save(tmp_path / "bit.png")
+    assert np.array_equal(pixels(tmp_path / "grey.png"), grey_to_rgb(GREY))
+    assert np.array_equal(pixels(tmp_path / "bit.png"), grey_to_rgb(np.where(GREY > 127, 255, 0)))
+
+
+def test_alpha_is_composed_on_white(tmp_path: Path) -> None:
+    Image.fromarray(np.dstack([COLOR, ALPHA])).save(tmp_path / "rgba.png")
+    Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(ALPHA)]).save(tmp_path / "la.png")
+    assert np.abs(pixels(tmp_path / "rgba.png") - on_white(COLOR, ALPHA)).max() <= 0.51
+    assert np.abs(pixels(tmp_path / "la.png") - on_white(grey_to_rgb(GREY), ALPHA)).max() <= 0.51
+
+
+@pytest.mark.parametrize("ending", ["png", "gif"])
+def test_palettes_with_and_without_transparency(tmp_path: Path, ending: str) -> None:
+    image, colors = palette_image()
+    image.save(tmp_path / f"opaque.{ending}")
+    image.save(tmp_path / f"clear.{ending}", transparency=2)
+    assert np.array_equal(pixels(tmp_path / f"opaque.{ending}"), colors)
+    expected = np.where((GREY % 4 == 2)[..., None], 255, colors)
+    assert np.array_equal(pixels(tmp_path / f"clear.{ending}"), expected)
+
+
+def test_grey_and_colour_keys_of_png_are_transparent(tmp_path: Path) -> None:
+    Image.fromarray(GREY).save(tmp_path / "grey.png", transparency=int(GREY[3, 5]))
+    Image.fromarray(COLOR).save(tmp_path / "rgb.png", transparency=tuple(COLOR[3, 5].tolist()))
+    assert (pixels(tmp_path / "grey.png")[3, 5] == 255).all()
+    assert (pixels(tmp_path / "rgb.png")[3, 5] == 255).all()
+    assert np.array_equal(pixels(tmp_path / "rgb.png")[0], COLOR[0])
+
+
+def test_cmyk_is_inks_subtracted_from_white(tmp_path: Path) -> None:
+    inks = RANDOM.integers(0, 256, (12, 16, 4), dtype=np.uint8)
+    Image.frombytes("CMYK", (16, 12), inks.tobytes()).save(tmp_path / "a.tif")
+    share = 1 - inks.astype(float) / 255
+    expected = 255 * share[..., :3] * share[..., 3:]
+    assert np.abs(pixels(tmp_path / "a.tif") - expected).max() <= 1.01
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "pgm"])
+def test_16_bits_are_scaled_to_8(tmp_path: Path, ending: str) -> None:
+    values = np.linspace(0, 65535, 192).reshape(12, 16).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / f"a.{ending}")
+    assert np.abs(pixels(tmp_path / f"a.{ending}") - grey_to_rgb(values / 257)).max() <= 0.51
+
+
+@pytest.mark.parametrize(
+    ("values", "low", "high"),
+    [
+        (np.linspace(0, 65535, 192), 0, 65535),  # the customary range of integers
+        (np.linspace(0, 4095, 192), 0, 65535),
+        (np.linspace(-1000, 90_000, 192), -1000, 90_000),  # its own
+        (np.full(192, 70_000), 70_000, 70_001),  # constant: black
+    ],
+)
+def test_32_bit_integers_are_scaled_by_range(
+    tmp_path: Path, values: NDArray[np.float64], low: float, high: float
+) -> None:
+    whole = values.reshape(12, 16).astype(np.int32)
+    Image.fromarray(whole).save(tmp_path / "a.tif")
+    expected = 255 * (whole - low) / (high - low)
+    assert np.abs(pixels(tmp_path / "a.tif") - grey_to_rgb(expected)).max() <= 0.51
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-3.0, 7.0), (0.0, 255.0)])
+def test_floats_are_scaled_by_range(tmp_path: Path, low: float, high: float) -> None:
+    values = np.linspace(low, high, 192, dtype=np.float32).reshape(12, 16)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    expected = 255 * (values - low) / (high - low)
+    assert np.abs(pixels(tmp_path / "a.tif") - grey_to_rgb(expected)).max() <= 0.51
+
+
+def test_floats_that_are_no_numbers_become_black(tmp_path: Path) -> None:
+    values = np.full((12, 16), 0.5, dtype=np.float32)
+    values[0, :3] = np.nan, np.inf, -np.inf
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    found = pixels(tmp_path / "a.tif")
+    assert (found[0, :3] == 0).all()
+    assert (found[1:] == 128).all()
+
+
+@pytest.mark.parametrize("ending", ["gif", "png", "webp", "tif", "mpo"])
+def test_the_first_frame_counts(tmp_path: Path, ending: str) -> None:
+    frames = [Image.new("RGB", (16, 12), color) for color in ("red", "blue")]
+    lossless: dict[str, Any] = {"lossless": True} if ending == "webp" else {}
+    frames[0].save(tmp_path / f"a.{ending}", save_all=True, append_images=frames[1:], **lossless)
+    assert np.abs(pixels(tmp_path / f"a.{ending}") - [255, 0, 0]).max() <= 1
+
+
+# Stored pixels → upright picture (EXIF 2.32, tag 274), as array operations.
+UPRIGHT = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(tmp_path: Path, orientation: int, ending: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    lossless: dict[str, Any] = {"lossless": True} if ending == "webp" else {}
+    Image.fromarray(COLOR).save(tmp_path / f"a.{ending}", exif=exif, **lossless)
+    assert np.array_equal(pixels(tmp_path / f"a.{ending}"), UPRIGHT[orientation](COLOR))
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\xff" * 40],
+)
+def test_broken_exif_does_not_lose_the_image(tmp_path: Path, exif: bytes) -> None:
+    plain = Image.fromarray(GREY)
+    plain.save(tmp_path / "broken.jpg", exif=exif, quality=100)
+    plain.save(tmp_path / "plain.jpg", quality=100)
+    assert np.array_equal(pixels(tmp_path / "broken.jpg"), pixels(tmp_path / "plain.jpg"))
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_orientations_that_do_not_exist_are_ignored(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(COLOR).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(pixels(tmp_path / "a.png"), COLOR)
+
+
+def test_a_wrong_ending_is_opened_by_content(tmp_path: Path) -> None:
+    Image.fromarray(COLOR).save(tmp_path / "a.jpg", format="PNG")
+    assert np.array_equal(pixels(tmp_path / "a.jpg"), COLOR)
+
+
+def encoded(form: str = "PNG", size: tuple[int, int] = (64, 64)) -> bytes:
+    file = io.BytesIO()
+    noise = np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(noise).save(file, format=form)
+    return file.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and has no data."""
+    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = b"IDAT" + zlib.compress(b"")
+    chunks = [
+        struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in (body, data)
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def text_bomb() -> bytes:
+    """A PNG whose compressed comment unfolds to 10 MB; Pillow answers with ValueError."""
+    part = b"zTXt" + b"Comment\0\0" + zlib.compress(b"x" * 10**7)
+    chunk = struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part))
+    whole = encoded()
+    return whole[:33] + chunk + whole[33:]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "not an image"),
+        (b"<html>not found</html>", "not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
+        (b"%PDF-1.4", "not an image"),
+        (encoded("JPEG")[:1500], "truncated"),
+        (encoded("PNG")[:5000], "truncated"),
+        (encoded("PNG").replace(b"IDAT", b"IDAX"), ""),
+        (png_header(10_000, 10_000), "10000x10000 pixels, more than 64 megapixels"),
+        (png_header(20_000, 20_000), "more than 64 megapixels"),
+        (text_bomb(), ""),
+        (encoded(size=(7, 30)), "7x30 pixels, a side under 8"),
+    ],
+    ids=["zero", "html", "eps", "pdf", "jpeg", "png", "chunk", "100MP", "400MP", "text", "tiny"],
+)
+def test_what_can_not_be_read_says_why_in_one_line(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    with pytest.raises(UnreadableImage) as caught:
+        read_image(str(path))
+    assert caught.value.path == str(path)
+    assert reason in caught.value.reason
+    assert caught.value.reason
+    assert caught.value.reason.isprintable()
+
+
+def test_files_that_are_gone_or_are_folders(tmp_path: Path) -> None:
+    (tmp_path / "folder.jpg").mkdir()
+    for name, reason in (("gone.jpg", "No such file or directory"), ("folder.jpg", "Is a directory")):
+        with pytest.raises(UnreadableImage) as caught:
+            read_image(str(tmp_path / name))
+        assert caught.value.reason == reason
+
+
+def test_eight_pixels_and_a_camera_of_64_megapixels_are_allowed(tmp_path: Path) -> None:
+    Image.new("L", (8, 2000)).save(tmp_path / "narrow.png")
+    assert read_image(str(tmp_path / "narrow.png")).size == (8, 2000)
+    (tmp_path / "large.png").write_bytes(png_header(9248, 6936))
+    assert image_size(str(tmp_path / "large.png")) == (9248, 6936)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"])
+def test_random_damage_raises_nothing_else(tmp_path: Path, form: str) -> None:
+    original, path, chance = encoded(form, (24, 16)), tmp_path / "a", random.Random(0)
+    for _ in range(150):
+        damaged = bytearray(original)
+        for _ in range(chance.randint(1, 12)):
+            # Mostly headers, where the parsers are.
+            reach = len(damaged) if chance.random() < 0.3 else min(len(damaged), 120)
+            damaged[chance.randrange(reach)] = chance.randrange(256)
+        path.write_bytes(damaged[: chance.randint(1, len(damaged))] if chance.random() < 0.2 else damaged)
+        with contextlib.suppress(UnreadableImage):
+            assert read_image(str(path)).mode == "RGB"
+
+
+def test_unreadable_image_travels_between_processes() -> None:
+    error = pickle.loads(pickle.dumps(UnreadableImage("a.jpg", "truncated")))
+    assert (error.path, error.reason, str(error)) == ("a.jpg", "truncated", "a.jpg: truncated")
+
+
+def test_native_side_is_the_median_short_side(tmp_path: Path) -> None:
+    for i, size in enumerate([(100, 30), (20, 90), (64, 50)]):
+        Image.new("L", size).save(tmp_path / f"{i}.png")
+    (tmp_path / "bad.png").touch()
+    assert native_side(open_images([str(tmp_path)])) == 30
+    assert native_side(open_images(["fractal:100"])) == 128
+
+
+def test_native_side_of_nothing_but_damage_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "bad.png").touch()
+    with pytest.raises(UserError, match="none of 1 sampled images can be read"):
+        native_side(open_images([str(tmp_path)]))
+
+
+def test_native_side_samples_the_whole_range(tmp_path: Path) -> None:
+    for side in (10, 20):
+        Image.new("L", (side, side)).save(tmp_path / f"{side}.png")
+    small, large = str(tmp_path / "10.png"), str(tmp_path / "20.png")
+    assert native_side(ImageSet((small,) * 40 + (large,) * 60, "x"), sample=5) == 20
+    assert native_side(ImageSet((small,) * 60 + (large,) * 40, "x"), sample=5) == 10
