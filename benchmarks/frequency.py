@@ -46,11 +46,7 @@ def published_spectrum(images: Tensor) -> Tensor:
 
 
 def published_loss(prediction: Tensor, target: Tensor, masks: Tensor) -> Tensor:
-    predicted, wanted = (
-        torch.fft.fftshift(torch.fft.fft2(x, norm="ortho"), dim=(-2, -1)) for x in (prediction, target)
-    )
-    predicted, wanted = (torch.stack([x.real, x.imag], -1) for x in (predicted, wanted))
-    squared = (predicted - wanted) ** 2
+    squared = (published_spectrum(prediction) - published_spectrum(target)) ** 2
     distance = torch.sqrt(squared[..., 0] + squared[..., 1] + 1e-12)
     scored = (1 - masks)[:, None]
     return (distance * scored).sum() / (scored.sum() * prediction.shape[1])

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tomllib
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,7 +48,7 @@ def setting(
 class Data:
     sources: tuple[str, ...] = setting((), "folders, .txt lists, .csv tables or fractal:N")
     size: int = setting(AUTO, "side of the square views, pixels", low=8, auto=True)
-    limit: int = setting(0, "use only the first N images; 0: all", low=0)
+    limit: int = setting(0, "use only N images, spread over the set; 0: all", low=0)
     max_bad: float = setting(0.01, "share of unreadable images above which the run stops", low=0, high=1)
     workers: int = setting(
         AUTO, "processes that read images; 0: none, read in the training process", low=0, auto=True
@@ -212,14 +213,12 @@ def _named(kind: type) -> str:
 
 
 def _described(kinds: Sequence[Any]) -> str:
-    if kinds[-1] is Ellipsis:
-        return "any number of texts" if kinds[0] is str else "numbers"
-    return f"{len(kinds)} numbers"
+    return "texts" if kinds[-1] is Ellipsis else f"{len(kinds)} numbers"
 
 
 def _in_range(key: str, number: float, metadata: Mapping[str, Any]) -> None:
-    if number != number:
-        raise UserError(f"{key}: nan is not a number")
+    if not math.isfinite(number):
+        raise UserError(f"{key}: {number} is not a finite number")
     if (above := metadata.get("above")) is not None and not number > above:
         raise UserError(f"{key}: {number} is not > {above}")
     if (low := metadata.get("low")) is not None and number < low:
@@ -288,13 +287,14 @@ def dump(configuration: Any, header: str = "") -> str:
         if item.name == "method":
             lines.append(f"name = {json.dumps(configuration.method_name)}")
         for key, value, metadata in settings(section, item.name):
-            lines.append(f"{key.partition('.')[2]} = {_toml(value)}  # {metadata['help']}")
+            lines.append(f"{key.partition('.')[2]} = {toml_value(value)}  # {metadata['help']}")
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
-def _toml(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """One value as TOML."""
     if isinstance(value, tuple):
-        return "[" + ", ".join(map(_toml, value)) + "]"
+        return "[" + ", ".join(map(toml_value, value)) + "]"
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return repr(value).lower() if isinstance(value, bool) else repr(value)

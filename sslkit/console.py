@@ -89,6 +89,15 @@ class Console:
             self._write(sys.stdout, json.dumps(document, default=str))
 
     @contextmanager
+    def copied_to(self, log: Path) -> Iterator[None]:
+        """What people read inside is also written to a file; afterwards no longer."""
+        before, self.log = self.log, log
+        try:
+            yield
+        finally:
+            self.log = before
+
+    @contextmanager
     def bar(self, label: str, total: int) -> Iterator[Bar]:
         """Progress of one task; a Rich bar on a terminal, plain lines elsewhere."""
         bar = Bar(self, label, total)
@@ -118,11 +127,7 @@ class Console:
             if stream is sys.stderr and self._progress is not None:
                 self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
             else:
-                print(
-                    text.encode(stream.encoding or "utf-8", "backslashreplace").decode(stream.encoding),
-                    file=stream,
-                    flush=True,
-                )
+                print(printable(text, stream), file=stream, flush=True)
         except OSError:
             pass
 
@@ -134,6 +139,12 @@ class Console:
                 file.write(text + "\n")
         except OSError:
             self.log = None
+
+
+def printable(text: str, stream: TextIO) -> str:
+    """The text with what the stream's encoding can't say, or a file name's stray bytes, as escapes."""
+    encoding = stream.encoding or "utf-8"  # io.StringIO has none
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 SILENT = Console(quiet=True)

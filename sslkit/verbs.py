@@ -139,8 +139,8 @@ def finetune(source: str | Path, data: str | Path, console: Console = SILENT, **
 def export(
     source: str | Path, out: str | Path | None = None, console: Console = SILENT, **options: Any
 ) -> Any:
-    """Weights for timm (or ONNX), each proven by loading them back. See sslkit.export."""
-    from sslkit.export import export as run
+    """Weights for timm (or ONNX), each proven by loading them back. See sslkit.exporting."""
+    from sslkit.exporting import export as run
 
     return run(str(source), Path(out) if out is not None else None, console=console, **options)
 
@@ -148,7 +148,7 @@ def export(
 def visualize(
     source: str | Path, images: Sequence[str | Path] = (), console: Console = SILENT, **options: Any
 ) -> list[Path]:
-    """Pictures of what a method does or a model learned; returns their files. See sslkit.visualization.visualize."""
+    """Pictures of what a method does or a model learned; returns their files. See visualization.visualize."""
     from sslkit.visualization.visualize import visualize as run
 
     return run(str(source), [str(image) for image in images], console=console, **options)

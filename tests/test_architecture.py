@@ -18,7 +18,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     {"config", "errors", "keyed", "console"},
     {"augment", "blocks", "losses", "frequency", "data", "backbones", "weights"},
-    {"methods", "export"},
+    {"methods", "exporting"},
     {"training"},
     {"evaluation"},
     {"visualization"},

@@ -113,8 +113,8 @@ def test_maps_of_layers(name: str) -> None:
 
 
 def test_maps_of_a_model_without_maps_are_refused() -> None:
-    with pytest.raises(UserError, match="test_vit_relpos gives no feature maps"):
-        encoder("test_vit_relpos").maps(images(1, 3, 64, 64))
+    with pytest.raises(UserError, match="vit_relpos_small_patch16_224 gives no feature maps"):
+        encoder("vit_relpos_small_patch16_224").maps(images(1, 3, 64, 64))
 
 
 # ----------------------------------------------------------------------------------------------- tokens

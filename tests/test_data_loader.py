@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sslkit.augment.geometry import CenterCrop, RandomResizedCrop, to_tensor_uint8
 from sslkit.data.labels import open_labelled
-from sslkit.data.loader import Views, evaluation_loader, pretraining_loader
+from sslkit.data.loader import ViewDataset, evaluation_loader, pretraining_loader
 from sslkit.data.sources import ImageSet, open_images
 from sslkit.errors import UserError
 
@@ -90,14 +90,14 @@ def test_an_epoch_shows_no_image_twice_and_each_epoch_has_its_own_order(images: 
 
 def test_crops_differ_between_epochs_and_seeds() -> None:
     images = open_images(["fractal:4"])
-    views = [Views(images, TRANSFORM, seed)[(epoch, 2)]["image"] for seed in (0, 1) for epoch in (0, 1)]
+    views = [ViewDataset(images, TRANSFORM, seed)[(epoch, 2)]["image"] for seed in (0, 1) for epoch in (0, 1)]
     assert len({view.numpy().tobytes() for view in views}) == 4
-    assert torch.equal(Views(images, TRANSFORM, 0)[(0, 2)]["image"], views[0])
+    assert torch.equal(ViewDataset(images, TRANSFORM, 0)[(0, 2)]["image"], views[0])
 
 
 def test_step_s_shows_the_views_of_its_epoch() -> None:
     images = open_images(["fractal:22"])
-    views = Views(images, TRANSFORM, 0)
+    views = ViewDataset(images, TRANSFORM, 0)
     for step, batch in enumerate(batches(images, start=4, steps=8), start=4):
         expected = [views[(step // 5, index)]["image"] for index in batch["index"].tolist()]
         assert torch.equal(batch["image"], torch.stack(expected))
@@ -140,7 +140,7 @@ def test_unreadable_images_are_replaced_and_reported(images: ImageSet) -> None:
 
 def test_the_replacement_gets_the_view_it_has_itself(images: ImageSet) -> None:
     damage(images, 3)
-    views = Views(images, TRANSFORM, 0)
+    views = ViewDataset(images, TRANSFORM, 0)
     item = views[(4, 3)]
     assert item["bad"][0][0] == images.paths[3]
     assert torch.equal(item["image"], views[(4, item["index"])]["image"])

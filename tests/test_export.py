@@ -13,9 +13,9 @@ from PIL import Image
 import sslkit
 from sslkit.backbones import Encoder
 from sslkit.errors import UserError
-from sslkit.export import ExportResult, export
-from sslkit.export import onnx as export_onnx_module
-from sslkit.export.proof import Reference, prove
+from sslkit.exporting import ExportResult, export
+from sslkit.exporting import onnx as export_onnx_module
+from sslkit.exporting.proof import Reference, prove
 from sslkit.weights import ENCODER_FILE, header_of, write_encoder
 
 SWIN = pytest.param("swin_tiny_patch4_window7_224", marks=pytest.mark.slow)

@@ -16,7 +16,7 @@ from sslkit.backbones import Encoder
 from sslkit.errors import UserError
 from sslkit.methods import load
 from sslkit.methods.base import Info
-from sslkit.training.run import METHOD_FILE, RunFolder
+from sslkit.training.run import RunFolder
 from sslkit.weights import (
     ENCODER_FILE,
     EXPORT_FILE,
@@ -61,14 +61,13 @@ def test_written_encoder_comes_back_here_and_in_plain_timm(tmp_path: Path, name:
     torch.testing.assert_close(plain_timm(tmp_path, images), expected, rtol=0, atol=1e-5)
 
 
-def test_plain_timm_takes_the_encoder_of_a_run_not_the_whole_method(tmp_path: Path) -> None:
-    """timm falls back to the first *.safetensors by name, unless a name that it prefers is there."""
+def test_plain_timm_opens_a_run_folder(tmp_path: Path) -> None:
+    """timm takes the only *.safetensors there is, whatever its name."""
     kind = load("mfm")
     method = kind(kind.Config(radius=4.0, low_share=0.5), made("test_vit"), Info(count=8, size=64, native=64))
     run = RunFolder.create(tmp_path / "run")
-    run.finish(method, {})
-    written = sorted(path.name for path in run.path.glob("*.safetensors"))
-    assert written == [ENCODER_FILE, METHOD_FILE]
+    run.finish(method.encoder, {})
+    assert [path.name for path in run.path.glob("*.safetensors")] == [ENCODER_FILE]
     images = torch.rand(2, 3, 64, 64)
     expected = method.eval().encoder.vector(images).detach()
     torch.testing.assert_close(plain_timm(run.path, images), expected, rtol=0, atol=1e-5)

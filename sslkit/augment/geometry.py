@@ -51,13 +51,13 @@ def random_resized_crop_box(
 
 
 def crop_resize(image: Image.Image, box: Box, size: int) -> Image.Image:
-    """The box of the image at size x size, bicubic with anti-aliasing.
+    """The box of the image at size x size, bicubic with anti-aliasing (torchvision's crop, then resize).
 
-    Pixels just outside the box take part where the filter reaches over its edge, unlike in crop-then-resize,
-    which repeats the edge.
+    Pillow's one-call `resize(box=…)` would let pixels outside the box take part: up to 19 of 255 at its rim.
     """
     left, top, width, height = box
-    return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
+    cropped = image.crop((left, top, left + width, top + height))
+    return cropped.resize((size, size), Image.Resampling.BICUBIC)
 
 
 def to_tensor_uint8(image: Image.Image) -> Tensor:

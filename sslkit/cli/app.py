@@ -7,20 +7,21 @@ A bug keeps its ordinary traceback.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
 import typer
 
 from sslkit import __version__
+from sslkit.console import printable
 from sslkit.errors import UserError
 
 UsageError: Any = typer.BadParameter.__base__
-"""What typer raises for wrong arguments; newer versions carry their own copy of click, so it is not imported."""
+"""What typer raises for wrong arguments; newer versions carry their own click, so it is not imported."""
 
 app = typer.Typer(
     name="sslkit",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -61,8 +62,11 @@ _add_commands()
 
 def main() -> None:
     """Run the command line; never returns."""
+    # Before torch loads its OpenMP: threads that spin while they wait take the cores from the workers that
+    # read images. Measured on 2 busy cores, a ViT's step is five times faster when they sleep instead.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        code = app(standalone_mode=False)
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except UserError as error:
         code = _tell(error.message, error.hint, error.code)
     except UsageError as error:
@@ -77,8 +81,7 @@ def main() -> None:
 def _tell(message: str, hint: str, code: int) -> int:
     for line in (f"error: {message}", f"hint: {hint}" if hint else ""):
         if line:
-            encoding = sys.stderr.encoding or "utf-8"
-            print(line.encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr)
+            print(printable(line, sys.stderr), file=sys.stderr)
     return code
 
 

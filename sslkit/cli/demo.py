@@ -19,7 +19,7 @@ def demo(out: options.Out = None, quiet: options.Quiet = False) -> None:
     not what pre-training gains: for that, take your own images and more time.
     """
     from sslkit import verbs
-    from sslkit.training.run import next_folder
+    from sslkit.paths import next_folder
 
     console = Console(quiet)
     folder = Path(out) if out else next_folder(Path("runs"), "demo")

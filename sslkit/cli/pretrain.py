@@ -31,7 +31,9 @@ def pretrain(
     ] = None,
     lr: options.LearningRate = None,
     size: options.Size = None,
-    limit: Annotated[int | None, typer.Option("--limit", help="Use only the first N images.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="Use only N images, spread over the set.")
+    ] = None,
     workers: options.Workers = None,
     device: options.Device = None,
     precision: options.Precision = None,

@@ -30,7 +30,7 @@ _REPLACEMENT_TRIES = 20
 _PREFETCH = 4  # batches ready per worker: enough to even out slow images, small beside the model's memory
 
 
-class Views(Dataset[dict[str, Any]]):
+class ViewDataset(Dataset[dict[str, Any]]):
     """The views of one image in one epoch, addressed by (epoch, index).
 
     An item holds the transform's tensors, "index" (int, the image it really is) and "bad" (what could not
@@ -122,7 +122,7 @@ def pretraining_loader(
         UserError: while iterating, when an image and all its replacements are unreadable.
     """
     batches = KeyedBatches(len(images), batch_size, seed, start_step, steps, steps_per_epoch)
-    views = Views(images, transform, seed)
+    views = ViewDataset(images, transform, seed)
     return _checked(images.name, _data_loader(views, batches, _collate_views, workers))
 
 

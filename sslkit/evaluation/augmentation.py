@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from timm.data import Mixup, create_transform
 from torch import Tensor
@@ -27,7 +28,7 @@ from sslkit.evaluation.recipe import Augment
 
 @contextmanager
 def seeded(generator: np.random.Generator) -> Iterator[None]:
-    """Global generators (Python, NumPy, torch on the CPU) seeded from `generator`, and restored afterwards."""
+    """Python's, NumPy's and torch's CPU generators seeded from `generator`, and put back afterwards."""
     python, numpy, own = random.getstate(), np.random.get_state(), torch.get_rng_state()
     seeds = generator.integers(1 << 32, size=3)
     random.seed(int(seeds[0]))
@@ -85,24 +86,31 @@ class Mixing:
 
     def __init__(self, augment: Augment, classes: int) -> None:
         self.enabled = augment.mix_probability > 0 and max(augment.mixup, augment.cutmix) > 0
+        self.classes, self.smoothing = classes, augment.smoothing
         self.mixup = Mixup(
             mixup_alpha=augment.mixup,
             cutmix_alpha=augment.cutmix,
-            prob=augment.mix_probability if self.enabled else 0.0,
+            prob=augment.mix_probability,
             switch_prob=0.5,
             label_smoothing=augment.smoothing,
             num_classes=classes,
         )
-        self.mixup.mixup_enabled = self.enabled
 
     def __call__(self, images: Tensor, labels: Tensor, seed: int, step: int) -> tuple[Tensor, Tensor]:
         """(images [B, 3, H, W], changed in place; labels int64 [B]) → images, soft targets [B, C].
 
-        A batch of an odd number, which timm refuses, is not mixed.
+        Raises:
+            ValueError: B is odd; images are mixed in pairs.
         """
-        self.mixup.mixup_enabled = self.enabled
+        if not self.enabled:
+            return images, self._smoothed(labels)
         if len(images) % 2:
             raise ValueError(f"Mixing: an even batch expected, got {len(images)}")
         with seeded(keyed.generator(seed, 0, step, "mixing")):
             mixed: tuple[Tensor, Tensor] = self.mixup(images, labels)
         return mixed
+
+    def _smoothed(self, labels: Tensor) -> Tensor:
+        """Label smoothing alone: [B] → [B, C]."""
+        hard = F.one_hot(labels, self.classes).float()
+        return hard * (1 - self.smoothing) + self.smoothing / self.classes

@@ -93,7 +93,7 @@ def build_model(
     if found.missing or found.unused:
         names = ", ".join((found.missing + found.unused)[:3])
         raise UserError(
-            f"{encoder.name}: weights don't fit, {len(found.missing)} missing, {len(found.unused)} unknown: {names} …",
+            f"{encoder.name}: {len(found.missing)} weights missing, {len(found.unused)} unknown: {names} …",
             "fine-tune at the size of pre-training",
         )
     return model, found, tuple(name for name in model.state_dict() if name.startswith(new))
@@ -112,7 +112,7 @@ def classifier_arguments(encoder: Encoder, size: int) -> dict[str, Any]:
 def classifier_name(model: Any) -> str:
     """Where timm keeps the last layer: `head`, `fc`, `head.fc` …"""
     layer = model.get_classifier()
-    return next(name for name, module in model.named_modules() if module is layer)
+    return str(next(name for name, module in model.named_modules() if module is layer))
 
 
 def resized(encoder: Encoder, model: Any) -> dict[str, Tensor]:
@@ -132,7 +132,7 @@ def resized(encoder: Encoder, model: Any) -> dict[str, Tensor]:
 def finetune_groups(model: Any, weight_decay: float, layer_decay: float) -> list[dict[str, object]]:
     """Parameter groups with each layer's learning-rate factor `layer_decay^(layers after it)`.
 
-    No weight decay for vectors and for what the architecture itself exempts (position embedding, class token).
+    No weight decay for vectors and for what the architecture itself exempts, such as the position embedding.
     """
     exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
     scales = layer_scales(model, layer_decay) if layer_decay < 1 else {}
@@ -150,7 +150,7 @@ def write_classifier(
     folder: Path,
     metadata: dict[str, str],
 ) -> None:
-    """model.safetensors, config.json and classes.json: `timm.create_model("local-dir:FOLDER", pretrained=True)`."""
+    """model.safetensors, config.json, classes.json; timm opens the folder as "local-dir:FOLDER"."""
     save(model.state_dict(), folder / EXPORT_FILE, metadata)
     config = timm_config(encoder)
     head = classifier_name(model)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import shlex
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,39 +21,21 @@ from sslkit.config import AUTO
 from sslkit.console import SILENT, Bar, Console
 from sslkit.data.labels import open_labelled
 from sslkit.data.loader import evaluation_loader, pretraining_loader
-from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError
 from sslkit.evaluation.augmentation import Mixing, TrainingView
 from sslkit.evaluation.classifier import Classifier, build_model, finetune_groups, write_classifier
-from sslkit.evaluation.probe import open_encoder
+from sslkit.evaluation.outcome import FinetuneResult, Plan, announce, report, write_predictions
 from sslkit.evaluation.recipe import FinetuneConfig, Given, finetune_config, resolve
-from sslkit.evaluation.scores import Scores, scores
+from sslkit.evaluation.scores import scores
 from sslkit.methods.base import Clock, Info
-from sslkit.training.device import Precision, autocast, pick_device, pick_precision, to_device
+from sslkit.paths import next_folder
+from sslkit.training.device import autocast, pick_device, pick_precision, to_device
 from sslkit.training.engine import Step, train
 from sslkit.training.optim import CosineSchedule, build_optimizer, learning_rate
-from sslkit.training.run import RunFolder, describe, next_folder
-from sslkit.weights import Loaded
+from sslkit.training.run import RunFolder, describe
+from sslkit.weights import load_encoder
 
 EVALUATION_BATCH = 128
-
-
-@dataclass(frozen=True)
-class FinetuneResult:
-    """The scores on the validation images, after the last epoch, and where everything lies."""
-
-    folder: Path
-    scores: Scores
-    counts: dict[str, int]  # train, validation, classes, unreadable
-
-    @property
-    def top1(self) -> float:
-        """Percent of the validation images that were named right."""
-        return self.scores.top1
-
-    def to_document(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"folder": str(self.folder), **asdict(self.scores), "counts": self.counts}
 
 
 def finetune(
@@ -79,21 +60,23 @@ def finetune(
         UserError: what was asked for can't work; nothing was written.
     """
     wanted = finetune_config(source, data, None if config is None else str(config), settings, flags)
-    return _prepare(wanted, console).go()
+    plan = make_plan(wanted)
+    run = _make_folder(Path(plan.config.run.out))
+    with console.copied_to(run.path / "log.txt"):
+        announce(plan, console)
+        return _Session(plan, run, console).go()
 
 
-def _prepare(wanted: FinetuneConfig, console: Console) -> _Session:
-    """Everything checked, built and printed; the folder made last."""
+def make_plan(wanted: FinetuneConfig) -> Plan:
+    """Everything resolved, opened and built; nothing is written. Raises UserError."""
     device = pick_device(wanted.run.device)
-    precision = pick_precision(wanted.run.precision, device)
     train_set, validation = open_labelled(wanted.data.source, wanted.data.split_seed)
     size = None if wanted.data.size == AUTO else wanted.data.size
-    encoder = _open(wanted.model.source, size, wanted.run.seed)
+    encoder = load_encoder(wanted.model.source, size, wanted.run.seed)
     scratch = wanted.model.scratch or wanted.model.source.startswith("random/")
     given = Given(len(train_set), encoder.family, encoder.size, scratch)
     config, reasons = resolve(wanted, given)
-    out = Path(config.run.out) if config.run.out != AUTO else next_folder(Path("runs"), _stem(encoder))
-    config = replace(config, run=replace(config.run, device=str(device), precision=precision, out=str(out)))
+    config = _placed(config, encoder, device)
     model, found, new = build_model(
         encoder,
         len(train_set.classes),
@@ -102,20 +85,16 @@ def _prepare(wanted: FinetuneConfig, console: Console) -> _Session:
         drop_path=config.model.drop_path,
         seed=config.run.seed,
     )
-    folder = _make_folder(out)
-    console = Console(quiet=console.quiet, json=console.json, log=out / "log.txt")
-    session = _Session(config, encoder, model, train_set, validation, folder, device, console)
-    announce(config, reasons, encoder, found, new, (train_set, validation), console)
-    return session
+    return Plan(config, reasons, encoder, model, found, new, train_set, validation, device)
 
 
-def _open(source: str, size: int | None, seed: int) -> Encoder:
-    """The source's encoder at its own size (a ViT is resampled later), random ones at the wanted size."""
-    return open_encoder(source, size if source.startswith(("timm/", "random/")) else None, seed)
-
-
-def _stem(encoder: Encoder) -> str:
-    return f"finetune-{encoder.name.split('.')[0]}"
+def _placed(config: FinetuneConfig, encoder: Encoder, device: torch.device) -> FinetuneConfig:
+    """The machine's choices: device, precision, and a folder that does not exist yet."""
+    out = config.run.out
+    if out == AUTO:
+        out = str(next_folder(Path("runs"), f"finetune-{encoder.name.split('.')[0]}"))
+    precision = pick_precision(config.run.precision, device)
+    return replace(config, run=replace(config.run, device=str(device), precision=precision, out=out))
 
 
 def _make_folder(out: Path) -> RunFolder:
@@ -131,27 +110,16 @@ def _make_folder(out: Path) -> RunFolder:
 class _Session:
     """One fine-tuning: the loop, then one look at the validation images."""
 
-    def __init__(
-        self,
-        config: FinetuneConfig,
-        encoder: Encoder,
-        model: nn.Module,
-        train_set: ImageSet,
-        validation: ImageSet,
-        run: RunFolder,
-        device: torch.device,
-        console: Console,
-    ) -> None:
-        self.config, self.encoder, self.run = config, encoder, run
-        self.train_set, self.validation = train_set, validation
-        self.device, self.console = device, console
-        self.precision: Precision = "bfloat16" if config.run.precision == "bfloat16" else "float32"
+    def __init__(self, plan: Plan, run: RunFolder, console: Console) -> None:
+        self.plan, self.config, self.run, self.console = plan, plan.config, run, console
+        self.train_set, self.validation, self.device = plan.train_set, plan.validation, plan.device
         self.skipped: set[str] = set()
-        labels = torch.tensor(train_set.labels, dtype=torch.int64)
-        self.classifier = Classifier(model, labels, Mixing(config.augment, len(train_set.classes))).to(device)
-        per_epoch = len(train_set) // config.run.batch_size
-        self.clock = Clock(0, config.schedule.epochs * per_epoch, per_epoch, config.run.seed)
-        self.optimizer, self.schedule = optimisation(model, config, self.clock)
+        mixing = Mixing(self.config.augment, len(self.train_set.classes))
+        labels = torch.tensor(self.train_set.labels, dtype=torch.int64)
+        self.classifier = Classifier(plan.model, labels, mixing).to(self.device)
+        per_epoch = len(self.train_set) // self.config.run.batch_size
+        self.clock = Clock(0, self.config.schedule.epochs * per_epoch, per_epoch, self.config.run.seed)
+        self.optimizer, self.schedule = optimisation(plan.model, self.config, self.clock)
 
     def go(self) -> FinetuneResult:
         """Train, score, write."""
@@ -175,7 +143,7 @@ class _Session:
             self.schedule,
             self.clock,
             device=self.device,
-            precision=self.precision,
+            precision=self.config.run.precision,
             clip=config.optim.clip,
             micro_batch=config.run.micro_batch,
         )
@@ -184,7 +152,7 @@ class _Session:
         return self._finish()
 
     def _begin(self) -> None:
-        info = Info(len(self.train_set), self.config.data.size, self.encoder.size)
+        info = Info(len(self.train_set), self.config.data.size, self.plan.encoder.size)
         facts = describe(self.train_set, info, self.device)
         validation = {"count": len(self.validation), "fingerprint": self.validation.fingerprint}
         self.run.update(
@@ -237,16 +205,25 @@ class _Session:
 
     def _skip(self, bad: list[tuple[str, str]]) -> None:
         new = [(path, reason) for path, reason in dict(bad).items() if path not in self.skipped]
-        if new:
-            self.skipped |= {path for path, _ in new}
-            self.run.skip(new)
+        if not new:
+            return
+        self.skipped |= {path for path, _ in new}
+        self.run.skip(new)
+        allowed = max(1, int(self.config.data.max_bad * len(self.train_set)))
+        if len(self.skipped) > allowed:
+            self.run.update(status="failed")
+            raise UserError(
+                f"{len(self.skipped)} of {len(self.train_set)} images can't be read, more than {allowed}",
+                f"see {self.run.path / 'skipped.tsv'}, or allow more with --set data.max_bad=0.1",
+                code=1,
+            )
 
     def _finish(self) -> FinetuneResult:
         """The product, then one look at the validation images, then the figures."""
         config, classes = self.config, self.train_set.classes
         metadata = {"sslkit": sslkit.__version__, "source": config.model.source, "data": config.data.source}
         model = self.classifier.model.eval()
-        write_classifier(model, self.encoder, config.data.size, classes, self.run.path, metadata)
+        write_classifier(model, self.plan.encoder, config.data.size, classes, self.run.path, metadata)
         probabilities, labels, kept = self._predict()
         found = scores(probabilities, labels, classes)
         write_predictions(self.run.path / "predictions.csv", self.validation, kept, probabilities)
@@ -266,19 +243,21 @@ class _Session:
     def _predict(self) -> tuple[Tensor, Tensor, Tensor]:
         """Probabilities float32 [N, C], labels [N] and positions [N] of the readable validation images."""
         self.classifier.eval()
-        parts = []
+        probabilities, targets, kept = [], [], []
         batches = evaluation_loader(
             self.validation, CenterCrop(self.config.data.size), EVALUATION_BATCH, self.config.data.workers
         )
         with torch.inference_mode():
             for views, labels, index in batches:
-                with autocast(self.device, self.precision):
+                with autocast(self.device, self.config.run.precision):
                     logits = self.classifier.logits(to_device({"image": views}, self.device)["image"])
-                parts.append((logits.float().softmax(dim=1).cpu(), labels, index))
-        if not parts:
+                probabilities.append(logits.float().softmax(dim=1).cpu())
+                kept.append(index)
+                if labels is not None:
+                    targets.append(labels)
+        if not kept:
             raise UserError(f"{self.validation.name}: no validation image can be read", code=1)
-        probabilities, labels, kept = zip(*parts, strict=True)
-        return torch.cat(probabilities), torch.cat(labels), torch.cat(kept)
+        return torch.cat(probabilities), torch.cat(targets), torch.cat(kept)
 
 
 def optimisation(
@@ -293,62 +272,3 @@ def optimisation(
     return optimizer, CosineSchedule(
         optimizer, clock.steps, warmup, schedule.warmup_lr * scale, schedule.min_lr * scale
     )
-
-
-def announce(
-    config: FinetuneConfig,
-    reasons: dict[str, str],
-    encoder: Encoder,
-    found: Loaded,
-    new: tuple[str, ...],
-    sets: tuple[ImageSet, ImageSet],
-    console: Console,
-) -> None:
-    """Everything resolved, before the first step."""
-    batch, optim, schedule = config.run.batch_size, config.optim, config.schedule
-    train_set, validation = sets
-    unused = len(encoder.model.state_dict()) - found.taken
-    peak = learning_rate(optim.lr, batch, optim.reference_batch)
-    per_epoch = len(train_set) // batch
-    console.say(f"sslkit {sslkit.__version__} finetune: {encoder.name} from {config.model.source}")
-    console.facts(
-        {
-            "data": f"{len(train_set):,} training and {len(validation):,} validation images, "
-            f"{len(train_set.classes)} classes, views of {config.data.size} px",
-            "weights": f"{found.taken} tensors loaded, {len(new)} new, {unused} not used"
-            + (" (from scratch)" if found.taken == 0 else f"; new: {', '.join(new)}"),
-            "device": f"{config.run.device}, {config.run.precision}, {config.data.workers} workers reading",
-            "schedule": f"{schedule.epochs} epochs × {per_epoch} steps, {schedule.warmup_epochs:g} of warm-up",
-            "lr": f"{optim.lr:g} per {optim.reference_batch} images → {peak:.3g} at batch {batch}",
-            "run": config.run.out,
-        }
-    )
-    for key, reason in reasons.items():
-        section, _, name = key.partition(".")
-        console.say(f"  {key} = {getattr(getattr(config, section), name)}  ({reason})")
-
-
-def write_predictions(path: Path, images: ImageSet, kept: Tensor, probabilities: Tensor) -> None:
-    """path,label,predicted,confidence of every readable validation image."""
-    confidence, predicted = probabilities.max(dim=1)
-    labels = images.labels or ()
-    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(["path", "label", "predicted", "confidence"])
-        for index, number, value in zip(kept.tolist(), predicted.tolist(), confidence.tolist(), strict=True):
-            name = images.classes[labels[index]]
-            table.writerow([images.paths[index], name, images.classes[number], f"{value:.4f}"])
-
-
-def report(result: FinetuneResult, console: Console) -> None:
-    """The figures, for people."""
-    found = result.scores
-    rows = {"top-1": f"{found.top1:.2f} % of {found.count} images"}
-    if found.top5 is not None:
-        rows["top-5"] = f"{found.top5:.2f} %"
-    rows["macro-F1"] = f"{found.macro_f1:.2f} %"
-    rows["calibration"] = f"error {found.calibration_error:.3f} (expected, 15 bins)"
-    rows["worst"] = ", ".join(f"{name} {percent:.0f} % of {count}" for name, percent, count in found.worst)
-    console.facts(rows)
-    if result.counts["unreadable"]:
-        console.warn(f"{result.counts['unreadable']} images could not be read", f"see {result.folder}")

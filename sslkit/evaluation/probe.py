@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from sslkit.backbones import Encoder, check_size
+from sslkit.backbones import Encoder
 from sslkit.config import AUTO
 from sslkit.console import SILENT, Console
 from sslkit.data.labels import open_labelled
@@ -21,63 +18,12 @@ from sslkit.evaluation.features import PIXEL_SIDE, Features, VectorFunction, ext
 from sslkit.evaluation.knn import knn_predict
 from sslkit.evaluation.linear import fit_linear
 from sslkit.evaluation.recipe import usable_cores
-from sslkit.evaluation.verdict import Difference, accuracy, against_pixels, against_random, paired
-from sslkit.training.device import pick_device, pick_precision
+from sslkit.evaluation.table import MEASURES, ProbeResult, Row, Verdict, show
+from sslkit.evaluation.verdict import accuracy, against_pixels, against_random, paired
+from sslkit.training.device import Precision, pick_device, pick_precision
 from sslkit.weights import load_encoder
 
 BASELINES = ("random", "pixels")
-MEASURES = {"kNN": "knn", "linear": "linear"}
-"""What people read → the attribute of a `Row`."""
-
-_NOTE = "masked-image methods read better fine-tuned than frozen; the fair test of one is"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One model, or one baseline, in the table. Accuracies and intervals in percent."""
-
-    name: str
-    kind: str  # "source", "random", "pixels"
-    width: int
-    size: int
-    knn: float
-    knn_interval: float
-    linear: float
-    linear_interval: float
-    strength: float  # of the linear probe's penalty, chosen on training images
-    predictions: dict[str, Tensor] = dataclasses.field(repr=False, compare=False)
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One comparison of a source with a baseline by one measure, and its sentence."""
-
-    source: str
-    baseline: str
-    measure: str
-    difference: Difference
-    sentence: str
-
-
-@dataclass(frozen=True)
-class ProbeResult:
-    """The table, the comparisons behind the verdict, and what was measured on."""
-
-    data: str
-    rows: tuple[Row, ...]
-    verdicts: tuple[Verdict, ...]
-    counts: dict[str, int]  # train, validation, classes, unreadable
-    k: int
-    seed: int
-
-    def to_document(self) -> dict[str, Any]:
-        """Everything but the predictions, for JSON."""
-        document = dataclasses.asdict(self)
-        for row in document["rows"]:
-            del row["predictions"]
-        for verdict in document["verdicts"]:
-            verdict["outcome"] = _outcome(verdict["difference"])
-        return document
 
 
 def probe(
@@ -108,7 +54,7 @@ def probe(
     """
     _check(sources, baselines, k)
     place = pick_device(device)
-    encoders = {source: open_encoder(source, size, seed) for source in dict.fromkeys(sources)}
+    encoders = {source: load_encoder(source, size, seed) for source in dict.fromkeys(sources)}
     train, validation = open_labelled(data)
     jobs = _jobs(encoders, baselines, seed)
     console.say(f"{data}: {len(train)} training and {len(validation)} validation images")
@@ -126,18 +72,8 @@ def probe(
         v for source in encoders for v in _verdicts(source, encoders[source], rows, measure.labels)
     )
     result = ProbeResult(data, tuple(rows), verdicts, counts, k, seed)
-    _show(result, console)
+    show(result, console)
     return result
-
-
-def open_encoder(source: str, size: int | None, seed: int) -> Encoder:
-    """A source's encoder, to be used with images of `size` pixels a side."""
-    made_here = source.startswith(("timm/", "random/"))
-    encoder = load_encoder(source, size if made_here else None, seed)
-    if size is not None:
-        check_size(encoder.name, size, encoder.stride, encoder.family)
-        encoder.size = size
-    return encoder
 
 
 @dataclass(frozen=True)
@@ -201,7 +137,7 @@ class _Measure:
         self.labels = torch.empty(0, dtype=torch.int64)
         self.unreadable = 0
 
-    def __call__(self, job: _Job, precision: Any) -> Row:
+    def __call__(self, job: _Job, precision: Precision) -> Row:
         if job.encoder is not None:
             job.encoder.to(self.device)
         vector: VectorFunction = pixels if job.encoder is None else job.encoder.vector
@@ -262,31 +198,3 @@ def _verdicts(source: str, encoder: Encoder, rows: Sequence[Row], labels: Tensor
             difference = paired(own.predictions[attribute], other.predictions[attribute], labels)
             found.append(Verdict(source, other.kind, measure, difference, say(measure, difference)))
     return found
-
-
-def _outcome(difference: dict[str, Any]) -> str:
-    return Difference(**difference).outcome
-
-
-def _show(result: ProbeResult, console: Console) -> None:
-    """The table, then the verdict of each source, then the command for the fairer test."""
-    cells = [
-        [
-            row.name,
-            str(row.width),
-            f"{row.knn:.1f} ± {row.knn_interval:.1f}",
-            f"{row.linear:.1f} ± {row.linear_interval:.1f}",
-        ]
-        for row in result.rows
-    ]
-    console.table(["", "width", "kNN %", "linear %"], cells)
-    if result.counts["unreadable"]:
-        console.warn(
-            f"{result.counts['unreadable']} images could not be read and are left out", "sslkit check"
-        )
-    for source in dict.fromkeys(verdict.source for verdict in result.verdicts):
-        console.say(f"{source}")
-        for verdict in result.verdicts:
-            if verdict.source == source:
-                console.say(f"  {verdict.sentence}")
-        console.say(f"  {_NOTE}: {shlex.join(['sslkit', 'finetune', source, result.data])}")

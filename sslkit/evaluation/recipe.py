@@ -1,7 +1,7 @@
 """Settings of fine-tuning: the official MFM recipe for large data, and what small data gets instead.
 
-The numbers of the large recipe are those of the paper's fine-tuning configurations (ViT-S and ViT-B on ImageNet-1K;
-for a CNN those of the published 100-epoch setting in timm's A3 style). This module imports no torch.
+The large recipe holds the numbers of the paper's fine-tuning configurations (ViT, ImageNet-1K), and for a CNN
+those of a published 100-epoch setting in timm's A3 style. This module imports no torch.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from sslkit import config as configuration
 from sslkit.config import AUTO, setting
@@ -23,6 +24,7 @@ class Data:
     source: str = setting("", "labelled images: class folders, a .csv with path,label, or fractal:N")
     size: int = setting(AUTO, "side of the square views, pixels", low=8, auto=True)
     split_seed: int = setting(0, "of the validation fifth, where the data has no validation part", low=0)
+    max_bad: float = setting(0.01, "share of unreadable images above which the run stops", low=0, high=1)
     workers: int = setting(
         AUTO, "processes that read images; 0: none, read in the training process", low=0, auto=True
     )
@@ -31,9 +33,7 @@ class Data:
 @dataclass(frozen=True)
 class Model:
     source: str = setting("", "whose weights to start from: a run, a file, timm/NAME or random/NAME")
-    scratch: bool = setting(
-        False, "forget the source's weights and keep its architecture: the fair comparison"
-    )
+    scratch: bool = setting(False, "forget the source's weights, keep its architecture: the fair comparison")
     drop_path: float = setting(AUTO, "stochastic depth of the last block", low=0, high=0.9, auto=True)
 
 
@@ -75,7 +75,9 @@ class Run:
     micro_batch: int = setting(0, "images at once in memory; 0: the whole batch", low=0)
     seed: int = setting(0, "of the new weights, the order and the augmentation", low=0)
     device: str = setting(AUTO, "cpu, cuda, cuda:1, mps", auto=True)
-    precision: str = setting(AUTO, "float32 or bfloat16; auto: bfloat16 where the chip has it", auto=True)
+    precision: Literal["float32", "bfloat16"] = setting(
+        AUTO, "of matrix products; auto: bfloat16 where the chip has it", auto=True
+    )
     log_every: int = setting(AUTO, "steps between two lines of metrics", low=1, auto=True)
 
 
@@ -131,7 +133,11 @@ def finetune_config(
     """
     file = configuration.read(config) if config is not None else {}
     file.pop("run.out", None)  # a run's own config.toml repeats the run in a new folder
-    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    given = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in (flags or {}).items()
+        if value is not None
+    }
     for name in given:
         if name not in FLAGS:
             raise UserError(f"finetune has no setting {name!r}", nearest(name, FLAGS))
@@ -143,9 +149,10 @@ def finetune_config(
         "data.source": data,
     }
     configuration.refuse_unknown(values, _SECTIONS)
-    return FinetuneConfig(
-        **{name: configuration.build(kind, name, values) for name, kind in _SECTIONS.items()}
-    )
+    built: dict[str, Any] = {
+        name: configuration.build(kind, name, values) for name, kind in _SECTIONS.items()
+    }
+    return FinetuneConfig(**built)
 
 
 # ------------------------------------------------------------------------------------------- auto
@@ -211,9 +218,7 @@ def _resolve_optim(choice: _Chooser, given: Given, batch: int) -> None:
     optim = choice.config.optim
     paper = 3e-3 if cnn else 2e-3
     floor = LEAST_PEAK * optim.reference_batch / batch
-    reason = (
-        "the paper's" if paper >= floor else f"a peak of {LEAST_PEAK:g}: the paper's moves too little here"
-    )
+    reason = "the paper's" if paper >= floor else f"peak {LEAST_PEAK:g}, the paper's moves too little here"
     choice("optim.lr", max(paper, floor), reason)
     choice("optim.weight_decay", 0.02 if cnn else 0.05, f"usual for a {given.family}")
     if given.scratch:

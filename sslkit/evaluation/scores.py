@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 BINS = 15
-"""Of the calibration error, as customary (Guo et al., *On Calibration of Modern Neural Networks*, ICML 2017)."""
+"""Of the calibration error (Guo et al., *On Calibration of Modern Neural Networks*, ICML 2017)."""
 
 
 @dataclass(frozen=True)

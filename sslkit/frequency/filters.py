@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sslkit.frequency.masks import Cutoff, low_mask
+from sslkit.frequency.masks import Cutoff, at_least_float32, low_mask
 from sslkit.frequency.pruned import pruned_for
 
 
@@ -67,11 +67,6 @@ def check_keep_low(keep_low: Tensor, images: Tensor) -> None:
         raise ValueError(
             f"keep_low has shape {tuple(keep_low.shape)}, expected [{len(images)}], one per image"
         )
-
-
-def at_least_float32(images: Tensor) -> Tensor:
-    """FFTs know no bfloat16, and float16 only for powers of two: those are computed in float32."""
-    return images.to(torch.promote_types(images.dtype, torch.float32))
 
 
 def _filter(images: Tensor, radius: Cutoff, sign: Tensor | float = 1.0) -> Tensor:

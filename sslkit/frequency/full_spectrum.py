@@ -9,9 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sslkit.frequency.filters import at_least_float32
 from sslkit.frequency.losses import FLOOR, check_pair, spectral_error
-from sslkit.frequency.masks import column_weights
+from sslkit.frequency.masks import at_least_float32, column_weights
 
 
 def spectral_loss(prediction: Tensor, target: Tensor, gamma: float = 1.0, patches: int = 1) -> Tensor:

@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sslkit.frequency.filters import at_least_float32, check_images, check_keep_low
-from sslkit.frequency.masks import Cutoff, column_weights, kept_bins, low_mask
+from sslkit.frequency.filters import check_images, check_keep_low
+from sslkit.frequency.masks import Cutoff, at_least_float32, column_weights, kept_bins, low_mask
 from sslkit.frequency.pruned import PrunedDFT, pruned_for
 
 Reduction = Literal["pooled", "per_sample", "balanced"]
 FLOOR = 1e-12  # inside the root, so that its gradient at zero is finite (official)
-CHUNK_BYTES = 2**21  # of one difference: a CPU core's cache holds it through transform, distance and inverse
+CHUNK_BYTES = (
+    2**23
+)  # of a difference: bounds the extra memory; smaller ones lose to thread barriers on a busy CPU
 
 
 @dataclass(frozen=True)

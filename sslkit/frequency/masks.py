@@ -18,10 +18,13 @@ Cutoff = float | Tensor
 [H, W // 2 + 1] or [B, 1, H, W // 2 + 1]."""
 
 
-def wave_numbers(height: int, width: int, device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
-    """`ky` [H, 1] and `kx` [1, W // 2 + 1] of every half-plane bin, in cycles per image, float64."""
-    rows = torch.fft.fftfreq(height, 1 / height, dtype=torch.float64, device=device)
-    columns = torch.fft.rfftfreq(width, 1 / width, dtype=torch.float64, device=device)
+def wave_numbers(height: int, width: int) -> tuple[Tensor, Tensor]:
+    """`ky` [H, 1] and `kx` [1, W // 2 + 1] of every half-plane bin, in cycles per image.
+
+    Float64 on the CPU, as some devices (MPS) have none: masks move to their device once they are made.
+    """
+    rows = torch.fft.fftfreq(height, 1 / height, dtype=torch.float64)
+    columns = torch.fft.rfftfreq(width, 1 / width, dtype=torch.float64)
     return rows.round()[:, None], columns.round()[None, :]
 
 
@@ -34,8 +37,8 @@ def disc(height: int, width: int, radius: Cutoff, device: torch.device | str | N
     if isinstance(radius, Tensor):
         if radius.ndim != 1:
             raise ValueError(f"radius has shape {tuple(radius.shape)}, expected one radius per image, [B]")
-        squared = _squared_distance(height, width, radius.device)
-        return squared < radius.double().square()[:, None, None, None]
+        squared = _squared_distance(height, width).float().to(radius.device)
+        return squared < at_least_float32(radius).square()[:, None, None, None]
     return _cached_disc(height, width, check_radius(radius), torch.device(device or "cpu"))
 
 
@@ -45,28 +48,28 @@ def band(
     """True where inner² <= ky² + kx² < outer²; the complement is a band-stop. Bool [H, W // 2 + 1]."""
     if not 0 <= inner < outer:
         raise ValueError(f"band from {inner} to {outer}, expected 0 <= inner < outer")
-    squared = _squared_distance(height, width, device)
-    return (squared >= inner**2) & (squared < outer**2)
+    squared = _squared_distance(height, width)
+    return ((squared >= inner**2) & (squared < outer**2)).to(device=device)
 
 
 def square(height: int, width: int, radius: float, device: torch.device | str | None = None) -> Tensor:
     """True where |ky| < radius and |kx| < radius: 961 bins at radius 16. Bool [H, W // 2 + 1]."""
     check_radius(radius)
-    rows, columns = wave_numbers(height, width, device)
-    return (rows.abs() < radius) & (columns < radius)
+    rows, columns = wave_numbers(height, width)
+    return ((rows.abs() < radius) & (columns < radius)).to(device=device)
 
 
 def rhombus(height: int, width: int, radius: float, device: torch.device | str | None = None) -> Tensor:
     """True where |ky| + |kx| < radius: 481 bins at radius 16. Bool [H, W // 2 + 1]."""
     check_radius(radius)
-    rows, columns = wave_numbers(height, width, device)
-    return rows.abs() + columns < radius
+    rows, columns = wave_numbers(height, width)
+    return (rows.abs() + columns < radius).to(device=device)
 
 
 def gaussian(height: int, width: int, radius: float, device: torch.device | str | None = None) -> Tensor:
     """exp(-d² / 2 radius²): a soft low-pass without ringing. Float32 [H, W // 2 + 1] in (0, 1]."""
     check_radius(radius)
-    return torch.exp(_squared_distance(height, width, device) / (-2 * radius**2)).float()
+    return torch.exp(_squared_distance(height, width) / (-2 * radius**2)).float().to(device=device)
 
 
 def butterworth(
@@ -76,7 +79,7 @@ def butterworth(
     check_radius(radius)
     if order < 1:
         raise ValueError(f"order is {order}, expected at least 1")
-    return (1 / (1 + (_squared_distance(height, width, device) / radius**2) ** order)).float()
+    return (1 / (1 + (_squared_distance(height, width) / radius**2) ** order)).float().to(device=device)
 
 
 def strongest(images: Tensor, share: float) -> Tensor:
@@ -93,11 +96,9 @@ def strongest(images: Tensor, share: float) -> Tensor:
     height, width = images.shape[-2:]
     if images.numel() == 0:
         return torch.zeros(len(images), 1, height, width // 2 + 1, dtype=torch.bool, device=images.device)
-    exact = images.detach().to(torch.promote_types(images.dtype, torch.float32))
-    power = (
-        torch.view_as_real(torch.fft.rfft2(exact)).square().sum((-1, 1), keepdim=False)
-    )  # [B, H, W // 2 + 1]
-    power = _mirror_own_columns(power, width)
+    with torch.autocast(images.device.type, enabled=False):
+        spectrum = torch.view_as_real(torch.fft.rfft2(at_least_float32(images.detach())))
+    power = _mirror_own_columns(spectrum.square().sum((1, -1)), width)  # [B, H, W // 2 + 1]
     order = power.flatten(1).sort(dim=1, descending=True)
     weight = column_weights(width, images.device).expand(height, -1).reshape(-1)
     reached = weight[order.indices].cumsum(1) >= share * height * width
@@ -136,19 +137,19 @@ def full_mask(mask: Tensor, width: int) -> Tensor:
 def kept_bins(mask: Tensor, width: int) -> Tensor:
     """How many bins of the full plane a half-plane mask keeps (793 for the disc of radius 16 at 224²).
 
-    mask [..., H, W // 2 + 1] → float64 [...]; soft masks count by their value.
+    mask [..., H, W // 2 + 1] → float32 [...], exact up to 2²⁴ bins; soft masks count by their value.
     """
     _check_half_plane(mask, mask.shape[-2], width)
-    return (mask.double() * column_weights(width, mask.device)).sum((-2, -1))
+    return (mask.float() * column_weights(width, mask.device)).sum((-2, -1))
 
 
 def column_weights(width: int, device: torch.device | str | None = None) -> Tensor:
     """How often each half-plane column stands in the full plane: 2, but 1 for kx = 0 and an even width's
     Nyquist.
 
-    Float64 [W // 2 + 1]. A sum over the full plane is the weighted sum over the half.
+    Float32 [W // 2 + 1]. A sum over the full plane is the weighted sum over the half.
     """
-    weights = torch.full((width // 2 + 1,), 2.0, dtype=torch.float64, device=device)
+    weights = torch.full((width // 2 + 1,), 2.0, device=device)
     weights[0] = 1
     if width % 2 == 0:
         weights[-1] = 1
@@ -166,8 +167,14 @@ def low_mask(cutoff: Cutoff, images: Tensor) -> Tensor:
         mask = cutoff.to(images.device)
         _check_half_plane(mask, height, width)
     if mask.ndim != 2 and tuple(mask.shape[:-2]) not in ((1, 1), (batch, 1)):
-        raise ValueError(f"radius or mask is for {tuple(mask.shape[:-2])}, expected [{batch}, 1] images, channels")
+        shape = tuple(mask.shape[:-2])
+        raise ValueError(f"radius or mask is for {shape}, expected [{batch}, 1] images, channels")
     return mask.float()
+
+
+def at_least_float32(images: Tensor) -> Tensor:
+    """FFTs know no bfloat16, and float16 only for powers of two: those are computed in float32."""
+    return images.to(torch.promote_types(images.dtype, torch.float32))
 
 
 def check_radius(radius: object) -> float:
@@ -182,11 +189,11 @@ def check_radius(radius: object) -> float:
 @lru_cache(maxsize=64)
 def _cached_disc(height: int, width: int, radius: float, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # an inference tensor in the cache would break later training
-        return _squared_distance(height, width, "cpu").lt(radius**2).to(device)
+        return _squared_distance(height, width).lt(radius**2).to(device)
 
 
-def _squared_distance(height: int, width: int, device: torch.device | str | None) -> Tensor:
-    rows, columns = wave_numbers(height, width, device)
+def _squared_distance(height: int, width: int) -> Tensor:
+    rows, columns = wave_numbers(height, width)
     return rows.square() + columns.square()
 
 

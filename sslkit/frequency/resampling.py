@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sslkit.frequency.filters import at_least_float32, check_images
-from sslkit.frequency.masks import square
+from sslkit.frequency.filters import check_images
+from sslkit.frequency.masks import at_least_float32, square
 
 
 def spectrum_crop(images: Tensor, size: int, align: Literal["center", "corner"] = "center") -> Tensor:
@@ -32,8 +32,8 @@ def spectrum_crop(images: Tensor, size: int, align: Literal["center", "corner"] 
         raise ValueError(f"size is {size}, expected 1 to {min(height, width)}, the image's shorter side")
     exact = at_least_float32(images)
     offset = 0.5 if align == "center" else 0.0
-    rows = _resampler(height, size, offset).to(exact)
-    columns = _resampler(width, size, offset).to(exact)
+    rows = _resampler(height, size, offset, exact.dtype, exact.device)
+    columns = _resampler(width, size, offset, exact.dtype, exact.device)
     with torch.autocast(images.device.type, enabled=False):
         return (rows @ exact @ columns.T).to(images.dtype)
 
@@ -81,8 +81,8 @@ def random_field(noise: Tensor, size: int, gamma: float = 2.0) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _resampler(length: int, size: int, offset: float) -> Tensor:
-    """[size, length] float64: Σ cos(2π k t) / length over the kept k; t: from old to new position."""
+def _resampler(length: int, size: int, offset: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[size, length]: Σ cos(2π k t) / length over the kept k; t: from old to new position."""
     with torch.inference_mode(False):
         new = (torch.arange(size, dtype=torch.float64) + offset) / size
         old = (torch.arange(length, dtype=torch.float64) + offset) / length
@@ -92,7 +92,7 @@ def _resampler(length: int, size: int, offset: float) -> Tensor:
             matrix += 2 * torch.cos(2 * math.pi * wave * turns)
         if size % 2 == 0:
             matrix += torch.cos(math.pi * size * turns)
-        return matrix / length
+        return (matrix / length).to(dtype).to(device)
 
 
 @lru_cache(maxsize=64)

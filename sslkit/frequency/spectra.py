@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sslkit.frequency.filters import at_least_float32, check_images
-from sslkit.frequency.masks import full_mask
+from sslkit.frequency.filters import check_images
+from sslkit.frequency.masks import at_least_float32, full_mask
 
 
 def power_spectrum(images: Tensor) -> Tensor:
@@ -32,11 +32,11 @@ def radial_profile(power: Tensor) -> Tensor:
     if power.ndim < 2:
         raise ValueError(f"power has shape {tuple(power.shape)}, expected [..., H, W]")
     height, width = power.shape[-2:]
-    rows = torch.arange(height, device=power.device, dtype=torch.float64) - height // 2
-    columns = torch.arange(width, device=power.device, dtype=torch.float64) - width // 2
-    distance = torch.hypot(rows[:, None], columns[None, :])
-    ring = distance.add_(1e-9).floor().long().flatten()
+    rows = torch.arange(height, dtype=torch.float64) - height // 2
+    columns = torch.arange(width, dtype=torch.float64) - width // 2
+    distance = torch.hypot(rows[:, None], columns)
+    ring = (distance + 1e-9).floor().long().flatten()  # the margin keeps 3² + 4² = 5² in ring 5
     rings = min(height, width) // 2 + 1
-    sums = power.new_zeros(*power.shape[:-2], int(height + width)).index_add_(-1, ring, power.flatten(-2))
-    sizes = torch.bincount(ring, minlength=rings)[:rings]
-    return sums[..., :rings] / sizes
+    sizes = torch.bincount(ring, minlength=rings)[:rings].to(power)
+    sums = power.new_zeros(*power.shape[:-2], int(ring.max()) + 1)
+    return sums.index_add(-1, ring.to(power.device), power.flatten(-2))[..., :rings] / sizes

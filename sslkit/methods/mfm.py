@@ -61,7 +61,10 @@ class MFM(Method):
         "optim.weight_decay": 0.05,
         "optim.clip": 3.0,
     }
-    overrides: ClassVar[Mapping[str, Mapping[str, float]]] = {"*.pos_embed": {"weight_decay": 0.0}, "*.cls_token": {"weight_decay": 0.0}}
+    overrides: ClassVar[Mapping[str, Mapping[str, float]]] = {
+        "*.pos_embed": {"weight_decay": 0.0},
+        "*.cls_token": {"weight_decay": 0.0},
+    }
 
     def __init__(self, config: Config, encoder: Encoder, info: Info) -> None:
         super().__init__(config, encoder, info)
@@ -129,7 +132,8 @@ def initialize_vit_(model: Any, std: float = 0.02, bound: float = 0.02) -> None:
     """BEiT-style initialisation of the official code, in place.
 
     Linear and patch weights, position embedding and class token: normal with deviation `std`, truncated at
-    ±`bound` (0.02, one deviation, in pre-training; 2, so never, in fine-tuning); biases zero. Then the output layers of block i (from 1) are divided by √(2i).
+    ±`bound` (0.02, one deviation, in pre-training; 2, so never, in fine-tuning); biases zero. Then the output
+    layers of block i (from 1) are divided by √(2i).
     """
 
     def fill_(weight: Tensor) -> None:

@@ -77,8 +77,12 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
         problem = fault(path)
         if not problem:
             return path, notices
-        path.rename(path.with_suffix(".bad"))
-        notices.append(f"checkpoint {path.name} is damaged ({problem}); set aside as {path.name}.bad")
+        aside = path.with_suffix(".bad")
+        number = 2
+        while aside.exists():
+            aside, number = path.with_suffix(f".bad-{number}"), number + 1
+        path.rename(aside)
+        notices.append(f"checkpoint {path.name} is damaged ({problem}); set aside as {aside.name}")
     return None, notices
 
 
@@ -103,7 +107,7 @@ def restore(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> 
     state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
     if state["format"] != FORMAT:
         raise UserError(f"{path} has format {state['format']}, this sslkit reads {FORMAT}")
-    method.load_state_dict(load_file(path / "model.safetensors"))
+    restore_weights(path, method)
     tensors = load_file(path / "optimizer.safetensors")
     torch.set_rng_state(tensors.pop("generator.cpu"))
     if (cuda := tensors.pop("generator.cuda", None)) is not None and torch.cuda.is_available():
@@ -114,6 +118,19 @@ def restore(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> 
         entries.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
     return state
+
+
+def restore_weights(path: Path, method: nn.Module) -> None:
+    """Put only the weights of encoder and heads back.
+
+    Raises:
+        UserError: they are another model's.
+    """
+    try:
+        method.load_state_dict(load_file(path / "model.safetensors"))
+    except RuntimeError as problem:
+        first = str(problem).splitlines()[1].strip() if "\n" in str(problem) else str(problem)
+        raise UserError(f"{path} does not fit config.toml: {first}", "was config.toml edited?") from None
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -97,11 +97,15 @@ def _backward(
 
 
 def _gathered(outputs: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Scalars as means over the micro-batches (a task absent from one is left out), embeddings as one."""
+    """Scalars as means over the micro-batches, embeddings as one."""
     metrics = {
-        name: torch.stack([out[name].float() for out in outputs]).nanmean()
-        for name in outputs[0]
-        if name != "embedding"
+        name: mean(name, [out[name].float() for out in outputs]) for name in outputs[0] if name != "embedding"
     }
     embeddings = [out["embedding"] for out in outputs if "embedding" in out]
     return metrics, torch.cat(embeddings) if embeddings else None
+
+
+def mean(name: str, values: list[Tensor]) -> Tensor:
+    """The mean of a metric. A task may be absent (NaN) and is left out, but a loss that is NaN must show."""
+    stacked = torch.stack(values)
+    return stacked.nanmean() if name.startswith("loss_") else stacked.mean()

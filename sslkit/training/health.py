@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sslkit.training.engine import Step
+from sslkit.training.engine import Step, mean
 
 ROWS = 512
 """Embeddings kept for the health figures; the effective rank can't exceed the number of rows."""
@@ -47,7 +47,7 @@ class Interval:
 
     def figures(self) -> dict[str, float]:
         """Means of the metrics (steps without a task left out), effective rank and feature std."""
-        means = {name: torch.stack(values).nanmean() for name, values in self._metrics.items()}
+        means = {name: mean(name, values) for name, values in self._metrics.items()}
         if self._rows:
             rows = torch.cat(self._rows)[-ROWS:]
             means |= {"rank": effective_rank(rows), "std": feature_std(rows)}

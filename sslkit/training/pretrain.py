@@ -39,9 +39,9 @@ def pretrain(config: PretrainConfig, console: Console = SILENT) -> Path:
     run.update(status="running", **describe(images, ready.info, device))
     header = f"sslkit {sslkit.__version__}: `sslkit pretrain -c {run.path / 'config.toml'}` repeats this run"
     (run.path / "config.toml").write_text(configuration.dump(ready.config, header), encoding="utf-8")
-    console.log = run.path / "log.txt"
-    announce(ready, method, images, console)
-    return Session(ready, method, images, run, device, console).go(start=0)
+    with console.copied_to(run.path / "log.txt"):
+        announce(ready, method, images, console)
+        return Session(ready, method, images, run, device, console).go(start=0)
 
 
 def resume(path: Path, console: Console = SILENT) -> Path:
@@ -64,19 +64,19 @@ def resume(path: Path, console: Console = SILENT) -> Path:
             f"the images have changed since {path} began: {was} then, {len(images)} now", "restore them"
         )
     ready = Resolved(config, Info(len(images), config.data.size, facts["data"]["native"]), {})
-    console.log = path / "log.txt"
     method = build_method(config, ready.info).to(device)
     session = Session(ready, method, images, run, device, console)
-    found, notices = checkpoint.newest(path / "checkpoints")
-    for notice in notices:
-        console.warn(notice)
-    start = checkpoint.restore(found, method, session.optimizer)["step"] if found else 0
-    if found is None:
-        _start_weights(ready, method, images)
-    run.forget_after(start)
-    run.update(status="running")
-    console.say(f"resuming {path} at step {start} of {session.clock.steps}")
-    return session.go(start)
+    with console.copied_to(path / "log.txt"):
+        found, notices = checkpoint.newest(path / "checkpoints")
+        for notice in notices:
+            console.warn(notice)
+        start = checkpoint.restore(found, method, session.optimizer)["step"] if found else 0
+        if found is None:
+            _start_weights(ready, method, images)
+        run.forget_after(start)
+        run.update(status="running")
+        console.say(f"resuming {path} at step {start} of {session.clock.steps}")
+        return session.go(start)
 
 
 def _prepared(ready: Resolved, images: ImageSet, device: torch.device) -> Method:

@@ -25,11 +25,12 @@ def announce(ready: Resolved, method: Method, images: ImageSet, console: Console
     console.say(f"sslkit {sslkit.__version__} pretrain: {config.method_name} on {config.model.backbone}")
     console.facts(
         {
-            "data": f"{info.count:,} images from {images.name}, short side {info.native} px, views of {info.size} px",
+            "data": f"{info.count:,} images from {images.name}, short side {info.native} px",
+            "views": f"{info.size} × {info.size} px",
             "model": f"{encoder / 1e6:.2f} M weights in the encoder, {rest / 1e6:.2f} M beside it",
             "batch": f"{batch} = {micro} × {-(-batch // micro)} steps of accumulation × 1 device",
             "device": f"{config.run.device}, {config.run.precision}, {config.data.workers} workers reading",
-            "schedule": f"{schedule.epochs} epochs × {per_epoch} steps, {schedule.warmup_epochs:g} of warm-up",
+            "schedule": f"{schedule.epochs} epochs × {per_epoch} steps, {schedule.warmup_epochs:g} warm up",
             "lr": f"{optim.lr:g} per {optim.reference_batch} images → {peak:.3g} at batch {batch}",
             "run": config.run.out,
         }

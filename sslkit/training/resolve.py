@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.models import is_model_in_modules
 
+from sslkit.backbones import VIT_MODULES
 from sslkit.config import AUTO, PretrainConfig
 from sslkit.errors import UserError
 from sslkit.methods import load
 from sslkit.methods.base import Info
+from sslkit.paths import next_folder
 from sslkit.training.device import pick_precision
-from sslkit.training.run import next_folder
 
 IMAGES_SEEN = {"cuda": 20_000_000, "mps": 3_000_000, "cpu": 300_000}
 """How many views a run looks at by default: an hour or so on such a device."""
@@ -59,13 +61,15 @@ def resolve(config: PretrainConfig, count: int, native: int, device: torch.devic
             f"batch of {batch} is larger than the data: {count} images", f"--batch-size {count} or less"
         )
     epochs = choice(
-        "schedule.epochs", max(5, min(800, IMAGES_SEEN[device.type] // count)), f"{count:,} images"
+        "schedule.epochs",
+        max(5, min(800, IMAGES_SEEN.get(device.type, 300_000) // count)),
+        f"{count:,} images",
     )
     choice("schedule.warmup_epochs", round(epochs / 15, 2), "a fifteenth of the epochs, as in the paper")
     choice("optim.lr", *_learning_rate(batch, config.optim.reference_batch))
     choice("run.precision", pick_precision(AUTO, device), "what the chip multiplies fastest")
     choice("run.device", str(device), "found here")
-    choice("data.workers", _workers(), "processor cores")
+    choice("data.workers", _workers(large), "processor cores")
     choice(
         "run.log_every", max(1, min(50, (count // batch) * epochs // 100 or 1)), "about a hundred lines a run"
     )
@@ -106,7 +110,7 @@ def _size(native: int, usual: int) -> int:
 def _patch_size(backbone: str, size: int) -> tuple[int, str]:
     """A ViT's own patch (0) where it leaves at least 6 × 6 tokens, else an eighth of the side."""
     own = re.search(r"patch(\d+)", backbone)
-    if not backbone.startswith(("vit_", "deit")) or own is None or size // int(own[1]) >= 6:
+    if _kind(backbone) != "vit" or own is None or size // int(own[1]) >= 6:
         return 0, "the model's own"
     return size // 8, f"8 × 8 tokens at {size} px"
 
@@ -123,7 +127,7 @@ def _learning_rate(batch: int, reference: int) -> tuple[float, str]:
 
 def _kind(backbone: str) -> str:
     """The family of a backbone by name, as `backbones.family` finds it in the built model."""
-    if backbone.startswith(("vit_", "deit", "flexivit")):
+    if is_model_in_modules(_plain(backbone), VIT_MODULES):
         return "vit"
     return "swin" if backbone.startswith("swin") else "cnn"
 
@@ -132,10 +136,10 @@ def _plain(backbone: str) -> str:
     return backbone.split(".")[0]
 
 
-def _workers() -> int:
-    """One worker per core that this process may use, at most eight."""
+def _workers(large: bool) -> int:
+    """Readers: one per core for a GPU, at most eight; on the CPU they take cores from training, so few."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores)
+    return min(8, cores) if large else max(1, cores // 4)
 
 
 def interval(text: str) -> tuple[float, str]:

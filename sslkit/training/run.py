@@ -18,7 +18,6 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import load_file
 
 import sslkit
 from sslkit import config as configuration
@@ -28,10 +27,8 @@ from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError
 from sslkit.methods import card, load
 from sslkit.methods.base import Info, Method
-from sslkit.weights import ENCODER_FILE, load_into, save, write_encoder
-
-METHOD_FILE = "method.safetensors"
-"""Encoder and heads. Not called model.safetensors: timm would prefer that name to the encoder's."""
+from sslkit.training import checkpoint
+from sslkit.weights import ENCODER_FILE, write_encoder
 
 FORMAT = 1
 
@@ -73,7 +70,10 @@ class RunFolder:
     @property
     def facts(self) -> dict[str, Any]:
         """run.json."""
-        facts: dict[str, Any] = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        try:
+            facts: dict[str, Any] = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        except ValueError as problem:
+            raise UserError(f"{self.path / 'run.json'} can't be read: {problem}") from None
         return facts
 
     def update(self, **facts: Any) -> None:
@@ -110,18 +110,9 @@ class RunFolder:
             return set()
         return {line.split("\t")[0] for line in file.read_text(encoding="utf-8").splitlines()}
 
-    def finish(self, method: Method, metadata: dict[str, str]) -> None:
-        """Write the product: the encoder for timm, and encoder with heads for pictures."""
-        write_encoder(method.encoder, self.path, ENCODER_FILE, metadata)
-        save(method.state_dict(), self.path / METHOD_FILE, metadata)
-
-
-def next_folder(parent: Path, stem: str) -> Path:
-    """parent/stem-N with the first number that is free."""
-    number = 1
-    while (parent / f"{stem}-{number}").exists():
-        number += 1
-    return parent / f"{stem}-{number}"
+    def finish(self, encoder: Encoder, metadata: dict[str, str]) -> None:
+        """Write the product, in the names and with the config.json that timm opens."""
+        write_encoder(encoder, self.path, ENCODER_FILE, metadata)
 
 
 def read_configuration(path: Path) -> PretrainConfig:
@@ -164,19 +155,18 @@ def build_method(config: PretrainConfig, info: Info) -> Method:
 
 
 def load_method(path: Path) -> Method:
-    """The trained method of a finished run, in evaluation mode.
+    """The method of a run with its heads, from the newest whole checkpoint, in evaluation mode.
 
     Raises:
-        UserError: not a run, or not finished.
+        UserError: not a run, or one that has saved nothing yet.
     """
     run = RunFolder.open(Path(path))
-    if not (run.path / METHOD_FILE).is_file():
-        raise UserError(f"run {path} is not finished", f"finish it: sslkit pretrain --resume {path}")
+    found, _ = checkpoint.newest(run.path / "checkpoints")
+    if found is None:
+        raise UserError(f"run {path} has saved nothing yet", f"train on: sslkit pretrain --resume {path}")
     config, data = read_configuration(run.path / "config.toml"), run.facts["data"]
     method = build_method(config, Info(data["count"], config.data.size, data["native"]))
-    found = load_into(method, load_file(run.path / METHOD_FILE))
-    if found.missing or found.unused:
-        raise UserError(f"{run.path / METHOD_FILE} does not fit config.toml", "was config.toml edited?")
+    checkpoint.restore_weights(found, method)
     return method.eval()
 
 

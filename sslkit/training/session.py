@@ -73,6 +73,14 @@ class Session:
 
     def go(self, start: int) -> Path:
         """Run the loop from `start`, and leave the product."""
+        try:
+            self._loop(start)
+            return self._finish()
+        except Exception:
+            self.run.update(status="failed")
+            raise
+
+    def _loop(self, start: int) -> None:
         config, clock = self.config, self.clock.at(start)
         batches = pretraining_loader(
             self.images,
@@ -98,15 +106,12 @@ class Session:
         with _stop_signals() as stop, self.console.bar("training", clock.steps) as bar:
             bar.advance(start)
             for step in self._logged(steps, bar):
-                if step.clock.every(
-                    max(1, clock.steps // config.run.pictures if config.run.pictures else clock.steps)
-                ):
+                if self._picture_due(step.clock):
                     self._picture(step.clock)
                 if stop or self._save_due(step.clock):
                     self._save(step.clock.step + 1)
                 if stop:
                     self._interrupted(stop[0], step.clock)
-        return self._finish()
 
     def _logged(self, steps: Iterator[Step], bar: Bar) -> Iterator[Step]:
         """The steps, with figures written at each log interval."""
@@ -135,10 +140,9 @@ class Session:
             "skipped": len(self.skipped),
         }
         if not np.isfinite(numbers["loss"]):
-            self.run.update(status="failed")
             raise UserError(
                 f"step {done}: the loss is {numbers['loss']}",
-                f"resume with a smaller --lr in {self.run.path / 'config.toml'}; checkpoints before are whole",
+                f"resume with a smaller lr in {self.run.path / 'config.toml'}; checkpoints before are whole",
                 code=1,
             )
         short = {name: _short(value) for name, value in line.items()}
@@ -155,7 +159,6 @@ class Session:
         self.run.skip(new)
         allowed = max(1, int(self.config.data.max_bad * len(self.images)))
         if len(self.skipped) > allowed:
-            self.run.update(status="failed")
             raise UserError(
                 f"{len(self.skipped)} of {len(self.images)} images can't be read, more than {allowed}",
                 f"see {self.run.path / 'skipped.tsv'}, or allow more with --set data.max_bad=0.1",
@@ -174,6 +177,11 @@ class Session:
         self.run.update(step=step)
         self.saved = time.monotonic()
 
+    def _picture_due(self, clock: Clock) -> bool:
+        """True `run.pictures` times, evenly, the last time on the last step."""
+        wanted = self.config.run.pictures
+        return (clock.step + 1) * wanted // clock.steps > clock.step * wanted // clock.steps
+
     def _picture(self, clock: Clock) -> None:
         """The method's panels for the first images of the set, one row per image, as a PNG."""
         batch = pictured_batch(self.images, self.config.data.size, self.device)
@@ -189,9 +197,8 @@ class Session:
 
     def _interrupted(self, number: int, clock: Clock) -> None:
         self.run.update(status="interrupted", step=clock.step + 1)
-        self.console.say(
-            f"stopped at step {clock.step + 1} and saved; go on with: sslkit pretrain --resume {self.run.path}"
-        )
+        cure = f"sslkit pretrain --resume {self.run.path}"
+        self.console.say(f"stopped at step {clock.step + 1} and saved; go on with: {cure}")
         raise Interrupted(128 + number)
 
     def _finish(self) -> Path:
@@ -202,7 +209,7 @@ class Session:
             "data": self.images.fingerprint,
         }
         self.method.eval()
-        self.run.finish(self.method, facts)
+        self.run.finish(self.method.encoder, facts)
         self.run.update(
             status="completed", step=self.clock.steps, finished=time.strftime("%Y-%m-%dT%H:%M:%S%z")
         )

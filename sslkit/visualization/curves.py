@@ -81,10 +81,9 @@ def _curve(sheet: Sheet, place: int, name: str, metrics: Sequence[Mapping[str, A
     axes = sheet.plot(left, top, WIDTH, HEIGHT, "epoch", label, title)
     colour = COLOURS[0] if name.startswith("loss") else COLOURS[2]
     smooth = len(value) > SMOOTH_FROM and name != "lr"
-    marker = "o" if len(value) == 1 else ""
-    axes.plot(
-        epoch, value, marker, ls="-", color=colour, alpha=0.3 if smooth else 1, lw=0.8 if smooth else 1.6
-    )
+    marker = "o" if len(value) == 1 else None
+    alpha, width = (0.3, 0.8) if smooth else (1.0, 1.6)
+    axes.plot(epoch, value, marker=marker, color=colour, alpha=alpha, linewidth=width)
     if smooth:
         axes.plot(epoch, running_mean(value, len(value) // 20), color=colour, linewidth=1.6)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=float(np.ptp(epoch)) >= 5))
@@ -94,7 +93,7 @@ def _curve(sheet: Sheet, place: int, name: str, metrics: Sequence[Mapping[str, A
 
 
 def running_mean(values: np.ndarray, width: int) -> np.ndarray:
-    """Centred mean over 2 · width + 1 neighbours, fewer at the ends; NaN is left out, and stays where all are NaN."""
+    """Centred mean over 2 · width + 1 neighbours, fewer at the ends; NaN is left out where it can be."""
     kernel = np.ones(2 * width + 1)
     known = np.isfinite(values)
     sums = np.convolve(np.where(known, values, 0.0), kernel)[width:-width]

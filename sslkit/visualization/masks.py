@@ -16,7 +16,7 @@ TOP = 1.0
 
 
 def masks(image: Tensor, radius: float) -> Figure:
-    """Low-, high- and band-pass masks for half, once, twice and four times `radius`, each above the filtered image.
+    """Low-, high- and band-pass masks for ½, 1, 2 and 4 times `radius`, each above the filtered image.
 
     image: float [3, H, W] in [0, 1]. Titles hold the number of bins kept and their share of the plane.
     High- and band-pass images have zero mean and are shown around middle grey.

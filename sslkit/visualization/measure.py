@@ -20,7 +20,7 @@ def log_magnitude(images: Tensor) -> Tensor:
 
 
 def ring_power(images: Tensor) -> Tensor:
-    """Mean |F images|² (orthonormal) of each ring k <= d < k + 1, over channels: [B, C, H, W] → [B, rings]."""
+    """Mean |F images|² (orthonormal) of each ring k <= d < k + 1, over channels: [B, rings]."""
     return radial_profile(power_spectrum(images).mean(1))
 
 
@@ -30,9 +30,10 @@ def ring_centres(rings: int) -> np.ndarray:
 
 
 def power_law(power: Tensor) -> tuple[float, float]:
-    """(c, α) of the least-squares fit power ≈ c / f^α over rings 1 … last; log-log, each octave weighing the same.
+    """(c, α) of the least-squares fit power ≈ c / f^α over rings 1 … last, in log-log space.
 
-    power: [rings]; ring 0 is the mean grey and takes no part. Natural images have α around 2 (Field, 1987).
+    power: [rings]; ring 0 is the mean grey and takes no part, and each octave weighs the same. Natural images
+    have α around 2 (Field, 1987).
     """
     frequency = ring_centres(len(power))[1:]
     values = power[1:].double().clamp_min(1e-20).cpu().numpy()
@@ -41,7 +42,7 @@ def power_law(power: Tensor) -> tuple[float, float]:
 
 
 def ring_error(images: Tensor, others: Tensor) -> Tensor:
-    """√(Σ|F(others - images)|² / Σ|F images|²) per ring over the whole batch: [rings]; 1 = as good as nothing."""
+    """√(Σ|F(others - images)|² / Σ|F images|²) per ring over the batch: [rings]; 1 = as good as nothing."""
     difference = ring_power(others - images).mean(0)
     return (difference / ring_power(images).mean(0).clamp_min(1e-20)).sqrt()
 

@@ -10,8 +10,20 @@ from torch import Tensor
 
 from sslkit.visualization.measure import log_magnitude, psnr, ring_centres, ring_error
 from sslkit.visualization.style import (
-    CELL, COLOURS, GAP, LINE, MARGIN, MUTED, SMALL, TEXT, Sheet, column, legend, number, plain_ticks,
-)  # fmt: skip
+    CELL,
+    COLOURS,
+    GAP,
+    LINE,
+    MARGIN,
+    MUTED,
+    TEXT,
+    Sheet,
+    column,
+    legend,
+    mark_radius,
+    number,
+    plain_ticks,
+)
 
 COLUMNS = ("corrupted", "prediction", "composite", "error")
 TASKS = ("low frequencies given, high predicted", "high frequencies given, low predicted")
@@ -25,9 +37,9 @@ def reconstruction(panels: Mapping[str, Tensor], radius: float) -> Figure:
     """Each image once, then for both tasks: corrupted, prediction, composite, error; each above its spectrum.
 
     panels: of `MFM.panels` on a batch that holds the same N images twice: "image", "corrupted", "prediction",
-    "composite", float [2 N, 3, H, W] in [0, 1]; the first half of the batch got low frequencies. The composite
-    puts predicted bins beside the given ones: the given ones are never supervised, so the raw prediction is free
-    to be anything there. The error is the composite's; PSNR stands in the titles.
+    "composite", float [2 N, 3, H, W] in [0, 1]; the first half of the batch got low frequencies. The
+    composite puts predicted bins beside the given ones: these are never supervised, so the raw prediction
+    is free to be anything there. The error is the composite's; PSNR stands in the titles.
     """
     images = panels["image"]
     count = len(images) // 2
@@ -77,10 +89,7 @@ def _errors(sheet: Sheet, top: float, images: Tensor, composite: Tensor, radius:
         error = ring_error(images[half], composite[half]).cpu().numpy()
         axes.plot(ring_centres(len(error)), error, color=colour, linewidth=1.6, label=name)
     axes.axhline(1, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="predicting nothing")
-    axes.axvline(radius, color=MUTED, linewidth=1, linestyle=":")
-    axes.annotate(
-        f"r = {number(radius)}", (radius, 0), (4, 6), textcoords="offset points", fontsize=SMALL, color=MUTED
-    )
+    mark_radius(axes, radius)
     axes.set_xscale("log")
     plain_ticks(axes.xaxis)
     axes.set_ylim(0, None)

@@ -1,6 +1,6 @@
 """report.html: one self-contained page about a run that a person would send to a colleague.
 
-Pictures are inside the page, nothing is loaded from anywhere, and everything that comes from a file is escaped.
+Pictures are inside the page, nothing is loaded from anywhere, and all that comes from a file is escaped.
 A section is a function from `Page` to HTML; it returns "" where it has nothing to say.
 """
 
@@ -28,37 +28,9 @@ from sslkit.visualization.visualize import KINDS
 
 DPI = 110  # of pictures inside the page: sharp at its width, half the bytes of the files' 150
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #1a1a1a; --muted: #5c6066; --rule: #d5d7da; --paper: #fff; --box: #f5f6f7; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e8e8e6; --muted: #a3a8ae; --rule: #3b3f44; --paper: #17191b; --box: #212427; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 74rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.55 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .25rem; }
-h2 { font-size: 1.2rem; margin: 2.75rem 0 .75rem; padding-top: .75rem; border-top: 1px solid var(--rule); }
-p.about, figcaption, footer { color: var(--muted); }
-figure { margin: 1rem 0; }
-img { display: block; max-width: 100%; height: auto; background: #fff; border: 1px solid var(--rule); border-radius: 6px; }
-figcaption { font-size: .875rem; margin-top: .5rem; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; vertical-align: top; padding: .3rem 1rem .3rem 0; border-bottom: 1px solid var(--rule); }
-th { font-weight: 600; }
-table.facts th { width: 11rem; font-weight: 400; color: var(--muted); }
-table.figures th:not(:first-child), table.figures td:not(:first-child) { text-align: right; padding-right: 0; }
-p.verdict { padding: .6rem .9rem; background: var(--box); border-left: 4px solid #0072B2; }
-pre { background: var(--box); padding: .75rem 1rem; overflow-x: auto; border-radius: 6px; font-size: .875rem; }
-summary { cursor: pointer; color: var(--muted); margin-top: .75rem; }
-footer { margin-top: 3rem; font-size: .875rem; }
-@media print {
-  :root { --ink: #000; --muted: #444; --rule: #bbb; --paper: #fff; --box: #f5f6f7; }
-  body { max-width: none; padding: 0; font-size: 10.5pt; }
-  figure, tr, p.verdict { break-inside: avoid; }
-  h2 { break-after: avoid; }
-  pre { white-space: pre-wrap; }
-}
-"""
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+"""What a browser may load: nothing from outside, even if something slipped through escaping."""
+STYLE = Path(__file__).with_name("report.css")
 
 
 @dataclass(frozen=True)
@@ -95,18 +67,20 @@ def render(page: Page) -> str:
     """The whole page."""
     title = f"{page.config.method_name} on {page.config.model.backbone}: {page.run.name}"
     body = "\n".join(section(page) for section in SECTIONS)
+    began = escape(str(page.facts.get("started", "unknown date")))
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <title>{escape(title)}</title>
-<style>{STYLE}</style>
+<style>
+{STYLE.read_text(encoding="utf-8")}</style>
 </head>
 <body>
 {body}
-<footer>sslkit {escape(sslkit.__version__)} · run of {escape(str(page.facts.get("started", "unknown date")))}</footer>
+<footer>sslkit {escape(sslkit.__version__)} · run of {began}</footer>
 </body>
 </html>
 """
@@ -114,14 +88,15 @@ def render(page: Page) -> str:
 
 def summary(page: Page) -> str:
     """What was trained on what."""
-    config, data = page.config, page.facts.get("data", {})
+    config, data = page.config, page.facts["data"]
     about = card(config.method_name)
+    paper = about.facts
     rows = {
         "Status": page.facts.get("status", "unknown"),
         "Method": f"{config.method_name}: {about.summary}",
-        "Paper": f"{about.facts.get('paper', '')} ({about.facts.get('year', '')}), {about.facts.get('link', '')}",
+        "Paper": f"{paper.get('paper', '')} ({paper.get('year', '')}), {paper.get('link', '')}",
         "Backbone": f"{config.model.backbone}, {config.data.size} px",
-        "Images": f"{data.get('count', 0):,} from {data.get('name', '')}, short side {data.get('native', '')} px",
+        "Images": f"{data['count']:,} from {data['name']}, short side {data['native']} px",
         "Schedule": f"{config.schedule.epochs} epochs, batch {config.run.batch_size}, seed {config.run.seed}",
         "Device": f"{page.facts.get('device', '')}, {config.run.precision}",
         "Versions": ", ".join(
@@ -152,8 +127,9 @@ def probe(page: Page) -> str:
         for row in document.get("rows", [])
     ]
     measured = (
-        f"{document.get('data', '')}: {counts.get('train', '?')} training and {counts.get('validation', '?')} "
-        f"validation images, {counts.get('classes', '?')} classes. Top-1 in percent with 95 % intervals."
+        f"{document.get('data', '')}: {counts.get('train', '?')} training images, "
+        f"{counts.get('validation', '?')} validation images, {counts.get('classes', '?')} classes. "
+        "Top-1 in percent with 95 % intervals."
     )
     verdicts = "".join(f'<p class="verdict">{escape(sentence)}</p>' for sentence in sentences)
     table = _table(["Features", f"kNN, k = {document.get('k', 20)}", "Linear"], rows)
@@ -163,7 +139,7 @@ def probe(page: Page) -> str:
 
 
 def finetune(page: Page) -> str:
-    """The single figures of a fine-tuning; tables and lists inside its document are left to its own folder."""
+    """The single figures of a fine-tuning; its tables and lists stay in its own folder."""
     document = page.results.get("finetune") or {}
     rows = {
         name: f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -205,10 +181,15 @@ SECTIONS = (summary, probe, finetune, pictures, commands)
 
 def _stored(run: Path) -> dict[str, Any]:
     """Results that lie in the run folder."""
-    files = {name: run / f"{name}.json" for name in ("probe", "finetune")}
-    return {
-        name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()
-    }
+    found = {}
+    for file in (run / f"{name}.json" for name in ("probe", "finetune")):
+        try:
+            found[file.stem] = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as problem:
+            raise UserError(f"{file} can't be read: {problem}", "delete it, or probe again") from None
+    return found
 
 
 def _picture(subject: Subject, kind: str) -> str:

@@ -17,11 +17,10 @@ from sslkit.visualization.style import (
     INK,
     LINE,
     MARGIN,
-    MUTED,
-    SMALL,
     Sheet,
     column,
     legend,
+    mark_radius,
     number,
     plain_ticks,
 )
@@ -45,7 +44,7 @@ def spectrum(images: Tensor, radius: float) -> Figure:
         MARGIN + groups * BLOCK + 0.75,
         TOP + rows * PAIR + PLOT + 0.75,
         f"Spectra, cut at radius {number(radius)}",
-        f"{images.shape[-1]} × {images.shape[-2]} px · signed: mean over channels, blue negative, red positive",
+        f"{images.shape[-1]} × {images.shape[-2]} px · signed: channel mean, blue negative, red positive",
     )
     low, high = low_pass(images, radius), high_pass(images, radius)
     variants = (images, low, high.clamp(0, 1), high)
@@ -96,18 +95,10 @@ def _radial(sheet: Sheet, top: float, width: float, variants: tuple[Tensor, ...]
         linestyle=(0, (4, 3)),
         label=rf"fit, $1/f^{{{exponent:.2f}}}$",
     )
-    axes.axvline(radius, color=MUTED, linewidth=1, linestyle=":")
+    mark_radius(axes, radius)
     axes.set_xscale("log")
     plain_ticks(axes.xaxis)
     axes.set_yscale("log")
     floor = float(profiles[0].min())
     axes.set_ylim(floor / 10, float(profiles[0][1:].max()) * 2)
-    axes.annotate(
-        f"r = {number(radius)}",
-        (radius, floor / 10),
-        (4, 6),
-        textcoords="offset points",
-        fontsize=SMALL,
-        color=MUTED,
-    )
-    legend(axes, "upper right")
+    legend(axes)

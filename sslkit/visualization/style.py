@@ -1,4 +1,4 @@
-"""One look for all pictures: sizes in inches, a palette that colour-blind readers can tell apart, how files are named.
+"""One look for all pictures: sizes in inches, a palette that colour-blind readers can tell apart, file names.
 
 Figures are made with matplotlib's objects alone: no pyplot, no window, no setting that outlives a call.
 """
@@ -48,26 +48,49 @@ class Sheet:
         )
 
     def write(
-        self, left: float, baseline: float, text: str, *, size: float = TEXT, colour: str = INK, weight: str = "normal",
-        rotation: float = 0, align: str = "left",
-    ) -> None:  # fmt: skip
+        self,
+        left: float,
+        baseline: float,
+        text: str,
+        *,
+        size: float = TEXT,
+        colour: str = INK,
+        weight: str = "normal",
+        rotation: float = 0,
+        align: str = "left",
+    ) -> None:
         """Text that begins (or is centred, or ends: `align`) at `left`."""
+        x, y = left / self.width, 1 - baseline / self.height
+        vertical = "center" if rotation else "baseline"
         self.figure.text(
-            left / self.width, 1 - baseline / self.height, text, fontsize=size, color=colour, fontweight=weight,
-            rotation=rotation, ha=align, va="center" if rotation else "baseline",
-        )  # fmt: skip
+            x,
+            y,
+            text,
+            fontsize=size,
+            color=colour,
+            fontweight=weight,
+            rotation=rotation,
+            ha=align,
+            va=vertical,
+        )
 
     def picture(
-        self, left: float, top: float, image: Tensor, title: str = "", *, side: float = CELL, cmap: str | None = None,
-        limits: tuple[float, float] = (0.0, 1.0), bold: bool = False,
-    ) -> AxesImage:  # fmt: skip
+        self,
+        left: float,
+        top: float,
+        image: Tensor,
+        title: str = "",
+        *,
+        cmap: str | None = None,
+        limits: tuple[float, float] = (0.0, 1.0),
+    ) -> AxesImage:
         """A square picture: [3, H, W] in [0, 1], or [H, W] through a colour map with these limits."""
-        axes = self.axes(left, top, side, side)
+        axes = self.axes(left, top, CELL, CELL)
         axes.set_xticks([])
         axes.set_yticks([])
         axes.spines[:].set(color=RULE, linewidth=0.6)
         if title:
-            axes.set_title(title, fontsize=SMALL, color=INK, pad=3, fontweight="bold" if bold else "normal")
+            axes.set_title(title, fontsize=SMALL, color=INK, pad=3)
         pixels = image.detach().float().cpu()
         if pixels.ndim == 3:
             return axes.imshow(pixels.clamp(0, 1).permute(1, 2, 0).numpy())
@@ -86,7 +109,7 @@ class Sheet:
         bar = self.figure.colorbar(drawn, cax=self.axes(left, top, 0.1, height), ticks=list(ticks) or None)
         bar.ax.tick_params(labelsize=SMALL, colors=MUTED, length=2)
         bar.set_label(label, fontsize=SMALL, color=MUTED)
-        bar.outline.set(linewidth=0)  # type: ignore[operator]
+        bar.outline.set(linewidth=0)
         return bar
 
     def plot(
@@ -110,8 +133,8 @@ def column(index: int, start: float = MARGIN) -> float:
     return start + index * (CELL + GAP)
 
 
-def legend(axes: Axes, where: str = "best") -> None:
-    axes.legend(fontsize=SMALL, loc=where, frameon=False, labelcolor=INK, handlelength=1.6)
+def legend(axes: Axes) -> None:
+    axes.legend(fontsize=SMALL, frameon=False, labelcolor=INK, handlelength=1.6)
 
 
 def plain_ticks(axis: Axis) -> None:
@@ -119,6 +142,21 @@ def plain_ticks(axis: Axis) -> None:
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter("{x:g}")
+
+
+def mark_radius(axes: Axes, radius: float) -> None:
+    """A dotted line where a frequency axis is cut, its name above the frame, clear of the curves."""
+    axes.axvline(radius, color=MUTED, linewidth=1, linestyle=":")
+    axes.text(
+        radius,
+        1.02,
+        f"r = {number(radius)}",
+        transform=axes.get_xaxis_transform(),
+        fontsize=SMALL,
+        color=MUTED,
+        ha="center",
+        va="bottom",
+    )
 
 
 def number(value: float) -> str:

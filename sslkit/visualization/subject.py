@@ -122,7 +122,7 @@ class Subject:
         """The method around a network of shapes alone: its views and settings need no weights."""
         info = Info(len(self.images), self.size, native_side(self.images))
         made = load(self.source)
-        resolved = made.resolve(made.Config(), "vit", info)  # type: ignore[attr-defined]
+        resolved = made.resolve(made.Config(), "vit", info)
         config = dataclasses.replace(made.Config(), **{name: value for name, (value, _) in resolved.items()})
         with torch.device("meta"):
             patch = math.gcd(info.size, 16)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -14,8 +15,8 @@ from sslkit.visualization.style import CELL, GAP, LINE, MARGIN, MUTED, RULE, SMA
 def views(originals: Sequence[Image.Image], made: Tensor, inputs: Tensor, keep_low: Tensor) -> Figure:
     """One row per image: the original, then per epoch a view and the input made of it.
 
-    originals: RGB, any size. made, inputs: float [B, V, 3, H, W] in [0, 1], V views of each image. keep_low: bool
-    [B, V], which half of the spectrum an input kept.
+    originals: RGB, any size. made, inputs: float [B, V, 3, H, W] in [0, 1], V views of each image.
+    keep_low: bool [B, V], which half of the spectrum an input kept.
     """
     count = made.shape[1]
     pair = 2 * CELL + GAP + 0.18
@@ -48,4 +49,6 @@ def _original(sheet: Sheet, top: float, original: Image.Image) -> None:
     axes.set_yticks([])
     axes.spines[:].set(color=RULE, linewidth=0.6)
     axes.set_title(f"original {original.width} × {original.height}", fontsize=SMALL, pad=3)
-    axes.imshow(original)  # type: ignore[arg-type]
+    shown = original.copy()
+    shown.thumbnail((512, 512))
+    axes.imshow(np.asarray(shown))

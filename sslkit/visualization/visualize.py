@@ -51,7 +51,7 @@ def visualize(
         seed: of the choice of images, and for a method's name of its random views.
 
     Raises:
-        UserError: unknown source or kind, a kind that needs a trained run, no images; nothing is written then.
+        UserError: unknown source or kind, a kind that needs a run, no images; then nothing is written.
     """
     subject = Subject(source, images, count=count, radius=radius, size=size, seed=seed, console=console)
     wanted = _wanted(kinds, subject)
@@ -74,7 +74,7 @@ def draw_spectrum(subject: Subject) -> Figure:
 
 
 def draw_views(subject: Subject) -> Figure:
-    """The views and inputs of the first epochs, keyed as in training: by seed, epoch and position in the set."""
+    """Views and inputs of the first epochs, keyed as in training: by seed, epoch and position in the set."""
     method, transform = subject.method, subject.method.transform()
     index = torch.tensor(list(subject.originals))
     made, flags = [], []
@@ -124,32 +124,33 @@ KINDS = {
     "masks": Kind(
         draw_masks,
         False,
-        "Low-pass, high-pass and band-pass masks at four radii with the number of bins they keep, each above the "
-        "image filtered by it.",
+        "Low-pass, high-pass and band-pass masks at four radii with the number of bins they keep, each above "
+        "the image filtered by it.",
     ),
     "views": Kind(
         draw_views,
         False,
-        "Original images beside random views of them from three epochs, and the low-pass or high-pass input made "
-        "of each view.",
+        "Original images beside random views of them from three epochs, and the low-pass or high-pass input "
+        "made of each view.",
     ),
     "spectrum": Kind(
         draw_spectrum,
         False,
-        "Images, their low-pass and high-pass halves and the log-magnitude spectra of all; below them the radial "
-        "power and the power law that fits it.",
+        "Images, their low-pass and high-pass halves and the log-magnitude spectra of all; below them the "
+        "radial power and the power law that fits it.",
     ),
     "recon": Kind(
         draw_reconstruction,
         True,
-        "Input images, the low-pass and high-pass versions the network was given, its predictions, the composite "
-        "of given and predicted frequencies and its error; below each its spectrum, at the end the error by frequency.",
+        "Input images, the low-pass and high-pass versions the network was given, its predictions, the "
+        "composite of given and predicted frequencies and its error; below each its spectrum, at the end the "
+        "error by frequency.",
     ),
     "curves": Kind(
         draw_curves,
         True,
-        "Loss, the losses of both tasks, learning rate, gradient norm, effective rank, feature deviation, speed "
-        "and waiting share over the epochs.",
+        "Loss, the losses of both tasks, learning rate, gradient norm, effective rank, feature deviation, "
+        "speed and waiting share over the epochs.",
     ),
 }
 

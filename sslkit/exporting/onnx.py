@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sslkit.backbones import Encoder
 from sslkit.errors import UserError
-from sslkit.export.proof import ExportResult, new_folder, prove, provenance, reference
+from sslkit.exporting.proof import ExportResult, new_folder, prove, provenance, reference
 from sslkit.weights import load_encoder
 
 ONNX_FILE = "model.onnx"

@@ -7,9 +7,9 @@ from typing import Literal, get_args
 
 from sslkit.console import SILENT, Console
 from sslkit.errors import UserError, nearest
-from sslkit.export.onnx import export_onnx
-from sslkit.export.proof import ExportResult, next_folder
-from sslkit.export.timm import export_timm
+from sslkit.exporting.onnx import export_onnx
+from sslkit.exporting.proof import ExportResult, default_folder
+from sslkit.exporting.timm import export_timm
 
 __all__ = ["ExportResult", "Format", "export", "export_onnx", "export_timm"]
 
@@ -32,7 +32,7 @@ def export(
     """
     if format not in get_args(Format):
         raise UserError(f"unknown export format {format!r}", nearest(format, get_args(Format)))
-    folder = Path(out) if out is not None else next_folder(source)
+    folder = Path(out) if out is not None else default_folder(source)
     result = {"timm": export_timm, "onnx": export_onnx}[format](source, folder)
     console.facts(
         {

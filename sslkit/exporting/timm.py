@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import Tensor
 
-from sslkit.export.proof import ExportResult, new_folder, prove, provenance, reference
+from sslkit.exporting.proof import ExportResult, new_folder, prove, provenance, reference
 from sslkit.weights import EXPORT_FILE, load_encoder, write_encoder
 
 LINES = """\

@@ -20,6 +20,7 @@ from sslkit.backbones import Encoder
 from sslkit.data.decode import UnreadableImage
 from sslkit.data.sources import ImageSet, open_images
 from sslkit.errors import UserError
+from sslkit.paths import next_folder
 from sslkit.weights import encoder_file, header_of, sha256
 
 TOLERANCE = 1e-4
@@ -84,7 +85,7 @@ def prove(
     difference = float((found - expected.vectors).abs().max())
     if not difference <= TOLERANCE:  # so that nan fails too
         raise UserError(
-            f"{file.name}, loaded back, gives features that differ by {difference:.1e} (limit {TOLERANCE:.0e})",
+            f"{file.name}, loaded back, gives features that differ by {difference:.1e} > {TOLERANCE:.0e}",
             _REPORT,
             code=1,
         )
@@ -112,14 +113,11 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise
 
 
-def next_folder(source: str | Path) -> Path:
+def default_folder(source: str | Path) -> Path:
     """exports/NAME-N with the first number that is free; NAME is that of the run, file or model."""
     path = Path(source)
     stem = path.parent.name if path.suffix == ".safetensors" else path.resolve().name
-    number = 1
-    while Path("exports", f"{stem}-{number}").exists():
-        number += 1
-    return Path("exports", f"{stem}-{number}")
+    return next_folder(Path("exports"), stem)
 
 
 def provenance(source: str | Path, encoder: Encoder) -> dict[str, str]:

@@ -1,0 +1,79 @@
+"""The linear probe is at its optimum, and chooses its penalty on training images alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from sslkit.evaluation.linear import STRENGTHS, fit_linear, solve, stratified_split
+
+
+def blobs(count: int, spread: float, seed: int = 0, noise: int = 0) -> tuple[Tensor, Tensor]:
+    """Three classes in four dimensions, and `noise` dimensions that say nothing."""
+    random = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 3
+    centres = torch.eye(3, 4, dtype=torch.float64) * 2
+    x = centres[labels] + spread * torch.randn(count, 4, generator=random, dtype=torch.float64)
+    return torch.cat([x, torch.randn(count, noise, generator=random, dtype=torch.float64)], dim=1), labels
+
+
+@pytest.mark.parametrize("strength", [1.0, 1e-2, 1e-4])
+def test_the_gradient_vanishes(strength: float) -> None:
+    """At the optimum Xᵀ(P - Y) / N + strength · W = 0 and Σ(P - Y) = 0: written out, without autograd."""
+    x, labels = blobs(90, spread=1.0)
+    weight, bias = solve(x, labels, classes=3, strength=strength)
+    residual = (x @ weight + bias).softmax(dim=1) - torch.eye(3, dtype=torch.float64)[labels]
+    assert (x.T @ residual / 90 + strength * weight).abs().max() < 1e-5
+    assert (residual.mean(dim=0)).abs().max() < 1e-5
+
+
+def test_a_start_elsewhere_ends_at_the_same_point() -> None:
+    x, labels = blobs(90, spread=1.0)
+    weight, bias = solve(x, labels, classes=3, strength=1e-2)
+    other, _ = solve(x, labels, classes=3, strength=1e-2, start=(torch.ones_like(weight), bias + 3))
+    assert torch.allclose(weight, other, atol=1e-4)
+
+
+def test_two_classes_have_a_closed_form_without_features() -> None:
+    """Features of zeros leave the bias: the log-odds of the classes."""
+    labels = torch.tensor([0] * 30 + [1] * 10)
+    weight, bias = solve(torch.zeros(40, 2, dtype=torch.float64), labels, classes=2, strength=0.1)
+    assert float(bias[0] - bias[1]) == pytest.approx(torch.log(torch.tensor(3.0)).item(), abs=1e-4)
+    assert not weight.any()
+
+
+def test_separable_classes_are_found_whatever_the_units() -> None:
+    x, labels = blobs(90, spread=0.1)
+    queries, truth = blobs(60, spread=0.1, seed=1)
+    units = torch.tensor([1e-4, 1.0, 1e3, 7.0], dtype=torch.float64)
+    probe = fit_linear(x * units + 5, labels, classes=3)
+    assert torch.equal(probe.predict(queries * units + 5), truth)
+
+
+def test_a_constant_feature_is_harmless() -> None:
+    x, labels = blobs(90, spread=0.1)
+    x = torch.cat([x, torch.full((90, 1), 3.0, dtype=torch.float64)], dim=1)
+    probe = fit_linear(x, labels, classes=3)
+    assert torch.equal(probe.predict(x), labels)
+
+
+def test_noise_calls_for_a_stronger_penalty() -> None:
+    clean = fit_linear(*blobs(300, spread=0.5), classes=3).strength
+    noisy = fit_linear(*blobs(60, spread=1.5, noise=60), classes=3).strength
+    assert noisy > min(STRENGTHS)
+    assert noisy >= clean
+
+
+def test_the_split_takes_a_fifth_of_every_class() -> None:
+    labels = torch.tensor([0] * 50 + [1] * 10 + [2] * 2 + [3])
+    rest, held = stratified_split(labels, 0.2, seed=0)
+    assert sorted(rest.tolist() + held.tolist()) == list(range(63))
+    assert torch.bincount(labels[held], minlength=4).tolist() == [10, 2, 1, 0]
+    assert not torch.equal(held, stratified_split(labels, 0.2, seed=1)[1])
+    assert torch.equal(held, stratified_split(labels, 0.2, seed=0)[1])
+
+
+def test_one_image_a_class_still_fits() -> None:
+    x = torch.eye(3)
+    assert torch.equal(fit_linear(x, torch.arange(3), classes=3).predict(x), torch.arange(3))

@@ -1,0 +1,76 @@
+"""Paired differences against their closed form, and the sentences people read."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from sslkit.evaluation.verdict import accuracy, against_pixels, against_random, paired
+
+
+def predictions(both: int, first: int, second: int, neither: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Two prediction vectors with so many images right by both, one, the other, none. All labels are 0."""
+    right = torch.zeros(both + first + second + neither, dtype=torch.int64)
+    one, other = right.clone(), right.clone()
+    one[both + first :] = 1
+    other[both : both + first] = 1
+    other[both + first + second :] = 1
+    return one, other, right
+
+
+@pytest.mark.parametrize("table", [(100, 60, 20, 161), (0, 5, 5, 0), (10, 0, 0, 10), (7, 1, 0, 2)])
+def test_the_interval_is_that_of_discordant_pairs(table: tuple[int, int, int, int]) -> None:
+    """Var(d) = (b + c - (b - c)² / n) / (n - 1) for b and c discordant pairs (as in McNemar's test)."""
+    both, b, c, _ = table
+    count = sum(table)
+    found = paired(*predictions(*table))
+    assert found.points == pytest.approx(100 * (b - c) / count)
+    assert found.first == pytest.approx(100 * (both + b) / count)
+    assert found.second == pytest.approx(100 * (both + c) / count)
+    variance = (b + c - (b - c) ** 2 / count) / (count - 1)
+    assert found.margin == pytest.approx(196 * math.sqrt(variance / count))
+
+
+def test_agreement_carries_no_uncertainty() -> None:
+    """The same difference is surer when the rest agrees: what two separate intervals can't see."""
+    agreeing, disagreeing = paired(*predictions(80, 10, 0, 10)), paired(*predictions(40, 30, 20, 10))
+    assert agreeing.margin < disagreeing.margin
+
+
+@pytest.mark.parametrize(
+    ("table", "outcome", "start"),
+    [
+        ((100, 60, 20, 161), "better", "pre-training helped: kNN 46.9 % against 35.2 % for random weights"),
+        ((100, 20, 60, 161), "worse", "pre-training did not help: kNN 35.2 % against 46.9 %"),
+        ((100, 21, 20, 200), "open", "no difference can be claimed: kNN"),
+        ((10, 0, 0, 10), "open", "no difference can be claimed: kNN"),
+    ],
+)
+def test_sentences(table: tuple[int, int, int, int], outcome: str, start: str) -> None:
+    found = paired(*predictions(*table))
+    assert found.outcome == outcome
+    assert against_random("kNN", found).startswith(start)
+
+
+def test_the_sentence_holds_difference_interval_and_count() -> None:
+    sentence = against_random("kNN", paired(*predictions(100, 60, 20, 161)))
+    assert sentence.endswith("(+11.7 ± 5.0 points, 341 images)")
+
+
+def test_below_pixels_is_said() -> None:
+    assert against_pixels("linear", paired(*predictions(100, 20, 60, 161))).startswith("below raw pixels")
+    assert against_pixels("linear", paired(*predictions(100, 60, 20, 161))).startswith("above raw pixels")
+
+
+def test_accuracy_and_its_interval() -> None:
+    share, margin = accuracy(torch.tensor([0, 1, 1, 1]), torch.tensor([0, 1, 1, 0]))
+    assert share == 75
+    assert margin == pytest.approx(196 * math.sqrt(0.75 * 0.25 / 4))
+
+
+def test_unequal_lengths_are_refused() -> None:
+    with pytest.raises(ValueError, match="equal lengths"):
+        paired(torch.zeros(3), torch.zeros(2), torch.zeros(3))

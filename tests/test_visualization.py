@@ -1,0 +1,364 @@
+"""Pictures: what they show is compared with NumPy's full complex FFT and with MFM's published mask counts."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from sslkit import config as configuration
+from sslkit import keyed
+from sslkit.augment.geometry import RandomResizedCrop
+from sslkit.config import build_pretrain
+from sslkit.data.sources import open_images
+from sslkit.errors import UserError
+from sslkit.methods import card
+from sslkit.methods.base import Info
+from sslkit.training.run import RunFolder, build_method, describe
+from sslkit.visualization.curves import curves, read_metrics, running_mean
+from sslkit.visualization.masks import masks
+from sslkit.visualization.measure import log_magnitude, power_law, psnr, ring_error, ring_power
+from sslkit.visualization.report import write_report
+from sslkit.visualization.spectrum import spectrum
+from sslkit.visualization.style import free_path, save
+from sslkit.visualization.subject import Subject
+from sslkit.visualization.visualize import KINDS, draw_reconstruction, draw_views, visualize
+
+HOSTILE = "<script>alert('x')</script>&\"quoted\""
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    """Four pictures with power at all frequencies, [4, 3, 24, 24] in [0, 1]."""
+    return torch.rand(4, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, not trained, on ten generated images; its data have a hostile name."""
+    found = open_images(["fractal:10"])
+    values = {"model.backbone": "test_vit", "data.size": 32, "data.sources": ("fractal:10",), "run.seed": 5}
+    resolved = {"method.radius": 4.5, "method.low_share": 0.5, "schedule.epochs": 2, "model.patch_size": 0}
+    config = build_pretrain("mfm", card("mfm").Config, {**values, **resolved})
+    folder = RunFolder.create(tmp_path_factory.mktemp("runs") / "mfm-test-1")
+    (folder.path / "config.toml").write_text(configuration.dump(config), encoding="utf-8")
+    info = Info(10, 32, 128)
+    facts = describe(found, info, torch.device("cpu"))
+    folder.update(status="completed", **{**facts, "data": {**facts["data"], "name": HOSTILE}})
+    folder.finish(build_method(config, info), {})
+    for step in range(1, 5):
+        folder.log({"step": step, "epoch": step / 2, "loss": 1 / step, "loss_low": None, "lr": 1e-3 * step})
+    return folder.path
+
+
+def titles(figure: Figure) -> list[str]:
+    return [axes.get_title() or axes.get_title("left") for axes in figure.axes]
+
+
+def blank(path: Path) -> bool:
+    with Image.open(path) as opened:
+        return float(np.asarray(opened.convert("L")).std()) == 0
+
+
+def rendered_inside(figure: Figure) -> bool:
+    """No text is cut off by the edge of the page."""
+    drawn, page = figure.get_tightbbox(), figure.bbox_inches
+    return page.x0 <= drawn.x0 and drawn.x1 <= page.x1 and page.y0 <= drawn.y0 and drawn.y1 <= page.y1
+
+
+# ---------------------------------------------------------------------------------------------- numbers
+
+
+def test_log_magnitude_is_numpys(images: Tensor) -> None:
+    full = np.fft.fftshift(np.abs(np.fft.fft2(images.double().numpy())), axes=(-2, -1))
+    expected = np.log10(1 + np.sqrt(full**2).mean(1))
+    assert np.allclose(log_magnitude(images).numpy(), expected, atol=1e-4)
+
+
+def test_power_law_finds_the_exponent_it_was_made_with() -> None:
+    frequency = np.arange(40) + 0.5
+    scale, exponent = power_law(torch.from_numpy(7 * frequency**-2.3))
+    assert (scale, exponent) == pytest.approx((7, 2.3))
+
+
+def test_ring_error_is_one_for_nothing_and_zero_for_all(images: Tensor) -> None:
+    assert torch.allclose(ring_error(images, torch.zeros_like(images)), torch.ones(13))
+    assert ring_error(images, images).abs().max() == 0
+    assert ring_power(images).shape == (4, 13)
+
+
+def test_psnr_closed_form(images: Tensor) -> None:
+    assert torch.allclose(psnr(images, images + 0.1), torch.full((4,), 20.0), atol=1e-3)
+
+
+def test_running_mean_equals_the_slow_loop_and_leaves_nan_out() -> None:
+    values = np.array([1.0, np.nan, 3.0, 8.0, np.nan, np.nan, np.nan, 2.0])
+    width = 1
+    slow = [values[max(0, i - width) : i + width + 1] for i in range(len(values))]
+    expected = [w[np.isfinite(w)].mean() if np.isfinite(w).any() else np.nan for w in slow]
+    assert np.allclose(running_mean(values, width), expected, equal_nan=True)
+
+
+# ---------------------------------------------------------------------------------------------- figures
+
+
+def test_mask_gallery_shows_the_published_counts() -> None:
+    figure = masks(torch.full((3, 224, 224), 0.5), 16)
+    shown = [title for title in titles(figure) if title]
+    assert [title.split(" ")[0] for title in shown[:4]] == ["193", "793", "3,205", "12,849"]
+    assert shown[1] == "793 bins, 1.6%"
+    assert shown[5].startswith("49,383")  # 224² - 793
+    assert shown[9].startswith("2,412")  # the band from 16 to 32
+    assert len(figure.axes) == 24
+    assert rendered_inside(figure)
+
+
+def test_a_gallery_of_small_pictures_with_a_fractional_radius() -> None:
+    figure = masks(torch.rand(3, 33, 32, generator=torch.Generator().manual_seed(1)), 2.29)
+    assert rendered_inside(figure)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_spectrum_has_pictures_spectra_a_bar_and_a_curve(images: Tensor, count: int) -> None:
+    figure = spectrum(images[:count], 4)
+    assert len(figure.axes) == 8 * count + 2
+    assert titles(figure).count("high-pass, clamped") == count
+    curve = figure.axes[-1]
+    assert curve.get_xscale() == curve.get_yscale() == "log"
+    assert "cycles per image" in curve.get_xlabel()
+    assert rendered_inside(figure)
+
+
+def test_curves_one_plot_per_figure_with_tasks_apart(tmp_path: Path) -> None:
+    names = ("loss", "loss_low", "loss_high", "lr", "grad_norm", "rank", "std", "images_per_s", "wait")
+    lines = [json.dumps({"step": i, "epoch": i / 9, **dict.fromkeys(names, 1.0 + i)}) for i in range(90)]
+    (tmp_path / "m.jsonl").write_text("\n".join([*lines, '{"step": 91, "epo']), encoding="utf-8")
+    metrics = read_metrics(tmp_path / "m.jsonl")
+    assert len(metrics) == 90
+    figure = curves(metrics)
+    assert len(figure.axes) == 9
+    assert all(axes.get_xlabel() == "epoch" for axes in figure.axes)
+    assert titles(figure)[:3] == ["Loss", "Loss, low predicted", "Loss, high predicted"]
+    waiting = figure.axes[8].lines[0].get_ydata()
+    assert waiting[0] == pytest.approx(100)  # shown in percent
+    assert rendered_inside(figure)
+
+
+def test_curves_of_one_line_and_of_none() -> None:
+    assert len(curves([{"epoch": 1, "loss": 0.5, "loss_low": None}]).axes) == 1
+    with pytest.raises(ValueError, match="nothing to draw"):
+        curves([{"step": 1}])
+
+
+def test_views_are_those_of_the_worker_and_inputs_those_of_numpy(run: Path) -> None:
+    subject = Subject(str(run), count=2)
+    figure = draw_views(subject)
+    made = [axes for axes in figure.axes if axes.get_title() == "view"]
+    inputs = [axes for axes in figure.axes if axes.get_title().startswith("input")]
+    assert (len(made), len(inputs)) == (6, 6)
+    places = [(index, epoch) for index in subject.originals for epoch in range(3)]
+    for (index, epoch), view, given in zip(places, made, inputs, strict=True):
+        transform, random = RandomResizedCrop(32), keyed.generator(5, epoch, index)
+        expected = transform(subject.originals[index], random).permute(1, 2, 0).numpy() / 255
+        assert np.allclose(view.images[0].get_array(), expected, atol=1e-6)
+        low = bool(keyed.uniform(5, epoch, torch.tensor([index]), "mfm.keep_low") < 0.5)
+        assert given.get_title() == f"input: {'low' if low else 'high'} kept"
+        corrupted = np.clip(numpy_filter(expected, 4.5, low), 0, 1)
+        assert np.allclose(given.images[0].get_array(), corrupted, atol=1e-5)
+    assert len({given.get_title() for given in inputs}) == 2  # both tasks were looked at
+
+
+def numpy_filter(image: np.ndarray, radius: float, low: bool) -> np.ndarray:
+    """The full-plane filter of an [H, W, C] image, by shifting as the paper writes it."""
+    height, width = image.shape[:2]
+    rows, columns = np.mgrid[:height, :width]
+    disc = (rows - height // 2) ** 2 + (columns - width // 2) ** 2 < radius**2
+    shifted = np.fft.fftshift(np.fft.fft2(image, axes=(0, 1)), axes=(0, 1))
+    kept = shifted * (disc if low else ~disc)[..., None]
+    return np.fft.ifft2(np.fft.ifftshift(kept, axes=(0, 1)), axes=(0, 1)).real
+
+
+def test_composite_is_numpys(run: Path) -> None:
+    subject = Subject(str(run), count=2)
+    figure = draw_reconstruction(subject)
+    shown = {name: [a.images[0].get_array() for a in figure.axes if a.get_title().startswith(name)]
+             for name in ("input", "prediction", "composite")}  # fmt: skip
+    assert {name: len(found) for name, found in shown.items()} == {
+        "input": 2,
+        "prediction": 4,
+        "composite": 4,
+    }
+    method = subject.method
+    for place, low in ((0, True), (3, False)):
+        image = np.asarray(shown["input"][place % 2], dtype=np.float64)
+        given = torch.from_numpy(np.clip(numpy_filter(image, 4.5, low), 0, 1)).permute(2, 0, 1)[None].float()
+        with torch.no_grad():
+            raw = method.encoder.denormalize(method.predict(given)[0])[0].permute(1, 2, 0).double().numpy()  # type: ignore[operator]
+        expected = np.clip(numpy_filter(image, 4.5, low) + numpy_filter(raw, 4.5, not low), 0, 1)
+        assert np.allclose(shown["composite"][place], expected, atol=1e-4)
+        decibels = -10 * np.log10(((expected - image) ** 2).mean())
+        title = [t for t in titles(figure) if t.startswith("composite")][place]
+        assert title == f"composite {decibels:.1f} dB"
+    assert rendered_inside(figure)
+
+
+# ------------------------------------------------------------------------------------------------- verb
+
+
+def test_a_run_gives_all_kinds_and_overwrites_none(run: Path, tmp_path: Path) -> None:
+    first = visualize(str(run), out=tmp_path, count=2)
+    assert [path.name for path in first] == [f"{kind}.png" for kind in KINDS]
+    assert not any(map(blank, first))
+    before = first[0].read_bytes()
+    again = visualize(str(run), kinds=["masks", "masks"], out=tmp_path, radius=2.0)
+    assert [path.name for path in again] == ["masks-2.png"]
+    assert first[0].read_bytes() == before != again[0].read_bytes()
+
+
+def test_a_method_without_a_run_and_single_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = []
+    for number in range(2):
+        names.append(f"photo {number}.png")
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(names[-1])
+    state = torch.get_rng_state()
+    written = visualize("mfm", names)
+    assert [str(path) for path in written] == [
+        f"pictures-mfm/{k}.png" for k in ("masks", "views", "spectrum")
+    ]
+    assert torch.equal(state, torch.get_rng_state())
+    subject = Subject("mfm", names)
+    assert subject.pictures.shape == (2, 3, 40, 40)
+    assert subject.radius == pytest.approx(16 * 40 / 224, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("mfm", {"kinds": ["recom"]}, "unknown kind of picture 'recom'"),
+        ("mfm", {"kinds": ["recon"]}, "recon needs a trained run"),
+        ("mfn", {}, "unknown method 'mfn'"),
+        ("./nowhere", {}, "is not a run"),
+        ("mfm", {"radius": 0.0}, "radius"),
+        ("mfm", {"count": 0}, "count"),
+        ("mfm", {"size": 4}, "size"),
+        ("mfm", {"images": ["missing-folder"]}, "missing-folder"),
+    ],
+)
+def test_wrong_input_is_told_and_nothing_written(
+    source: str, options: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        visualize(source, out=tmp_path / "out", **options)  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_nearest_kind_is_suggested() -> None:
+    with pytest.raises(UserError) as caught:
+        visualize("mfm", kinds=["specturm"])
+    assert "'spectrum'" in caught.value.hint
+
+
+def test_free_path_counts_up(tmp_path: Path) -> None:
+    for name in ("a.png", "a-2.png"):
+        (tmp_path / name).touch()
+    assert free_path(tmp_path / "a.png").name == "a-3.png"
+    figure = curves([{"epoch": 1, "loss": 0.5}])
+    assert save(figure, tmp_path / "new" / "b.png").stat().st_size > 1000
+
+
+# ----------------------------------------------------------------------------------------------- report
+
+
+class Reader(HTMLParser):
+    """Collects tags and attributes, and checks that every element is closed where it was opened."""
+
+    VOID = ("meta", "img", "br", "link", "input")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_report_is_one_safe_page(run: Path) -> None:
+    verdict = f"no difference can be claimed: {HOSTILE}"
+    probe = {
+        "data": HOSTILE,
+        "k": 20,
+        "counts": {"train": 8, "validation": 2, "classes": 2},
+        "rows": [
+            {"name": HOSTILE, "knn": 51.25, "knn_interval": 4.0, "linear": 60.0, "linear_interval": 3.0}
+        ],
+        "verdicts": [{"sentence": verdict}],
+    }
+    path = write_report(run, {"probe": probe, "finetune": {"top1": 71.234, "classes": [HOSTILE]}})
+    assert path == run / "report.html"
+    page = Reader()
+    page.feed(path.read_text(encoding="utf-8"))
+    page.close()
+    assert page.open == []
+    assert {"script", "link", "iframe", "object"}.isdisjoint(tag for tag, _ in page.tags)
+    loads = [
+        (tag, v) for tag, a in page.tags for k, v in a.items() if k in ("src", "href", "srcset", "action")
+    ]
+    assert len(loads) == 4
+    assert all(tag == "img" and (v or "").startswith("data:image/png;base64,") for tag, v in loads)
+    assert all(attributes["alt"] for tag, attributes in page.tags if tag == "img")
+    assert "url(" not in path.read_text(encoding="utf-8")
+    assert verdict in page.text
+    assert page.text.count(HOSTILE) == 4  # data of run.json, data and row of the probe, verdict
+    assert "51.2 ± 4.0" in page.text
+    assert "71.23" in page.text
+    assert f"sslkit probe {run}" in page.text
+
+
+@pytest.fixture
+def moved(run: Path, tmp_path: Path) -> Path:
+    """The run on another machine: figures and settings, but no images and no weights."""
+    copy = tmp_path / "moved"
+    copy.mkdir()
+    for name in ("run.json", "config.toml", "metrics.jsonl"):
+        text = (run / name).read_text(encoding="utf-8").replace("fractal:10", "gone-folder")
+        (copy / name).write_text(text, encoding="utf-8")
+    return copy
+
+
+def test_report_reads_probe_json_and_overwrites_nothing(moved: Path) -> None:
+    (moved / "report.html").write_text("mine", encoding="utf-8")
+    (moved / "probe.json").write_text(
+        '{"verdicts": [{"sentence": "it helped"}], "rows": []}', encoding="utf-8"
+    )
+    path = write_report(moved)
+    assert path == moved / "report-2.html"
+    assert "it helped" in path.read_text(encoding="utf-8")
+    assert (moved / "report.html").read_text(encoding="utf-8") == "mine"
+    (moved / "probe.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match=r"probe\.json can't be read"):
+        write_report(moved)
+
+
+def test_report_without_images_says_so(moved: Path) -> None:
+    text = write_report(moved).read_text(encoding="utf-8")
+    assert text.count("<img") == 1  # the curves need no images
+    assert text.count("Not drawn: ") == 3
