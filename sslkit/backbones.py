@@ -43,8 +43,8 @@ class Encoder(nn.Module):
 
     Vision transformers are pooled by the mean of their normalised patch tokens (`global_pool="avg"`,
     `fc_norm=False`), as masked-image methods are read; the class token takes part in attention.
-    Mean and standard deviation are ImageNet's for every model: they must be one known pair, because the
-    exported file carries them and the loss of several methods is defined on normalised images.
+    Mean and standard deviation are ImageNet's, except for published weights, which keep their own. They are
+    buffers, so checkpoints hold them, and the exported config.json says them.
 
     Raises:
         UserError: unknown name, or a size that the model can't take.
@@ -57,12 +57,13 @@ class Encoder(nn.Module):
         self.name, self.size = name, size
         self.arguments = timm_arguments(name, size, patch_size)
         self.model = create_model(name, pretrained=pretrained, num_classes=0, **self.arguments)
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        published = self.model.pretrained_cfg if pretrained else {}
+        self.register_buffer("mean", _per_channel(published.get("mean", IMAGENET_MEAN)))
+        self.register_buffer("std", _per_channel(published.get("std", IMAGENET_STD)))
         self.family = family(self.model)
         self.width = int(self.model.num_features)
         self.stride = _stride(self.model)
-        check_size(name, size, self.stride, self.family)
+        check_size(name, size, self.stride)
 
     mean: Tensor
     std: Tensor
@@ -209,7 +210,12 @@ def _stride(model: Any) -> int:
     return int(model.feature_info[-1]["reduction"])
 
 
-def check_size(name: str, size: int, stride: int, kind: str) -> None:
+def _per_channel(values: Sequence[float]) -> Tensor:
+    """Three numbers as [1, 3, 1, 1]."""
+    return torch.tensor(values).view(1, 3, 1, 1)
+
+
+def check_size(name: str, size: int, stride: int) -> None:
     """Refuse sizes that leave a remainder: pixels at the border would never be seen or predicted."""
     if size < stride or size % stride:
         fits = max(stride, round(size / stride) * stride)

@@ -201,6 +201,8 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
         )
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise UserError(f"{key}: {value!r} is not Unicode, which TOML needs", "rename the file or folder")
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
         raise UserError(f"{key}: {value!r} is not {_named(hint)}")
     return value
@@ -240,11 +242,8 @@ def read(path_or_recipe: str) -> dict[str, Any]:
     if not path.suffix and (RECIPES / f"{path_or_recipe}.toml").is_file():
         path = RECIPES / f"{path_or_recipe}.toml"
     if not path.is_file():
-        names = [recipe.stem for recipe in RECIPES.glob("*.toml")]
-        raise UserError(
-            f"no configuration {path_or_recipe!r}: neither a file nor a recipe",
-            nearest(path_or_recipe, names),
-        )
+        cure = nearest(path_or_recipe, [recipe.stem for recipe in RECIPES.glob("*.toml")])
+        raise UserError(f"no configuration {path_or_recipe!r}: neither a file nor a recipe", cure)
     try:
         return loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as problem:
@@ -278,7 +277,8 @@ def parse_set(assignment: str) -> tuple[str, Any]:
 
 def dump(configuration: Any, header: str = "") -> str:
     """A configuration as TOML, each key with its sentence as comment."""
-    lines = [f"# {line}".rstrip() for line in header.splitlines()]
+    shown = ("".join(c if c.isprintable() else " " for c in line) for line in header.splitlines())
+    lines = [f"# {line}".rstrip() for line in shown]
     for item in dataclasses.fields(configuration):
         section = getattr(configuration, item.name)
         if not dataclasses.is_dataclass(section):

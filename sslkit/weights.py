@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sslkit.backbones import IMAGENET_MEAN, IMAGENET_STD, Encoder, check_size
+from sslkit.backbones import Encoder, check_size
 from sslkit.errors import UserError
 
 ENCODER_FILE = "encoder.safetensors"
@@ -54,6 +54,8 @@ def load_encoder(source: str | Path, size: int | None = None, seed: int = 0) -> 
         return Encoder(name, size or 224, pretrained=kind == "timm").eval()
     file = encoder_file(Path(source))
     config = read_config(file.parent)
+    if config.get("num_classes"):
+        raise UserError(f"{file} is a classifier, not an encoder", "give the run that it was fine-tuned from")
     arguments = config.get("model_args", {})
     made = config["pretrained_cfg"]["input_size"][-1]
     side = size or made
@@ -66,8 +68,11 @@ def load_encoder(source: str | Path, size: int | None = None, seed: int = 0) -> 
         names = ", ".join((found.missing + found.unused)[:3])
         cure = "was config.json edited?" if side == made else f"the weights are for images of {made} px"
         raise UserError(f"{file} does not fit {config['architecture']} at {side} px: {names} …", cure)
-    check_size(encoder.name, side, encoder.stride, encoder.family)
+    check_size(encoder.name, side, encoder.stride)
     encoder.size = side
+    with torch.no_grad():
+        encoder.mean.copy_(torch.tensor(config["pretrained_cfg"]["mean"]).view_as(encoder.mean))
+        encoder.std.copy_(torch.tensor(config["pretrained_cfg"]["std"]).view_as(encoder.std))
     return encoder.eval()
 
 
@@ -89,7 +94,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The config.json that timm and sslkit share."""
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        config["architecture"], config["pretrained_cfg"]["input_size"][-1]
+        made = config["pretrained_cfg"]
+        config["architecture"], made["input_size"][-1], made["mean"][2], made["std"][2]
     except (ValueError, KeyError, TypeError, IndexError, OSError) as problem:
         raise UserError(f"{folder / 'config.json'} is not a timm model configuration: {problem!r}") from None
     return config
@@ -110,8 +116,8 @@ def timm_config(encoder: Encoder) -> dict[str, Any]:
             and not encoder.arguments.get("dynamic_img_size"),
             "interpolation": "bicubic",
             "crop_pct": 0.875,
-            "mean": list(IMAGENET_MEAN),
-            "std": list(IMAGENET_STD),
+            "mean": [round(value, 6) for value in encoder.mean.flatten().tolist()],
+            "std": [round(value, 6) for value in encoder.std.flatten().tolist()],
             "num_classes": 0,
             "pool_size": None,
             "first_conv": None,
@@ -136,7 +142,7 @@ def save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None
 
 
 def header_of(file: Path) -> tuple[int, int, dict[str, str]]:
-    """Number of tensors, number of weights and metadata of a safetensors file, without reading its tensors."""
+    """Number of tensors, number of weights and metadata of a safetensors file, from its header alone."""
     with safetensors.safe_open(file, framework="pt") as opened:
         shapes = [opened.get_slice(name).get_shape() for name in opened.keys()]  # noqa: SIM118
         return len(shapes), sum(map(math.prod, shapes)), dict(opened.metadata() or {})

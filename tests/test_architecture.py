@@ -16,7 +16,7 @@ PACKAGE = ROOT / "sslkit"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = [
-    {"config", "errors", "keyed", "console"},
+    {"config", "errors", "keyed", "paths", "console"},
     {"augment", "blocks", "losses", "frequency", "data", "backbones", "weights"},
     {"methods", "exporting"},
     {"training"},

@@ -6,6 +6,7 @@ import csv
 import json
 import random
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sslkit import config as configuration
@@ -357,12 +359,12 @@ def same_as_timm(folder: Path, data: str) -> None:
 def test_the_same_seed_gives_the_same_weights_and_its_configuration_repeats_it(
     photos: Path, tmp_path: Path
 ) -> None:
-    first = finetune("random/resnet10t", str(photos), out=tmp_path / "a", size=32, epochs=1, seed=3, **QUICK)
-    again = finetune(
-        "random/resnet10t", str(photos), out=tmp_path / "b", config=tmp_path / "a" / "config.toml"
-    )
-    read = [(tmp_path / folder / "model.safetensors").read_bytes() for folder in "ab"]
-    assert read[0] == read[1]
+    source, data, first = "random/resnet10t", str(photos), tmp_path / "a"
+    finetune(source, data, out=first, size=32, epochs=1, seed=3, **QUICK)
+    finetune(source, data, out=tmp_path / "b", config=first / "config.toml")
+    weights, again = (load_file(tmp_path / folder / "model.safetensors") for folder in "ab")
+    assert weights.keys() == again.keys()
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
     with pytest.raises(UserError, match="exists"):
         finetune(source, data, out=first, size=32, epochs=1, **QUICK)
 
@@ -403,6 +405,22 @@ def test_the_calibration_error_of_a_case_by_hand() -> None:
     """Two bins in use: three images at 0.9 of which two are right, one at 0.5 that is wrong."""
     confidence, right = torch.tensor([0.9, 0.9, 0.9, 0.5]), torch.tensor([True, True, False, False])
     assert calibration_error(confidence, right) == pytest.approx(0.75 * (0.9 - 2 / 3) + 0.25 * 0.5)
+
+
+def test_the_calibration_error_has_fifteen_equal_bins() -> None:
+    """Each bin alone, (low, high]: accuracy and confidence of all bins enter by their share of the images."""
+    generator = np.random.default_rng(0)
+    confidence = generator.random(500)
+    right = (confidence * 15).astype(int) % 2 == 0  # neighbours err to different sides: none can be merged
+    edges = np.linspace(0, 1, 16)
+    total = 0.0
+    for low, high in pairwise(edges):
+        inside = (confidence > low) & (confidence <= high)
+        total += abs(right[inside].mean() - confidence[inside].mean()) * inside.mean()
+    found = calibration_error(torch.from_numpy(confidence), torch.from_numpy(right))
+    assert found == pytest.approx(total)
+    edge = torch.tensor([0.2, 0.25], dtype=torch.float64)  # 0.2 = 3/15 ends the third bin
+    assert calibration_error(edge, torch.tensor([True, False])) == pytest.approx((0.8 + 0.25) / 2)
 
 
 def test_the_confusion_matrix_has_a_row_for_every_truth() -> None:

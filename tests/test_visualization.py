@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -21,6 +22,7 @@ from sslkit.data.sources import open_images
 from sslkit.errors import UserError
 from sslkit.methods import card
 from sslkit.methods.base import Info
+from sslkit.training import checkpoint
 from sslkit.training.run import RunFolder, build_method, describe
 from sslkit.visualization.curves import curves, read_metrics, running_mean
 from sslkit.visualization.masks import masks
@@ -52,7 +54,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     info = Info(10, 32, 128)
     facts = describe(found, info, torch.device("cpu"))
     folder.update(status="completed", **{**facts, "data": {**facts["data"], "name": HOSTILE}})
-    folder.finish(build_method(config, info), {})
+    method = build_method(config, info)
+    optimizer = torch.optim.AdamW(method.parameters())
+    checkpoint.write(folder.path / "checkpoints", 4, method, optimizer, {})
     for step in range(1, 5):
         folder.log({"step": step, "epoch": step / 2, "loss": 1 / step, "loss_low": None, "lr": 1e-3 * step})
     return folder.path
@@ -60,6 +64,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def titles(figure: Figure) -> list[str]:
     return [axes.get_title() or axes.get_title("left") for axes in figure.axes]
+
+
+def shown_by(axes: Axes) -> np.ndarray:
+    """The pixels of the picture on these axes."""
+    return np.asarray(axes.images[0].get_array())
 
 
 def blank(path: Path) -> bool:
@@ -70,7 +79,8 @@ def blank(path: Path) -> bool:
 def rendered_inside(figure: Figure) -> bool:
     """No text is cut off by the edge of the page."""
     drawn, page = figure.get_tightbbox(), figure.bbox_inches
-    return page.x0 <= drawn.x0 and drawn.x1 <= page.x1 and page.y0 <= drawn.y0 and drawn.y1 <= page.y1
+    wide = page.x0 <= drawn.x0 and drawn.x1 <= page.x1
+    return bool(wide and page.y0 <= drawn.y0 and drawn.y1 <= page.y1)
 
 
 # ---------------------------------------------------------------------------------------------- numbers
@@ -146,7 +156,7 @@ def test_curves_one_plot_per_figure_with_tasks_apart(tmp_path: Path) -> None:
     assert len(figure.axes) == 9
     assert all(axes.get_xlabel() == "epoch" for axes in figure.axes)
     assert titles(figure)[:3] == ["Loss", "Loss, low predicted", "Loss, high predicted"]
-    waiting = figure.axes[8].lines[0].get_ydata()
+    waiting = np.asarray(figure.axes[8].lines[0].get_ydata())
     assert waiting[0] == pytest.approx(100)  # shown in percent
     assert rendered_inside(figure)
 
@@ -167,11 +177,11 @@ def test_views_are_those_of_the_worker_and_inputs_those_of_numpy(run: Path) -> N
     for (index, epoch), view, given in zip(places, made, inputs, strict=True):
         transform, random = RandomResizedCrop(32), keyed.generator(5, epoch, index)
         expected = transform(subject.originals[index], random).permute(1, 2, 0).numpy() / 255
-        assert np.allclose(view.images[0].get_array(), expected, atol=1e-6)
+        assert np.allclose(shown_by(view), expected, atol=1e-6)
         low = bool(keyed.uniform(5, epoch, torch.tensor([index]), "mfm.keep_low") < 0.5)
         assert given.get_title() == f"input: {'low' if low else 'high'} kept"
         corrupted = np.clip(numpy_filter(expected, 4.5, low), 0, 1)
-        assert np.allclose(given.images[0].get_array(), corrupted, atol=1e-5)
+        assert np.allclose(shown_by(given), corrupted, atol=1e-5)
     assert len({given.get_title() for given in inputs}) == 2  # both tasks were looked at
 
 
@@ -188,7 +198,7 @@ def numpy_filter(image: np.ndarray, radius: float, low: bool) -> np.ndarray:
 def test_composite_is_numpys(run: Path) -> None:
     subject = Subject(str(run), count=2)
     figure = draw_reconstruction(subject)
-    shown = {name: [a.images[0].get_array() for a in figure.axes if a.get_title().startswith(name)]
+    shown = {name: [shown_by(a) for a in figure.axes if a.get_title().startswith(name)]
              for name in ("input", "prediction", "composite")}  # fmt: skip
     assert {name: len(found) for name, found in shown.items()} == {
         "input": 2,
@@ -258,6 +268,13 @@ def test_wrong_input_is_told_and_nothing_written(
 ) -> None:
     with pytest.raises(UserError, match=message):
         visualize(source, out=tmp_path / "out", **options)  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_refuses_sizes_its_encoder_cannot_take(run: Path, tmp_path: Path) -> None:
+    assert visualize(str(run), kinds=["recon"], size=48, count=1, out=tmp_path)
+    with pytest.raises(UserError, match="not a multiple of 16"):
+        visualize(str(run), kinds=["recon"], size=50, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -344,15 +361,15 @@ def moved(run: Path, tmp_path: Path) -> Path:
     return copy
 
 
-def test_report_reads_probe_json_and_overwrites_nothing(moved: Path) -> None:
-    (moved / "report.html").write_text("mine", encoding="utf-8")
+def test_report_reads_probe_json_and_is_made_anew(moved: Path) -> None:
+    first = write_report(moved)
+    assert "it helped" not in first.read_text(encoding="utf-8")
     (moved / "probe.json").write_text(
         '{"verdicts": [{"sentence": "it helped"}], "rows": []}', encoding="utf-8"
     )
-    path = write_report(moved)
-    assert path == moved / "report-2.html"
-    assert "it helped" in path.read_text(encoding="utf-8")
-    assert (moved / "report.html").read_text(encoding="utf-8") == "mine"
+    assert write_report(moved) == first
+    assert "it helped" in first.read_text(encoding="utf-8")
+    assert [path.name for path in moved.glob("*report*")] == ["report.html"]
     (moved / "probe.json").write_text("{", encoding="utf-8")
     with pytest.raises(UserError, match=r"probe\.json can't be read"):
         write_report(moved)

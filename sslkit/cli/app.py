@@ -47,14 +47,15 @@ def _add_commands() -> None:
     """Each command's file holds one function with its options; none imports torch before it runs."""
     from sslkit.cli import demo, export, finetune, info, methods, models, pretrain, probe, visualize
 
-    for panel, commands in {
-        "Train": (pretrain.pretrain, finetune.finetune),
-        "Evaluate": (probe.probe, visualize.visualize),
-        "Use": (export.export,),
-        "Look": (info.info, methods.methods, models.models, demo.demo),
-    }.items():
-        for command in commands:
-            app.command(rich_help_panel=panel)(command)
+    app.command()(pretrain.pretrain)
+    app.command()(finetune.finetune)
+    app.command()(probe.probe)
+    app.command()(visualize.visualize)
+    app.command()(export.export)
+    app.command()(info.info)
+    app.command()(methods.methods)
+    app.command()(models.models)
+    app.command()(demo.demo)
 
 
 _add_commands()

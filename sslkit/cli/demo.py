@@ -33,7 +33,8 @@ def demo(out: options.Out = None, quiet: options.Quiet = False) -> None:
         data, size=64, epochs=10, batch_size=64, out=folder / "pretrain", save_every="60s", console=console
     )
     title("2/5  sslkit probe: are its frozen features better than random weights and raw pixels?")
-    verbs.probe(run, data=data, console=console)
+    for sentence in verbs.probe(run, data=data, console=console).verdicts:
+        console.say(f"  {sentence}")
     title("3/5  sslkit finetune: a classifier that starts from it")
     verbs.finetune(run, data, epochs=6, out=str(folder / "finetune"), console=console)
     title("4/5  sslkit export: a file that timm opens")

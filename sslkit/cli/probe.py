@@ -35,7 +35,13 @@ def probe(
     if len(arguments) < 2:
         raise UserError("probe needs SOURCE and DATA", "sslkit probe runs/mfm-…-1 labelled-photos/")
     console = Console(quiet, json)
-    given = {"size": size, "device": device, "precision": precision, "workers": workers, "seed": seed}
+    given: dict[str, object] = {
+        "size": size,
+        "device": device,
+        "precision": precision,
+        "workers": workers,
+        "seed": seed,
+    }
     options_given = {name: value for name, value in given.items() if value is not None}
     if baseline:
         options_given["baselines"] = tuple(baseline)

@@ -18,8 +18,10 @@ from sslkit.errors import UserError
 
 SIDE = 128
 """Pixels a side of the images that `fractal:N` stands for."""
-PER_CLASS = 20
+PER_CLASS = 100
 """Images per class that `fractal:N` aims at; there are 2 to 1,000 classes."""
+LABELLED_MINIMUM = 20
+"""Images below which the two classes would be too small to hold any out."""
 
 _PREFIX = "fractal:"
 _CHAINS = 1000

@@ -95,8 +95,10 @@ def _labelled(rows: Sequence[dict[str, str]]) -> Labelled:
 
 def _fractals(source: str) -> Labelled:
     count = fractal.count(source)
-    if count < fractal.PER_CLASS:
-        raise UserError(f"{source}: too few for two classes", hint=f"fractal:{fractal.PER_CLASS} or more")
+    if count < fractal.LABELLED_MINIMUM:
+        raise UserError(
+            f"{source}: too few for two classes", hint=f"fractal:{fractal.LABELLED_MINIMUM} or more"
+        )
     return [(name, f"system {fractal.parse(name)[0]:04}") for name in fractal.names(count)]
 
 

@@ -7,7 +7,7 @@ without replaying what came before.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,7 +106,7 @@ def pretraining_loader(
     steps: int,
     steps_per_epoch: int,
     workers: int,
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """Batches of steps `start_step` … `steps` - 1.
 
     Args:
@@ -115,8 +115,9 @@ def pretraining_loader(
         workers: processes that decode; 0 decodes in this one.
 
     Returns:
-        Iterator of dicts: the transform's tensors stacked to [B, ...], "index" int64 [B], and "bad": (path,
-        reason) of every failed read behind this batch. A path may come again in later batches.
+        A generator of dicts, whose `close` ends the workers: the transform's tensors stacked to
+        [B, ...], "index" int64 [B], and "bad": (path, reason) of every failed read behind this batch. A
+        path may come again in later batches.
 
     Raises:
         UserError: while iterating, when an image and all its replacements are unreadable.
@@ -197,7 +198,7 @@ def _collate_readable(items: Sequence[tuple[Tensor, int] | None]) -> tuple[Tenso
     return views, index
 
 
-def _checked(name: str, batches: DataLoader[Any]) -> Iterator[dict[str, Any]]:
+def _checked(name: str, batches: DataLoader[Any]) -> Generator[dict[str, Any], None, None]:
     """An exception does not come through a worker unchanged, so an empty batch stands for it until here."""
     for batch in batches:
         if "index" not in batch:

@@ -10,7 +10,7 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from sslkit.backbones import IMAGENET_MEAN, IMAGENET_STD, Encoder, check_size, create_model
+from sslkit.backbones import Encoder, create_model
 from sslkit.errors import UserError
 from sslkit.evaluation.augmentation import Mixing
 from sslkit.methods.base import Batch, Clock
@@ -27,15 +27,16 @@ class Classifier(nn.Module):
 
     Args:
         model: with `num_classes` outputs, on normalised images.
+        encoder: whose mean and std normalise them.
         labels: int64 [N], by the images' positions in the training set; they stay on the device.
     """
 
-    def __init__(self, model: nn.Module, labels: Tensor, mixing: Mixing) -> None:
+    def __init__(self, model: nn.Module, encoder: Encoder, labels: Tensor, mixing: Mixing) -> None:
         super().__init__()
         self.model, self.mixing = model, mixing
         self.register_buffer("labels", labels, persistent=False)
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", encoder.mean.clone(), persistent=False)
+        self.register_buffer("std", encoder.std.clone(), persistent=False)
 
     labels: Tensor
     mean: Tensor
@@ -74,7 +75,6 @@ def build_model(
     Raises:
         UserError: the encoder lacks a tensor of the model, or has one that the model doesn't know.
     """
-    check_size(encoder.name, size, encoder.stride, encoder.family)
     torch.manual_seed(seed)
     rate = {"drop_path_rate": drop_path} if drop_path else {}
     model: nn.Module = create_model(

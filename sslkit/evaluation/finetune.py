@@ -116,7 +116,7 @@ class _Session:
         self.skipped: set[str] = set()
         mixing = Mixing(self.config.augment, len(self.train_set.classes))
         labels = torch.tensor(self.train_set.labels, dtype=torch.int64)
-        self.classifier = Classifier(plan.model, labels, mixing).to(self.device)
+        self.classifier = Classifier(plan.model, plan.encoder, labels, mixing).to(self.device)
         per_epoch = len(self.train_set) // self.config.run.batch_size
         self.clock = Clock(0, self.config.schedule.epochs * per_epoch, per_epoch, self.config.run.seed)
         self.optimizer, self.schedule = optimisation(plan.model, self.config, self.clock)

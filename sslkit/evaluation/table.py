@@ -73,7 +73,7 @@ class ProbeResult:
 
 
 def show(result: ProbeResult, console: Console) -> None:
-    """The table, then the verdict of each source, then the command for the fairer test."""
+    """The table, and the command for the fairer test; the verdict itself is the command's result."""
     cells = [
         [
             row.name,
@@ -85,12 +85,6 @@ def show(result: ProbeResult, console: Console) -> None:
     ]
     console.table(["", "width", "kNN %", "linear %"], cells)
     if result.counts["unreadable"]:
-        console.warn(
-            f"{result.counts['unreadable']} images could not be read and are left out", "sslkit check"
-        )
+        console.warn(f"{result.counts['unreadable']} images could not be read and are left out")
     for source in dict.fromkeys(verdict.source for verdict in result.comparisons):
-        console.say(f"{source}")
-        for verdict in result.comparisons:
-            if verdict.source == source:
-                console.say(f"  {verdict.sentence}")
-        console.say(f"  {_NOTE}: {shlex.join(['sslkit', 'finetune', source, result.data])}")
+        console.say(f"{_NOTE}: {shlex.join(['sslkit', 'finetune', source, result.data])}")

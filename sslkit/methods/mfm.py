@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,12 @@ class MFM(Method):
             low=0,
             high=1,
             auto=True,
+        )
+        reduction: Literal["pooled", "per_sample", "balanced"] = setting(
+            "pooled", "mean over all bins of the batch (official), per image first, or per task first"
+        )
+        clamp: Literal["official", "none", "half"] = setting(
+            "official", "filtered images are clamped to [0, 1], or not, or high-pass ones get ½ added before"
         )
         gamma: float = setting(1.0, "power of the distance between complex bins", above=0)
         crop_scale: tuple[float, float] = setting(
@@ -93,6 +99,16 @@ class MFM(Method):
         draw = uniform(clock.seed, clock.epoch, index, "mfm.keep_low")
         return draw < float(self.config.low_share)
 
+    def corrupt(self, images: Tensor, keep_low: Tensor) -> Tensor:
+        """What the encoder gets to see of images [B, 3, H, W] in [0, 1]."""
+        if self.config.clamp == "official":
+            return corrupt(images, keep_low, self.config.radius)
+        filtered = corrupt(images, keep_low, self.config.radius, clamp=False)
+        if self.config.clamp == "none":
+            return filtered
+        # A high-pass image has mean zero: the official clamp loses its negative half, ½ keeps both.
+        return (filtered + 0.5 * ~keep_low[:, None, None, None]).clamp(0, 1)
+
     def predict(self, corrupted: Tensor) -> tuple[Tensor, Tensor]:
         """Filtered images [B, 3, H, W] in [0, 1] → predicted normalised images, final map [B, D, h, w]."""
         features = self.encoder.maps(corrupted)[0]
@@ -101,11 +117,15 @@ class MFM(Method):
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         images, radius = batch["image"], self.config.radius
         keep_low = self.keep_low(batch["index"], clock)
-        prediction, features = self.predict(corrupt(images, keep_low, radius))
+        prediction, features = self.predict(self.corrupt(images, keep_low))
         target = self.encoder.normalize(images)
         error = spectral_error(prediction, target, keep_low, radius, self.config.gamma)
         tasks = {f"loss_{task}": value for task, value in error.by_task().items()}
-        return {"loss": error.reduce("pooled"), **tasks, "embedding": features.detach().mean((2, 3))}
+        return {
+            "loss": error.reduce(self.config.reduction),
+            **tasks,
+            "embedding": features.detach().mean((2, 3)),
+        }
 
     def panels(self, batch: Batch) -> dict[str, Tensor]:
         """Input, corrupted, prediction, and the composite of kept bins and predicted bins.
@@ -115,14 +135,14 @@ class MFM(Method):
         """
         images, radius = batch["image"], self.config.radius
         keep_low = torch.arange(len(images), device=images.device) < (len(images) + 1) // 2
-        corrupted = corrupt(images, keep_low, radius)
+        corrupted = self.corrupt(images, keep_low)
         prediction = self.encoder.denormalize(self.predict(corrupted)[0].float())
         flag = keep_low[:, None, None, None]
         lows = low_pass(torch.where(flag, images, prediction), radius)
         highs = high_pass(torch.where(flag, prediction, images), radius)
         return {
             "image": images,
-            "corrupted": corrupted,
+            "corrupted": corrupted.clamp(0, 1),
             "prediction": prediction.clamp(0, 1),
             "composite": (lows + highs).clamp(0, 1),
         }

@@ -89,7 +89,7 @@ def _prepared(ready: Resolved, images: ImageSet, device: torch.device) -> Method
 def _start_weights(ready: Resolved, method: Method, images: ImageSet) -> None:
     if ready.config.model.init:
         other = load_encoder(ready.config.model.init, ready.config.data.size)
-        found = load_into(method.encoder.model, other.model.state_dict())
+        found = load_into(method.encoder, other.state_dict())
         if found.missing:
             raise UserError(
                 f"--init {ready.config.model.init} lacks {found.missing[0]} of {ready.config.model.backbone}"

@@ -1,7 +1,7 @@
 """The run folder: one place for everything a run leaves behind, never an existing one.
 
 config.toml  run.json  metrics.jsonl  log.txt  skipped.tsv  encoder.safetensors  config.json
-method.safetensors  checkpoints/  pictures/  report.html
+checkpoints/  pictures/  report.html
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,31 +80,37 @@ class Session:
             self.run.update(status="failed")
             raise
 
-    def _loop(self, start: int) -> None:
-        config, clock = self.config, self.clock.at(start)
-        batches = pretraining_loader(
+    def _batches(self, start: int) -> Generator[dict[str, Any], None, None]:
+        return pretraining_loader(
             self.images,
             self.method.transform(),
-            batch_size=config.run.batch_size,
-            seed=config.run.seed,
+            batch_size=self.config.run.batch_size,
+            seed=self.config.run.seed,
             start_step=start,
-            steps=clock.steps,
-            steps_per_epoch=clock.steps_per_epoch,
-            workers=config.data.workers,
+            steps=self.clock.steps,
+            steps_per_epoch=self.clock.steps_per_epoch,
+            workers=self.config.data.workers,
         )
-        steps = train(
-            self.method,
-            batches,
-            self.optimizer,
-            self.schedule,
-            clock,
-            device=self.device,
-            precision=config.run.precision,
-            clip=config.optim.clip,
-            micro_batch=config.run.micro_batch,
-        )
-        with _stop_signals() as stop, self.console.bar("training", clock.steps) as bar:
+
+    def _loop(self, start: int) -> None:
+        config, clock = self.config, self.clock.at(start)
+        with (
+            _stop_signals() as stop,
+            self.console.bar("training", clock.steps) as bar,
+            closing(self._batches(start)) as batches,  # ends its workers now, not when garbage is collected
+        ):
             bar.advance(start)
+            steps = train(
+                self.method,
+                batches,
+                self.optimizer,
+                self.schedule,
+                clock,
+                device=self.device,
+                precision=config.run.precision,
+                clip=config.optim.clip,
+                micro_batch=config.run.micro_batch,
+            )
             for step in self._logged(steps, bar):
                 if self._picture_due(step.clock):
                     self._picture(step.clock)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,6 @@ from sslkit.console import SILENT, Console
 from sslkit.errors import UserError
 from sslkit.methods import card
 from sslkit.training.run import RunFolder, read_configuration
-from sslkit.visualization.style import free_path
 from sslkit.visualization.subject import Subject
 from sslkit.visualization.visualize import KINDS
 
@@ -45,7 +45,9 @@ class Page:
 
 
 def write_report(run: Path, extra: Mapping[str, Any] | None = None, console: Console = SILENT) -> Path:
-    """Write RUN/report.html (report-2.html, … where one exists) and return its path.
+    """Write RUN/report.html and return its path; an older one is replaced, by one rename.
+
+    Unlike a picture, the page is a view of the run folder: what it showed is still there to be shown.
 
     Args:
         extra: results by name, "probe" and "finetune", as the documents of these verbs; what is not given is
@@ -58,9 +60,9 @@ def write_report(run: Path, extra: Mapping[str, Any] | None = None, console: Con
     config = read_configuration(folder.path / "config.toml")
     results = {**_stored(folder.path), **(extra or {})}
     page = Page(folder.path, folder.facts, config, results, Subject(str(folder.path), console=console))
-    path = free_path(folder.path / "report.html")
-    path.write_text(render(page), encoding="utf-8", errors="backslashreplace")
-    return path
+    path, unfinished = folder.path / "report.html", folder.path / f".report.html.{os.getpid()}"
+    unfinished.write_text(render(page), encoding="utf-8", errors="backslashreplace")
+    return unfinished.replace(path)
 
 
 def render(page: Page) -> str:

@@ -98,7 +98,7 @@ class Subject:
             method.config = dataclasses.replace(method.config, radius=self._radius)
         if self._size is not None and self.run is not None:
             encoder = method.encoder
-            check_size(encoder.name, self._size, encoder.stride, encoder.family)
+            check_size(encoder.name, self._size, encoder.stride)
         return method
 
     @cached_property

@@ -1,0 +1,69 @@
+"""What several tests need: one thread, a folder of small photographs, a run that takes a second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sslkit.config import PretrainConfig, build_pretrain
+from sslkit.methods import card
+
+TINY = {
+    "model.backbone": "test_vit",
+    "model.patch_size": 8,
+    "data.size": 32,
+    "data.workers": 0,
+    "method.radius": 4.0,
+    "optim.lr": 0.05,
+    "schedule.epochs": 3,
+    "schedule.warmup_epochs": 1.0,
+    "run.batch_size": 4,
+    "run.device": "cpu",
+    "run.precision": "float32",
+    "run.log_every": 1,
+    "run.pictures": 0,
+}
+"""A run of twelve steps over sixteen images, on a ViT with 0.3 M weights."""
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Sums in one order whatever the machine, and no quarrel over cores."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder with sixteen PNG files of 40 × 36 pixels, two of them in a folder inside."""
+    return write_photos(tmp_path / "photos", 16)
+
+
+def write_photos(folder: Path, count: int) -> Path:
+    """Smooth colours with some grain, different in every file."""
+    (folder / "inside").mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for number in range(count):
+        coarse = Image.fromarray(random.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+        pixels = np.asarray(coarse.resize((40, 36), Image.Resampling.BICUBIC), dtype=np.int16)
+        grain = random.integers(-9, 10, pixels.shape)
+        place = folder / "inside" if number < 2 else folder
+        Image.fromarray((pixels + grain).clip(0, 255).astype(np.uint8)).save(place / f"{number:02}.png")
+    return folder
+
+
+@pytest.fixture
+def tiny(photos: Path, tmp_path: Path) -> Callable[..., PretrainConfig]:
+    """tiny("name", **{"section.key": value}) → the configuration of a small run into tmp_path/name."""
+
+    def make(out: str, **changes: Any) -> PretrainConfig:
+        known = card("mfm")
+        own = {"data.sources": [str(photos)], "run.out": str(tmp_path / out)}
+        return build_pretrain("mfm", known.Config, {**known.facts["defaults"], **TINY, **own, **changes})
+
+    return make

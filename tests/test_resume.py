@@ -1,0 +1,227 @@
+"""A run that was stopped, by a signal or by force, ends bit for bit where an undisturbed one ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sslkit import config as configuration
+from sslkit.config import PretrainConfig
+from sslkit.console import Console
+from sslkit.errors import UserError
+from sslkit.training.pretrain import pretrain, resume
+from sslkit.training.session import Interrupted
+
+Tiny = Callable[..., PretrainConfig]
+TIMED = ("images_per_s", "wait", "rank", "std")  # the last two look back over the steps of one process
+
+
+class Stopper(Console):
+    """A console at which something happens when a step is reported."""
+
+    def __init__(self, step: int, happens: Callable[[], Any]) -> None:
+        super().__init__(quiet=True)
+        self.step, self.happens = step, happens
+
+    def event(self, document: Any) -> None:
+        if document["step"] == self.step:
+            self.happens()
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMED} for line in lines]
+
+
+def status(run: Path) -> str:
+    return str(json.loads((run / "run.json").read_text())["status"])
+
+
+def assert_same_end(run: Path, other: Path) -> None:
+    """Weights, the optimizer's state and the reported losses, bit for bit."""
+    last = f"checkpoints/step-{metrics(other)[-1]['step']:08d}"
+    for file in ("encoder.safetensors", f"{last}/model.safetensors", f"{last}/optimizer.safetensors"):
+        ours, theirs = load_file(run / file), load_file(other / file)
+        assert set(ours) == set(theirs)
+        for name, tensor in ours.items():
+            assert torch.equal(tensor, theirs[name]), f"{file}: {name}"
+    assert metrics(run) == metrics(other)
+    assert status(run) == "completed"
+
+
+def run_until(config: PretrainConfig, step: int, happens: Callable[[], Any]) -> Path:
+    with pytest.raises((Interrupted, KeyError)):
+        pretrain(config, Stopper(step, happens))
+    return Path(config.run.out)
+
+
+def crash() -> None:
+    raise KeyError("power cut")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stopped_by_a_signal(tiny: Tiny, number: signal.Signals, workers: int) -> None:
+    whole = pretrain(tiny("whole"))
+    config = tiny("stopped", **{"data.workers": workers})
+    with pytest.raises(Interrupted) as stopped:
+        pretrain(config, Stopper(5, lambda: signal.raise_signal(number)))
+    assert stopped.value.code == 128 + number
+    run = Path(config.run.out)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000005"]
+    assert (status(run), json.loads((run / "run.json").read_text())["step"]) == ("interrupted", 5)
+    assert not (run / "encoder.safetensors").exists()
+    assert "sslkit pretrain --resume" in (run / "log.txt").read_text()
+    assert resume(run) == run
+    assert_same_end(run, whole)
+
+
+def test_stopped_twice_and_on_the_last_step(tiny: Tiny) -> None:
+    whole = pretrain(tiny("whole"))
+    run = run_until(tiny("stopped"), 2, lambda: signal.raise_signal(signal.SIGTERM))
+    for step in (7, 12):
+        with pytest.raises(Interrupted):
+            resume(run, Stopper(step, lambda: signal.raise_signal(signal.SIGTERM)))
+    resume(run)
+    assert_same_end(run, whole)
+
+
+def test_a_second_signal_leaves_at_once(tiny: Tiny) -> None:
+    def impatient() -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    run = run_until(tiny("stopped"), 5, impatient)
+    assert list((run / "checkpoints").iterdir()) == []
+
+
+@pytest.mark.parametrize("step", [3, 7, 10])
+def test_a_crash_loses_what_was_not_saved_and_no_more(tiny: Tiny, step: int) -> None:
+    """Saved every three steps: from the newest checkpoint, or from the start where there is none yet."""
+    whole = pretrain(tiny("whole"))
+    run = run_until(tiny("crashed", **{"run.save_every": "3"}), step, crash)
+    assert metrics(run)[-1]["step"] == step
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99, "lo')  # cut off in the middle of a line
+    resume(run)
+    assert [line["step"] for line in metrics(run)] == list(range(1, 13))
+    assert_same_end(run, whole)
+
+
+def test_a_damaged_checkpoint_costs_a_few_steps_only(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = pretrain(tiny("whole"))
+    run = run_until(tiny("crashed", **{"run.save_every": "3"}), 10, crash)
+    file = run / "checkpoints/step-00000009/model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 16
+    file.write_bytes(content)
+    resume(run, Console(quiet=True))
+    assert "warning: checkpoint step-00000009 is damaged" in capsys.readouterr().err
+    assert (run / "checkpoints/step-00000009.bad").is_dir()
+    assert_same_end(run, whole)
+
+
+def test_batch_norm_goes_on_too(tiny: Tiny) -> None:
+    """Its running mean and its integer counter are state as well."""
+    cnn = {"model.backbone": "test_resnet", "model.patch_size": 0, "data.size": 64}
+    whole = pretrain(tiny("whole", **cnn))
+    run = run_until(tiny("stopped", **cnn), 5, lambda: signal.raise_signal(signal.SIGTERM))
+    resume(run)
+    assert_same_end(run, whole)
+
+
+# --------------------------------------------------------------------------------------------- refusals
+
+
+def test_a_completed_run_is_left_alone(tiny: Tiny) -> None:
+    run = pretrain(tiny("whole"))
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    with pytest.raises(UserError, match="is already complete"):
+        resume(run)
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_other_images_are_refused(tiny: Tiny, photos: Path) -> None:
+    run = run_until(tiny("stopped"), 5, lambda: signal.raise_signal(signal.SIGTERM))
+    picture = photos / "02.png"
+    picture.rename(photos / "renamed.png")
+    with pytest.raises(UserError, match=r"the images have changed since .* began: 16 then, 16 now"):
+        resume(run)
+    (photos / "renamed.png").unlink()
+    with pytest.raises(UserError, match="16 then, 15 now"):
+        resume(run)
+    assert status(run) == "interrupted"
+
+
+@pytest.mark.parametrize("text", ["", "{", "\x00"])
+def test_a_damaged_run_json_is_told(tiny: Tiny, text: str) -> None:
+    run = run_until(tiny("stopped"), 5, lambda: signal.raise_signal(signal.SIGTERM))
+    (run / "run.json").write_text(text)
+    with pytest.raises(UserError, match=r"run\.json can't be read"):
+        resume(run)
+
+
+def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a run"):
+        resume(tmp_path)
+
+
+# --------------------------------------------------------------------------------------- real processes
+
+
+def start(config: PretrainConfig, folder: Path) -> subprocess.Popen[str]:
+    file = folder / "settings.toml"
+    file.write_text(configuration.dump(config), encoding="utf-8")
+    line = [sys.executable, "-m", "sslkit", "pretrain", "-c", str(file), "--out", config.run.out]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )  # fmt: skip
+
+
+def wait_for(place: Path, process: subprocess.Popen[str]) -> None:
+    """Until a file or folder is there; a process that ends before is an error, shown."""
+    while not place.exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+
+
+LONG = {"schedule.epochs": 50, "run.save_every": "20"}  # 200 steps
+
+
+@pytest.mark.slow
+def test_sigterm_of_a_process_and_kill_minus_nine(tiny: Tiny, tmp_path: Path) -> None:
+    whole = pretrain(tiny("whole", **LONG))
+
+    config = tiny("stopped", **LONG, **{"data.workers": 2})
+    with start(config, tmp_path) as process:
+        wait_for(Path(config.run.out) / "metrics.jsonl", process)
+        process.terminate()
+        out, err = process.communicate(timeout=60)
+    run = Path(config.run.out)
+    assert process.returncode == 143, err
+    assert out == ""
+    assert err.splitlines()[-1].endswith(f"go on with: sslkit pretrain --resume {run}")
+    assert status(run) == "interrupted"
+    resume(run)
+    assert_same_end(run, whole)
+
+    config = tiny("killed", **LONG)
+    with start(config, tmp_path) as process:
+        wait_for(Path(config.run.out) / "checkpoints/step-00000040", process)
+        process.kill()
+    run = Path(config.run.out)
+    assert status(run) == "running"  # it could not say otherwise
+    resume(run)
+    assert_same_end(run, whole)
