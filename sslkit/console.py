@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,10 +22,10 @@ PLAIN_INTERVAL = 15.0
 class Bar:
     """One task's progress: `advance` as work is done, `note` for figures beside the bar."""
 
-    def __init__(self, console: Console, label: str, total: int) -> None:
+    def __init__(self, console: Console, label: str, total: int, done: int = 0) -> None:
         self.console, self.label, self.total = console, label, total
-        self.done = 0
-        self._shown = time.monotonic()
+        self.done = self._resumed = done
+        self._began = self._shown = time.monotonic()
         self._live: Any = None
 
     def advance(self, count: int = 1, note: str = "") -> None:
@@ -33,7 +34,12 @@ class Bar:
             self._live.update(0, completed=self.done, note=note)
         elif time.monotonic() - self._shown > PLAIN_INTERVAL:
             self._shown = time.monotonic()
-            self.console.say(f"{self.label} {self.done}/{self.total} {note}".rstrip())
+            self.console.say(f"{self.label} {self.done}/{self.total}, {self._left()} left  {note}".rstrip())
+
+    def _left(self) -> str:
+        """Time left at the rate so far, as h:mm:ss."""
+        rate = (time.monotonic() - self._began) / max(self.done - self._resumed, 1)
+        return str(timedelta(seconds=round(rate * (self.total - self.done))))
 
 
 class Console:
@@ -98,23 +104,26 @@ class Console:
             self.log = before
 
     @contextmanager
-    def bar(self, label: str, total: int) -> Iterator[Bar]:
+    def bar(self, label: str, total: int, done: int = 0) -> Iterator[Bar]:
         """Progress of one task; a Rich bar on a terminal, plain lines elsewhere."""
-        bar = Bar(self, label, total)
+        bar = Bar(self, label, total, done)
         if not self.interactive:
             yield bar
             return
         from rich.console import Console as RichConsole
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
 
         columns = (
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[note]}", markup=False),
-            TimeRemainingColumn(),
+            BarColumn(bar_width=12),
+            TimeRemainingColumn(compact=True),
+            TextColumn(
+                "{task.fields[note]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")
+            ),
         )
         with Progress(*columns, console=RichConsole(stderr=True), transient=True) as live:
-            live.add_task(label, total=total, note="")
+            live.add_task(label, total=total, completed=done, note="")
             bar._live = self._progress = live
             try:
                 yield bar

@@ -65,7 +65,18 @@ def test_progress_without_a_terminal_is_plain_lines(
         bar.advance(4)
     out, err = capsys.readouterr()
     assert out == ""
-    assert err == "training 3/10 loss 0.5\ntraining 7/10\n"
+    assert err == "training 3/10, 0:00:00 left  loss 0.5\ntraining 7/10, 0:00:00 left\n"
+
+
+def test_time_left_follows_the_rate_of_this_process(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run resumed at 60 of 100 that does 10 in 20 seconds has 30 left: 60 seconds."""
+    now = iter([0.0, 20.0, 20.0, 20.0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(now))
+    with Console().bar("training", 100, done=60) as bar:
+        bar.advance(10)
+    assert capsys.readouterr().err == "training 70/100, 0:01:00 left\n"
 
 
 def test_plain_progress_is_seldom(capsys: pytest.CaptureFixture[str]) -> None:

@@ -216,6 +216,7 @@ def test_effective_rank_counts_directions() -> None:
     entropy = -(share * share.log()).sum()
     assert effective_rank(torch.diag(values)).item() == pytest.approx(entropy.exp().item(), rel=1e-3)
     assert effective_rank(torch.zeros(4, 4)).isfinite()
+    assert effective_rank(torch.tensor([[1.0, math.nan], [0.0, 1.0]])).isnan()
 
 
 def test_feature_std_is_one_over_root_d_when_healthy_and_0_when_collapsed() -> None:

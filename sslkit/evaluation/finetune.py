@@ -28,11 +28,12 @@ from sslkit.evaluation.outcome import FinetuneResult, Plan, announce, report, wr
 from sslkit.evaluation.recipe import FinetuneConfig, Given, finetune_config, resolve
 from sslkit.evaluation.scores import scores
 from sslkit.methods.base import Clock, Info
-from sslkit.paths import next_folder
+from sslkit.paths import make_folder, next_folder
 from sslkit.training.device import autocast, pick_device, pick_precision, to_device
 from sslkit.training.engine import Step, train
 from sslkit.training.optim import CosineSchedule, build_optimizer, learning_rate
 from sslkit.training.run import RunFolder, describe
+from sslkit.training.skipped import Skipped
 from sslkit.weights import load_encoder
 
 EVALUATION_BATCH = 128
@@ -61,7 +62,7 @@ def finetune(
     """
     wanted = finetune_config(source, data, None if config is None else str(config), settings, flags)
     plan = make_plan(wanted)
-    run = _make_folder(Path(plan.config.run.out))
+    run = RunFolder(make_folder(Path(plan.config.run.out)))
     with console.copied_to(run.path / "log.txt"):
         announce(plan, console)
         return _Session(plan, run, console).go()
@@ -74,7 +75,7 @@ def make_plan(wanted: FinetuneConfig) -> Plan:
     size = None if wanted.data.size == AUTO else wanted.data.size
     encoder = load_encoder(wanted.model.source, size, wanted.run.seed)
     scratch = wanted.model.scratch or wanted.model.source.startswith("random/")
-    given = Given(len(train_set), encoder.family, encoder.size, scratch)
+    given = Given(len(train_set), encoder.family, encoder.size, scratch, device.type == "cpu")
     config, reasons = resolve(wanted, given)
     config = _placed(config, encoder, device)
     model, found, new = build_model(
@@ -97,23 +98,13 @@ def _placed(config: FinetuneConfig, encoder: Encoder, device: torch.device) -> F
     return replace(config, run=replace(config.run, device=str(device), precision=precision, out=out))
 
 
-def _make_folder(out: Path) -> RunFolder:
-    try:
-        out.mkdir(parents=True)
-    except FileExistsError:
-        raise UserError(f"{out} exists", "choose another --out; nothing is overwritten") from None
-    except OSError as problem:
-        raise UserError(f"can't create {out}: {problem.strerror}", "choose another --out") from None
-    return RunFolder(out)
-
-
 class _Session:
     """One fine-tuning: the loop, then one look at the validation images."""
 
     def __init__(self, plan: Plan, run: RunFolder, console: Console) -> None:
         self.plan, self.config, self.run, self.console = plan, plan.config, run, console
         self.train_set, self.validation, self.device = plan.train_set, plan.validation, plan.device
-        self.skipped: set[str] = set()
+        self.skipped = Skipped(run, len(self.train_set), self.config.data.max_bad)
         mixing = Mixing(self.config.augment, len(self.train_set.classes))
         labels = torch.tensor(self.train_set.labels, dtype=torch.int64)
         self.classifier = Classifier(plan.model, plan.encoder, labels, mixing).to(self.device)
@@ -172,7 +163,7 @@ class _Session:
         for step in steps:
             losses.append(step.metrics["loss"])
             wait += step.wait
-            self._skip(step.bad)
+            self.skipped.add(step.bad)
             if step.clock.every(self.config.run.log_every):
                 seconds = time.monotonic() - began
                 line = self._line(step, torch.stack(losses), seconds, wait)
@@ -202,21 +193,6 @@ class _Session:
         self.run.log(line)
         self.console.event(line)
         return line
-
-    def _skip(self, bad: list[tuple[str, str]]) -> None:
-        new = [(path, reason) for path, reason in dict(bad).items() if path not in self.skipped]
-        if not new:
-            return
-        self.skipped |= {path for path, _ in new}
-        self.run.skip(new)
-        allowed = max(1, int(self.config.data.max_bad * len(self.train_set)))
-        if len(self.skipped) > allowed:
-            self.run.update(status="failed")
-            raise UserError(
-                f"{len(self.skipped)} of {len(self.train_set)} images can't be read, more than {allowed}",
-                f"see {self.run.path / 'skipped.tsv'}, or allow more with --set data.max_bad=0.1",
-                code=1,
-            )
 
     def _finish(self) -> FinetuneResult:
         """The product, then one look at the validation images, then the figures."""

@@ -17,9 +17,9 @@ from sslkit.errors import UserError, nearest
 from sslkit.evaluation.features import PIXEL_SIDE, Features, VectorFunction, extract, pixels
 from sslkit.evaluation.knn import knn_predict
 from sslkit.evaluation.linear import fit_linear
-from sslkit.evaluation.recipe import usable_cores
 from sslkit.evaluation.table import MEASURES, ProbeResult, Row, Verdict, show
 from sslkit.evaluation.verdict import accuracy, against_pixels, against_random, paired
+from sslkit.training.choices import reading_workers
 from sslkit.training.device import Precision, pick_device, pick_precision
 from sslkit.weights import load_encoder
 
@@ -47,7 +47,7 @@ def probe(
         baselines: "random" (each source's architecture, weights drawn by `seed`), "pixels" (32 x 32 RGB).
         size: side of the views, pixels; by default each source's own.
         k: neighbours.
-        workers: processes that read images; by default one per core.
+        workers: processes that read images; by default as many as suit the device.
 
     Raises:
         UserError: no such source, no labels, a size the model can't take, an unknown baseline.
@@ -58,7 +58,7 @@ def probe(
     train, validation = open_labelled(data)
     jobs = _jobs(encoders, baselines, seed)
     console.say(f"{data}: {len(train)} training and {len(validation)} validation images")
-    readers = usable_cores() if workers is None else workers
+    readers = reading_workers(place.type == "cpu") if workers is None else workers
     measure = _Measure(train, validation, place, k, readers, seed, console)
     exact = pick_precision(precision, place)
     rows = [measure(job, "float32" if job.kind == "pixels" else exact) for job in jobs]

@@ -6,9 +6,7 @@ those of a published 100-epoch setting in timm's A3 style. This module imports n
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any, Literal
 from sslkit import config as configuration
 from sslkit.config import AUTO, setting
 from sslkit.errors import UserError, nearest
+from sslkit.training.choices import Chooser, reading_workers
 
 
 @dataclass(frozen=True)
@@ -175,6 +174,7 @@ class Given:
     family: str  # of the encoder: vit, cnn, swin
     size: int  # the encoder's own
     scratch: bool  # random weights
+    on_cpu: bool = True  # no accelerator
 
 
 def resolve(config: FinetuneConfig, given: Given) -> tuple[FinetuneConfig, dict[str, str]]:
@@ -187,9 +187,9 @@ def resolve(config: FinetuneConfig, given: Given) -> tuple[FinetuneConfig, dict[
     Raises:
         UserError: a batch larger than the data, or an odd one that is to be mixed.
     """
-    choice = _Chooser(config)
+    choice = Chooser(config)
     choice("data.size", given.size, "the size the encoder was made for")
-    choice("data.workers", usable_cores(), "processor cores")
+    choice("data.workers", reading_workers(given.on_cpu), "processor cores")
     batch = choice("run.batch_size", *_batch_size(given.count))
     if batch > given.count:
         raise UserError(
@@ -213,7 +213,7 @@ def resolve(config: FinetuneConfig, given: Given) -> tuple[FinetuneConfig, dict[
     return choice.config, choice.reasons
 
 
-def _resolve_optim(choice: _Chooser, given: Given, batch: int) -> None:
+def _resolve_optim(choice: Chooser[FinetuneConfig], given: Given, batch: int) -> None:
     cnn = given.family == "cnn"
     optim = choice.config.optim
     paper = 3e-3 if cnn else 2e-3
@@ -228,7 +228,7 @@ def _resolve_optim(choice: _Chooser, given: Given, batch: int) -> None:
     choice("model.drop_path", 0.0 if cnn else 0.1, f"usual for a {given.family}")
 
 
-def _resolve_augment(choice: _Chooser, given: Given, views: int) -> None:
+def _resolve_augment(choice: Chooser[FinetuneConfig], given: Given, views: int) -> None:
     cnn = given.family == "cnn"
     if views >= PAPER_VIEWS:
         reason = "the paper's"
@@ -254,24 +254,6 @@ def _resolve_augment(choice: _Chooser, given: Given, views: int) -> None:
         choice(f"augment.{name}", value, reason)
 
 
-class _Chooser:
-    """Replaces an auto in the configuration and keeps the reason; a given value stays."""
-
-    def __init__(self, config: FinetuneConfig) -> None:
-        self.config = config
-        self.reasons: dict[str, str] = {}
-
-    def __call__(self, key: str, value: Any, reason: str) -> Any:
-        section, _, name = key.partition(".")
-        own = getattr(self.config, section)
-        if getattr(own, name) != AUTO:
-            return getattr(own, name)
-        self.reasons[key] = reason
-        changed: dict[str, Any] = {section: dataclasses.replace(own, **{name: value})}
-        self.config = dataclasses.replace(self.config, **changed)
-        return value
-
-
 def _batch_size(count: int) -> tuple[int, str]:
     """A power of two with about fifty steps in an epoch, within 16 and 256."""
     fitting = 2 ** round(math.log2(max(count / 48, 1)))
@@ -283,9 +265,3 @@ def _epochs(count: int, per_epoch: int) -> tuple[int, str]:
     if count >= PAPER_SCALE:
         return 100, "the paper's"
     return max(20, min(100, round(UPDATES / per_epoch))), f"about {UPDATES} updates, within 20 and 100 epochs"
-
-
-def usable_cores() -> int:
-    """Cores that this process may use, at most eight: one reading worker for each."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores)

@@ -20,7 +20,7 @@ from sslkit.backbones import Encoder
 from sslkit.data.decode import UnreadableImage
 from sslkit.data.sources import ImageSet, open_images
 from sslkit.errors import UserError
-from sslkit.paths import next_folder
+from sslkit.paths import make_folder, next_folder
 from sslkit.weights import encoder_file, header_of, sha256
 
 TOLERANCE = 1e-4
@@ -99,13 +99,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         UserError: it exists, or can't be made.
     """
-    path = path.absolute()
-    try:
-        path.mkdir(parents=True)
-    except FileExistsError:
-        raise UserError(f"{path} exists", "choose a folder that does not exist yet") from None
-    except OSError as problem:
-        raise UserError(f"can't create {path}: {problem.strerror}", "choose another folder") from None
+    path = make_folder(path.absolute())
     try:
         yield path
     except BaseException:

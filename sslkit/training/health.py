@@ -19,11 +19,13 @@ def feature_std(embedding: Tensor) -> Tensor:
 def effective_rank(embedding: Tensor) -> Tensor:
     """RankMe: exp of the entropy of the normalised singular values of [N, D]; between 1 and min(N, D).
 
-    Garrido et al., *RankMe*, ICML 2023, https://arxiv.org/abs/2210.02885 (rows not centred, as there).
+    Garrido et al., *RankMe*, ICML 2023, https://arxiv.org/abs/2210.02885 (rows not centred, as there). NaN if
+    any value is not finite; the decomposition itself would raise.
     """
-    values = torch.linalg.svdvals(embedding.float())
+    values = torch.linalg.svdvals(embedding.float().nan_to_num(0, 0, 0))
     share = values / values.sum().clamp_min(1e-12) + 1e-7
-    return torch.exp(-(share * share.log()).sum())
+    rank = torch.exp(-(share * share.log()).sum())
+    return rank.where(embedding.isfinite().all(), torch.nan)
 
 
 class Interval:

@@ -5,12 +5,9 @@ The choices are for people with 1,000 to 100,000 images and one GPU or none; rec
 
 from __future__ import annotations
 
-import dataclasses
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from timm.models import is_model_in_modules
@@ -21,6 +18,7 @@ from sslkit.errors import UserError
 from sslkit.methods import load
 from sslkit.methods.base import Info
 from sslkit.paths import next_folder
+from sslkit.training.choices import Chooser, reading_workers
 from sslkit.training.device import pick_precision
 
 IMAGES_SEEN = {"cuda": 20_000_000, "mps": 3_000_000, "cpu": 300_000}
@@ -46,7 +44,7 @@ def resolve(config: PretrainConfig, count: int, native: int, device: torch.devic
     Raises:
         UserError: a batch larger than the data.
     """
-    choice = _Chooser(config)
+    choice = Chooser(config)
     large = device.type == "cuda"
     backbone = choice(
         "model.backbone", "vit_small_patch16_224" if large else "vit_tiny_patch16_224", f"for {device.type}"
@@ -69,7 +67,7 @@ def resolve(config: PretrainConfig, count: int, native: int, device: torch.devic
     choice("optim.lr", *_learning_rate(batch, config.optim.reference_batch))
     choice("run.precision", pick_precision(AUTO, device), "what the chip multiplies fastest")
     choice("run.device", str(device), "found here")
-    choice("data.workers", _workers(large), "processor cores")
+    choice("data.workers", reading_workers(not large), "processor cores")
     choice(
         "run.log_every", max(1, min(50, (count // batch) * epochs // 100 or 1)), "about a hundred lines a run"
     )
@@ -83,23 +81,6 @@ def resolve(config: PretrainConfig, count: int, native: int, device: torch.devic
     for key, (value, reason) in load(config.method_name).resolve(config.method, kind, info).items():
         choice(f"method.{key}", value, reason)
     return Resolved(choice.config, info, choice.reasons)
-
-
-class _Chooser:
-    """Replaces an auto in the configuration, and keeps the reason; a given value stays."""
-
-    def __init__(self, config: PretrainConfig) -> None:
-        self.config = config
-        self.reasons: dict[str, str] = {}
-
-    def __call__(self, key: str, value: Any, reason: str) -> Any:
-        section, _, name = key.partition(".")
-        own = getattr(self.config, section)
-        if getattr(own, name) != AUTO:
-            return getattr(own, name)
-        self.reasons[key] = reason
-        self.config = dataclasses.replace(self.config, **{section: dataclasses.replace(own, **{name: value})})
-        return value
 
 
 def _size(native: int, usual: int) -> int:
@@ -134,12 +115,6 @@ def _kind(backbone: str) -> str:
 
 def _plain(backbone: str) -> str:
     return backbone.split(".")[0]
-
-
-def _workers(large: bool) -> int:
-    """Readers: one per core for a GPU, at most eight; on the CPU they take cores from training, so few."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores) if large else max(1, cores // 4)
 
 
 def interval(text: str) -> tuple[float, str]:

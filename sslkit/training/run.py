@@ -27,6 +27,7 @@ from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError
 from sslkit.methods import card, load
 from sslkit.methods.base import Info, Method
+from sslkit.paths import make_folder
 from sslkit.training import checkpoint
 from sslkit.weights import ENCODER_FILE, write_encoder
 
@@ -46,14 +47,9 @@ class RunFolder:
         Raises:
             UserError: it exists, or can't be written.
         """
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            raise UserError(
-                f"{path} exists", f"continue it with --resume {path}, or choose another --out"
-            ) from None
-        except OSError as problem:
-            raise UserError(f"can't create {path}: {problem.strerror}", "choose another --out") from None
+        if (path / "run.json").is_file():
+            raise UserError(f"{path} exists", f"continue it with --resume {path}, or choose another --out")
+        make_folder(path)
         (path / "checkpoints").mkdir()
         (path / "pictures").mkdir()
         return cls(path)
@@ -97,18 +93,6 @@ class RunFolder:
         lines = file.read_text(encoding="utf-8").splitlines()
         kept = [line for line in lines if _step_of(line) <= step]
         file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-
-    def skip(self, bad: list[tuple[str, str]]) -> None:
-        """Add unreadable images to skipped.tsv."""
-        with (self.path / "skipped.tsv").open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.writelines(f"{_one_line(path)}\t{_one_line(reason)}\n" for path, reason in bad)
-
-    def skipped(self) -> set[str]:
-        """Paths already in skipped.tsv."""
-        file = self.path / "skipped.tsv"
-        if not file.is_file():
-            return set()
-        return {line.split("\t")[0] for line in file.read_text(encoding="utf-8").splitlines()}
 
     def finish(self, encoder: Encoder, metadata: dict[str, str]) -> None:
         """Write the product, in the names and with the config.json that timm opens."""
@@ -175,7 +159,3 @@ def _step_of(line: str) -> int:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return 1 << 62  # a line cut off by a crash is dropped too
-
-
-def _one_line(text: str) -> str:
-    return text.replace("\t", " ").replace("\n", " ").replace("\r", " ")

@@ -29,6 +29,7 @@ from sslkit.training.optim import CosineSchedule, build_optimizer, learning_rate
 from sslkit.training.progress import note
 from sslkit.training.resolve import Resolved, interval
 from sslkit.training.run import RunFolder
+from sslkit.training.skipped import Skipped
 
 PICTURED = 8
 """Images of the set that every picture of a run shows."""
@@ -67,7 +68,7 @@ class Session:
             config.schedule.warmup_lr * scale,
             config.schedule.min_lr * scale,
         )
-        self.skipped = run.skipped()
+        self.skipped = Skipped(run, len(self.images), config.data.max_bad)
         self.save_every = interval(config.run.save_every)
         self.saved = time.monotonic()
 
@@ -96,10 +97,9 @@ class Session:
         config, clock = self.config, self.clock.at(start)
         with (
             _stop_signals() as stop,
-            self.console.bar("training", clock.steps) as bar,
+            self.console.bar("training", clock.steps, start) as bar,
             closing(self._batches(start)) as batches,  # ends its workers now, not when garbage is collected
         ):
-            bar.advance(start)
             steps = train(
                 self.method,
                 batches,
@@ -124,7 +124,7 @@ class Session:
         figures, began = Interval(), time.monotonic()
         for step in steps:
             figures.add(step)
-            self._skip(step.bad)
+            self.skipped.add(step.bad)
             if step.clock.every(self.config.run.log_every):
                 seconds = time.monotonic() - began
                 line = self._line(step, figures, seconds)
@@ -155,21 +155,6 @@ class Session:
         self.run.log(short)
         self.console.event(short)
         return short
-
-    def _skip(self, bad: list[tuple[str, str]]) -> None:
-        """List unreadable images once each; too many of them stop the run."""
-        new = [(path, reason) for path, reason in dict(bad).items() if path not in self.skipped]
-        if not new:
-            return
-        self.skipped |= {path for path, _ in new}
-        self.run.skip(new)
-        allowed = max(1, int(self.config.data.max_bad * len(self.images)))
-        if len(self.skipped) > allowed:
-            raise UserError(
-                f"{len(self.skipped)} of {len(self.images)} images can't be read, more than {allowed}",
-                f"see {self.run.path / 'skipped.tsv'}, or allow more with --set data.max_bad=0.1",
-                code=1,
-            )
 
     def _save_due(self, clock: Clock) -> bool:
         number, unit = self.save_every

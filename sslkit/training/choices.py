@@ -1,0 +1,43 @@
+"""What is left to the tool: a value for each auto, and the reason that is printed beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any, Generic, TypeVar
+
+from sslkit.config import AUTO
+
+Configuration = TypeVar("Configuration")
+
+
+class Chooser(Generic[Configuration]):
+    """Replaces an auto in a configuration of sections and keeps the reason; a given value stays."""
+
+    def __init__(self, config: Configuration) -> None:
+        self.config = config
+        self.reasons: dict[str, str] = {}
+
+    def __call__(self, key: str, value: Any, reason: str) -> Any:
+        """The value that `key` ("section.name") now has."""
+        section, _, name = key.partition(".")
+        own = getattr(self.config, section)
+        if getattr(own, name) != AUTO:
+            return getattr(own, name)
+        self.reasons[key] = reason
+        changed: dict[str, Any] = {section: dataclasses.replace(own, **{name: value})}
+        self.config = dataclasses.replace(self.config, **changed)  # type: ignore[type-var]
+        return value
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def reading_workers(on_cpu: bool) -> int:
+    """Processes that read images while a model trains: one per core for a GPU, at most eight.
+
+    On the CPU they take cores from the training itself, and one feeds several of those.
+    """
+    return max(1, usable_cores() // 4) if on_cpu else min(8, usable_cores())
