@@ -71,7 +71,7 @@ class Optim:
     weight_decay: float = setting(
         0.05, "of matrices and kernels; biases, norms and embeddings have none", low=0
     )
-    betas: tuple[float, float] = setting((0.9, 0.999), "AdamW's decay rates", low=0, high=1)
+    betas: tuple[float, float] = setting((0.9, 0.999), "AdamW's decay rates", low=0, high=0.99999)
     eps: float = setting(1e-8, "AdamW's epsilon", above=0)
     clip: float = setting(0.0, "global norm to which gradients are clipped; 0: never", low=0)
     layer_decay: float = setting(

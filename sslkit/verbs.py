@@ -92,7 +92,8 @@ def pretrain_config(
 ) -> PretrainConfig:
     """The layers put together and checked; imports no torch. Raises UserError."""
     file = configuration.read(str(config)) if config is not None else {}
-    file.pop("run.out", None)  # a run's own config.toml repeats the run in a new folder
+    if "run.out" in file and Path(str(file["run.out"])).exists():
+        del file["run.out"]  # a run's own config.toml repeats the run in a new folder
     assigned = dict(map(configuration.parse_set, settings))
     in_file, in_settings = file.pop("method.name", None), assigned.pop("method.name", None)
     name = str(method or in_settings or in_file or "mfm")

@@ -68,7 +68,7 @@ BAD = [
         "--size 64",
     ),
     (["pretrain", "photos", *SMALL, "--batch-size", "17"], "larger than the data: 16 images", "16"),
-    (["pretrain", "photos", *SMALL, "-o", "taken"], "taken exists", "--resume taken"),
+    (["pretrain", "photos", *SMALL, "-o", "taken"], "taken exists", "choose another"),
     (["pretrain", "photos", "-c", "broken.toml"], "broken.toml is not readable TOML", "--toml"),
     (["pretrain", "photos", "-c", "mfm-vit-b61"], "no configuration 'mfm-vit-b61'", "mfm-vit-b16"),
     (["pretrain", "photos", *SMALL, "--init", "photos"], "photos is not a run", ""),

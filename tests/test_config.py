@@ -46,7 +46,7 @@ VALUES = st.fixed_dictionaries(
         "model.init": texts,
         "model.backbone": texts,
         "optim.lr": st.just(AUTO) | POSITIVE,
-        "optim.betas": st.tuples(SHARE, SHARE),
+        "optim.betas": st.tuples(st.floats(0, 0.99999), st.floats(0, 0.99999)),
         "schedule.min_lr": st.just(0.0) | POSITIVE,
         "run.seed": st.integers(0),
         "run.precision": st.sampled_from([AUTO, "float32", "bfloat16"]),
@@ -101,7 +101,7 @@ def test_every_setting_has_a_sentence() -> None:
         ("optim.lr", True, "optim.lr: True is not a number"),
         ("optim.clip", AUTO, "optim.clip: 'auto' is not a number"),
         ("optim.betas", [0.9], "optim.betas: [0.9] is not a list of 2 numbers"),
-        ("optim.betas", [0.9, 1.5], "optim.betas: 1.5 is not <= 1"),
+        ("optim.betas", [0.9, 1.5], "optim.betas: 1.5 is not <= 0.99999"),
         ("data.size", 7, "data.size: 7 is not >= 8"),
         ("data.size", 32.0, "data.size: 32.0 is not a whole number"),
         ("data.sources", "photos", "data.sources: 'photos' is not a list of texts"),
@@ -119,8 +119,8 @@ def test_a_wrong_value_is_told_with_key_value_and_expectation(key: str, value: A
 
 
 def test_whole_numbers_serve_as_numbers_and_bounds_are_allowed() -> None:
-    built = build(**{"optim.clip": 3, "data.max_bad": 1, "data.size": 8, "optim.betas": [0, 1]})
-    assert (built.optim.clip, built.data.max_bad, built.optim.betas) == (3.0, 1.0, (0.0, 1.0))
+    built = build(**{"optim.clip": 3, "data.max_bad": 1, "data.size": 8, "optim.betas": [0, 0.5]})
+    assert (built.optim.clip, built.data.max_bad, built.optim.betas) == (3.0, 1.0, (0.0, 0.5))
     assert type(built.optim.clip) is float
 
 

@@ -217,7 +217,7 @@ def test_what_was_given_stays() -> None:
         ({"count": 10}, "schedule.epochs", 800),
         ({"count": 10_000_000}, "schedule.epochs", 5),
         ({"count": 3000}, "schedule.epochs", 100),
-        ({"run.batch_size": 512, "count": 9000}, "optim.lr", 3e-4),
+        ({"run.batch_size": 512, "count": 9000}, "optim.lr", 1.2e-3),
         ({"run.batch_size": 2048, "count": 9000}, "optim.lr", 3e-4),
     ],
 )
@@ -367,10 +367,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny: Tiny, tmp_path: Path) -> 
 
 def test_an_existing_folder_is_never_touched(tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    with pytest.raises(UserError, match="exists") as error:
+    with pytest.raises(UserError, match="run exists"):
         pretrain(tiny("run"))
-    assert "--resume" in error.value.hint
     assert list((tmp_path / "run").iterdir()) == []
+    finished = pretrain(tiny("finished"))
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    with pytest.raises(UserError, match="finished exists") as error:
+        pretrain(tiny("finished"))
+    assert f"--resume {finished}" in error.value.hint
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
 def test_a_place_that_can_t_be_written_is_told_before_any_work(tiny: Tiny, tmp_path: Path) -> None:

@@ -86,6 +86,11 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
     return None, notices
 
 
+def whole(folder: Path) -> Path | None:
+    """The newest checkpoint that verifies; changes nothing, so that a running run can be looked at."""
+    return next((path for path in committed(folder) if not fault(path)), None)
+
+
 def fault(path: Path) -> str:
     """Why a checkpoint can't be trusted; empty if it can."""
     try:

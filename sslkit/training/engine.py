@@ -65,7 +65,8 @@ def train(
         wait = time.perf_counter() - asked
         schedule.apply(number)
         parts = split(to_device(batch, device), micro_batch)
-        outputs = [_backward(method, part, now, device, precision, len(parts)) for part in parts]
+        whole = len(batch["index"])
+        outputs = [_backward(method, part, now, device, precision, whole) for part in parts]
         grad_norm = nn.utils.clip_grad_norm_(parameters, clip if clip > 0 else float("inf"))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -87,12 +88,12 @@ def split(batch: Batch, size: int) -> list[Batch]:
 
 
 def _backward(
-    method: Any, batch: Batch, clock: Clock, device: torch.device, precision: Precision, parts: int
+    method: Any, batch: Batch, clock: Clock, device: torch.device, precision: Precision, whole: int
 ) -> dict[str, Tensor]:
-    """Gradients of one micro-batch added to `.grad`; returns the detached outputs."""
+    """One micro-batch's gradients, by its share of `whole` images, added to `.grad`; returns the outputs."""
     with autocast(device, precision):
         outputs: dict[str, Tensor] = method(batch, clock)
-    (outputs["loss"] / parts).backward()  # type: ignore[no-untyped-call]
+    (outputs["loss"] * (len(batch["index"]) / whole)).backward()  # type: ignore[no-untyped-call]
     return {name: value.detach() for name, value in outputs.items()}
 
 

@@ -43,8 +43,8 @@ def parameter_groups(
 def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
     """Parameter name → learning-rate factor `decay^(layers after it)`.
 
-    Layers as timm's own `group_matcher` counts them: for a ViT, 0 is the embedding, i + 1 block i, and
-    norm and head come last.
+    Layers as timm's own `group_matcher` counts them: for a ViT, 0 is the embedding, i + 1 block i (from 0),
+    and `fc_norm` and head come last.
     """
     layers = group_parameters(model, model.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]
     last = max(layers.values())

@@ -89,21 +89,21 @@ def _size(native: int, usual: int) -> int:
 
 
 def _patch_size(backbone: str, size: int) -> tuple[int, str]:
-    """A ViT's own patch (0) where it leaves at least 6 × 6 tokens, else an eighth of the side."""
+    """A ViT's own patch (0) where it leaves at least 6 × 6 tokens, else the largest one that does."""
     own = re.search(r"patch(\d+)", backbone)
     if _kind(backbone) != "vit" or own is None or size // int(own[1]) >= 6:
         return 0, "the model's own"
-    return size // 8, f"8 × 8 tokens at {size} px"
+    patch = max(side for side in range(1, size // 6 + 1) if size % side == 0)
+    return patch, f"{size // patch} × {size // patch} tokens at {size} px"
 
 
 def _learning_rate(batch: int, reference: int) -> tuple[float, str]:
-    """The paper's 3e-4 per 512 images from batch 512 on; smaller batches get the square-root rule's peak.
+    """A base rate whose peak at this batch follows the square root of the batch, up to the paper's peak.
 
-    The linear rule leaves AdamW hardly moving at batch 64: 3.75e-5.
+    The paper's linear rule is for batch 2,048 (peak 1.2e-3); at batch 64 it would leave AdamW hardly moving.
     """
-    if batch >= reference:
-        return 3e-4, "the paper's"
-    return round(1.5e-3 * (reference / batch) ** 0.5, 6), f"AdamW at batch {batch}: square-root rule"
+    peak = min(1.2e-3, 1.5e-3 * (batch / 512) ** 0.5)
+    return round(peak * reference / batch, 6), f"peak {peak:.2g} at batch {batch}: square-root rule"
 
 
 def _kind(backbone: str) -> str:

@@ -145,7 +145,7 @@ def load_method(path: Path) -> Method:
         UserError: not a run, or one that has saved nothing yet.
     """
     run = RunFolder.open(Path(path))
-    found, _ = checkpoint.newest(run.path / "checkpoints")
+    found = checkpoint.whole(run.path / "checkpoints")
     if found is None:
         raise UserError(f"run {path} has saved nothing yet", f"train on: sslkit pretrain --resume {path}")
     config, data = read_configuration(run.path / "config.toml"), run.facts["data"]
