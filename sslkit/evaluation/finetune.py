@@ -190,9 +190,9 @@ class _Session:
         if not math.isfinite(line["loss"]):
             self.run.update(status="failed")
             raise UserError(f"step {done}: the loss is {line['loss']}", "try a smaller --lr", code=1)
-        self.run.log(line)
-        self.console.event(line)
-        return line
+        logged = self.run.log(line)
+        self.console.event(logged)
+        return logged
 
     def _finish(self) -> FinetuneResult:
         """The product, then one look at the validation images, then the figures."""

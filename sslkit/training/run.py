@@ -7,6 +7,7 @@ checkpoints/  pictures/  report.html
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import shlex
@@ -80,10 +81,12 @@ class RunFolder:
         temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         temporary.replace(self.path / "run.json")
 
-    def log(self, metrics: Mapping[str, Any]) -> None:
-        """One line of metrics.jsonl."""
+    def log(self, metrics: Mapping[str, float]) -> dict[str, float | None]:
+        """Write one line of metrics.jsonl, and return it: six digits, NaN (a task absent) as null."""
+        line = {name: _short(value) for name, value in metrics.items()}
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
+            file.write(json.dumps(line) + "\n")
+        return line
 
     def forget_after(self, step: int) -> None:
         """Drop the lines of metrics.jsonl from `step` on: a resumed run writes them again."""
@@ -152,6 +155,13 @@ def load_method(path: Path) -> Method:
     method = build_method(config, Info(data["count"], config.data.size, data["native"]))
     checkpoint.restore_weights(found, method)
     return method.eval()
+
+
+def _short(value: float) -> float | None:
+    """Whole numbers as they are, others with six significant digits, none if not finite."""
+    if isinstance(value, int):
+        return value
+    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def _step_of(line: str) -> int:

@@ -151,10 +151,9 @@ class Session:
                 f"resume with a smaller lr in {self.run.path / 'config.toml'}; checkpoints before are whole",
                 code=1,
             )
-        short = {name: _short(value) for name, value in line.items()}
-        self.run.log(short)
-        self.console.event(short)
-        return short
+        logged = self.run.log(line)
+        self.console.event(logged)
+        return logged
 
     def _save_due(self, clock: Clock) -> bool:
         number, unit = self.save_every
@@ -218,13 +217,6 @@ def pictured_batch(images: ImageSet, size: int, device: torch.device) -> Batch:
         if len(views) == PICTURED:
             break
     return to_device({"image": torch.stack(views), "index": torch.arange(len(views))}, device)
-
-
-def _short(value: float) -> float | None:
-    """Six significant digits for the file; NaN (a task absent from the interval) as null."""
-    if isinstance(value, int):
-        return value
-    return float(f"{value:.6g}") if np.isfinite(value) else None
 
 
 @contextmanager
