@@ -226,7 +226,7 @@ def test_putting_it_together_needs_no_torch() -> None:
 
 # ---------------------------------------------------------------------------------------------- recipes
 
-PAPER = {  # the card of the paper, §1.6: the same for all three
+PAPER = {  # the official pre-training configuration: the same for all three
     "data.size": 224,
     "method.name": "mfm",
     "method.radius": 16.0,

@@ -1,4 +1,4 @@
-"""Fine-tuning: the card's counts and schedule, strict loading, keyed augmentation, a folder for timm."""
+"""Fine-tuning: official counts and schedule, strict loading, keyed augmentation, a folder for timm."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# ------------------------------------------------------------------------------- the card's numbers
+# ------------------------------------------------------------------------------- the official numbers
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_another_size_resamples_the_position_embedding() -> None:
 
 
 def test_a_vit_from_scratch_is_initialised_as_the_official_code() -> None:
-    """Card §1.6: normal of deviation 0.02, not truncated at one deviation, output layers divided by √(2i)."""
+    """Official: normal of deviation 0.02, not truncated at one deviation, output layers divided by √(2i)."""
     model, found, _ = build_model(Encoder("vit_tiny_patch16_224", 32), 5, 32, scratch=True)
     tensors = model.state_dict()
     assert found.taken == 0

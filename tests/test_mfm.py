@@ -1,4 +1,4 @@
-"""MFM against the card of its paper: numbers, formulas in their literal form, and what must not matter."""
+"""MFM against its paper and official code: numbers, literal formulas, and what must not matter."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_head_writes_channels_in_the_order_colour_row_column() -> None:
         ("resnet50", 25_557_032 - 2048 * 1000 - 1000, 6_294_528),
     ],
 )
-def test_number_of_weights_is_the_card_s(backbone: str, encoder: int, head: int) -> None:
+def test_number_of_weights_is_the_official_one(backbone: str, encoder: int, head: int) -> None:
     with torch.device("meta"):
         method = make(backbone, 224, None)
     assert sum(p.numel() for p in method.encoder.parameters()) == encoder
@@ -439,7 +439,7 @@ def test_panels_are_pictures_and_the_composite_joins_kept_and_predicted_bins() -
 
 
 def test_sixteen_images_are_learnt() -> None:
-    """The card's smoke test: the masked loss of a few fixed images falls to less than half."""
+    """The smoke test: the masked loss of a few fixed images falls to less than half."""
     method = make()
     coarse = images(16, 8).float()
     batch = batch_of(nn.functional.interpolate(coarse, scale_factor=4, mode="bicubic").clamp(0, 1))

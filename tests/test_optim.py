@@ -1,4 +1,4 @@
-"""Optimizer and schedule against the card's numbers and against formulas written out."""
+"""Optimizer and schedule against the official code's numbers and against formulas written out."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_a_layer_s_scale_becomes_its_rate_and_is_applied_once() -> None:
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1, 0.4])
 
 
-def test_layer_scales_are_the_card_s() -> None:
+def test_layer_scales_are_the_official_ones() -> None:
     scales = [0.054976, 0.068719, 0.085899, 0.107374, 0.134218, 0.167772, 0.209715]
     scales += [0.262144, 0.32768, 0.4096, 0.512, 0.64, 0.8, 1.0]
     with torch.device("meta"):

@@ -81,7 +81,7 @@ class RunFolder:
         temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         temporary.replace(self.path / "run.json")
 
-    def log(self, metrics: Mapping[str, float]) -> dict[str, float | None]:
+    def log(self, metrics: Mapping[str, float | None]) -> dict[str, float | None]:
         """Write one line of metrics.jsonl, and return it: six digits, NaN (a task absent) as null."""
         line = {name: _short(value) for name, value in metrics.items()}
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
@@ -157,9 +157,9 @@ def load_method(path: Path) -> Method:
     return method.eval()
 
 
-def _short(value: float) -> float | None:
+def _short(value: float | None) -> float | None:
     """Whole numbers as they are, others with six significant digits, none if not finite."""
-    if isinstance(value, int):
+    if value is None or isinstance(value, int):
         return value
     return float(f"{value:.6g}") if math.isfinite(value) else None
 

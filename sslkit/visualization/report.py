@@ -24,7 +24,7 @@ from sslkit.errors import UserError
 from sslkit.methods import card
 from sslkit.training.run import RunFolder, read_configuration
 from sslkit.visualization.subject import Subject
-from sslkit.visualization.visualize import KINDS
+from sslkit.visualization.visualize import KINDS, refusal
 
 DPI = 110  # of pictures inside the page: sharp at its width, half the bytes of the files' 150
 
@@ -197,6 +197,8 @@ def _stored(run: Path) -> dict[str, Any]:
 def _picture(subject: Subject, kind: str) -> str:
     facts = KINDS[kind]
     try:
+        if problem := refusal(kind, subject):
+            raise problem
         figure = facts.draw(subject)
     except UserError as problem:
         return f'<p class="about">Not drawn: {escape(problem.message)}</p>'

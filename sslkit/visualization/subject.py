@@ -94,7 +94,7 @@ class Subject:
     def method(self) -> Method:
         """Trained and in evaluation mode for a run; without weights (on torch's meta device) for a name."""
         method = self._blank() if self.run is None else load_method(self.run.path)
-        if self._radius is not None:
+        if self._radius is not None and hasattr(method.config, "radius"):
             method.config = dataclasses.replace(method.config, radius=self._radius)
         if self._size is not None and self.run is not None:
             encoder = method.encoder
@@ -109,7 +109,8 @@ class Subject:
 
     @property
     def radius(self) -> float:
-        return float(self.method.config.radius)
+        """Where low ends and high begins, bins: as asked, the method's, or MFM's for this size."""
+        return self._radius or float(getattr(self.method.config, "radius", 16 * self.size / 224))
 
     @property
     def seed(self) -> int:

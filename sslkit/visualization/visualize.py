@@ -117,6 +117,7 @@ class Kind:
 
     draw: Callable[[Subject], Figure]
     needs_run: bool
+    needs_masking: bool  # of frequencies, as MFM does it: `keep_low`, and panels that hold a composite
     text: str
 
 
@@ -124,23 +125,27 @@ KINDS = {
     "masks": Kind(
         draw_masks,
         False,
+        False,
         "Low-pass, high-pass and band-pass masks at four radii with the number of bins they keep, each above "
         "the image filtered by it.",
     ),
     "views": Kind(
         draw_views,
         False,
+        True,
         "Original images beside random views of them from three epochs, and the low-pass or high-pass input "
         "made of each view.",
     ),
     "spectrum": Kind(
         draw_spectrum,
         False,
+        False,
         "Images, their low-pass and high-pass halves and the log-magnitude spectra of all; below them the "
         "radial power and the power law that fits it.",
     ),
     "recon": Kind(
         draw_reconstruction,
+        True,
         True,
         "Input images, the low-pass and high-pass versions the network was given, its predictions, the "
         "composite of given and predicted frequencies and its error; below each its spectrum, at the end the "
@@ -149,6 +154,7 @@ KINDS = {
     "curves": Kind(
         draw_curves,
         True,
+        False,
         "Loss, the losses of both tasks, learning rate, gradient norm, effective rank, feature deviation, "
         "speed and waiting share over the epochs.",
     ),
@@ -160,13 +166,19 @@ def _wanted(kinds: Sequence[str], subject: Subject) -> list[str]:
     for kind in kinds:
         if kind not in KINDS:
             raise UserError(f"unknown kind of picture {kind!r}", nearest(kind, KINDS))
-        if subject.run is None and KINDS[kind].needs_run:
-            raise UserError(
-                f"{kind} needs a trained run, and {subject.source!r} is a method's name",
-                "give a run folder such as runs/mfm-…-1",
-            )
-    every = [kind for kind, facts in KINDS.items() if subject.run or not facts.needs_run]
-    return list(dict.fromkeys(kinds)) or every
+        if problem := refusal(kind, subject):
+            raise problem
+    return list(dict.fromkeys(kinds)) or [kind for kind in KINDS if refusal(kind, subject) is None]
+
+
+def refusal(kind: str, subject: Subject) -> UserError | None:
+    """Why this kind can't be drawn of the subject, if it can't."""
+    if KINDS[kind].needs_run and subject.run is None:
+        problem = f"{kind} needs a trained run, and {subject.source!r} is a method's name"
+        return UserError(problem, "give a run folder such as runs/mfm-…-1")
+    if KINDS[kind].needs_masking and not hasattr(subject.method, "keep_low"):
+        return UserError(f"{kind} shows masked frequencies, and the method of {subject.source} masks none")
+    return None
 
 
 def _check_folder(folder: Path) -> None:
