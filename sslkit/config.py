@@ -74,9 +74,6 @@ class Optim:
     betas: tuple[float, float] = setting((0.9, 0.999), "AdamW's decay rates", low=0, high=0.99999)
     eps: float = setting(1e-8, "AdamW's epsilon", above=0)
     clip: float = setting(0.0, "global norm to which gradients are clipped; 0: never", low=0)
-    layer_decay: float = setting(
-        1.0, "learning-rate factor from each layer to the one before it", above=0, high=1
-    )
 
 
 @dataclass(frozen=True)

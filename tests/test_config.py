@@ -241,7 +241,6 @@ PAPER = {  # the official pre-training configuration: the same for all three
     "optim.betas": [0.9, 0.95],
     "optim.eps": 1e-8,
     "optim.clip": 3.0,
-    "optim.layer_decay": 1.0,
     "schedule.epochs": 300,
     "schedule.warmup_epochs": 20,
     "schedule.warmup_lr": 2.5e-7,

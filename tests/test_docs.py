@@ -34,7 +34,7 @@ def documented(page: str) -> list[str]:
     text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
     blocks = re.findall(r"^```(?:\w*)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
     lines = [line.strip().removeprefix("$ ") for block in blocks for line in block.splitlines()]
-    return [line.split("  #")[0].strip() for line in lines if line.startswith("sslkit ")]
+    return [line.split("  #")[0].strip() for line in lines if re.match(r"sslkit [a-z]", line)]
 
 
 def call(line: str, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -65,6 +65,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_images(place / "more-photos", 1, 4)
     write_images(place / "labelled" / "train", 2, 8)
     write_images(place / "labelled" / "validation", 2, 4)
+    (place / "clothing224").symlink_to(place / "labelled")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         assert call("sslkit pretrain photos/ --out runs/first -q", patch) == 0
