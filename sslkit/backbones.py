@@ -6,6 +6,7 @@ plain timm model with `num_classes=0`, so its state dict is what timm opens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -69,7 +70,7 @@ class Encoder(nn.Module):
     std: Tensor
 
     def normalize(self, images: Tensor) -> Tensor:
-        """[0, 1] → zero mean and unit variance per channel over ImageNet. Shape unchanged."""
+        """Minus mean, by std, per channel; shape unchanged."""
         return (images - self.mean) / self.std
 
     def denormalize(self, images: Tensor) -> Tensor:
@@ -173,11 +174,41 @@ def create_model(name: str, **arguments: Any) -> Any:
         )
     try:
         return timm.create_model(name, **arguments)
+    except OSError as problem:
+        reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+        raise UserError(
+            f"the weights of {name} can't be fetched: {reason}", "is there a network?"
+        ) from problem
     except (AssertionError, TypeError, ValueError, RuntimeError) as problem:
         reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
         raise UserError(
             f"backbone {name} can't be built with {arguments}: {reason}", "try another --size"
         ) from problem
+
+
+def native_size(name: str) -> int:
+    """The side of the images that timm's entry of this name is made for, pixels; 224 if it doesn't say."""
+    entry = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return int(entry.input_size[-1]) if entry is not None else 224
+
+
+def require_maps(encoder: Encoder) -> None:
+    """Refuse a backbone whose final map is not one cell per `stride` pixels: nothing predicts from it.
+
+    Raises:
+        UserError: no map, or one of another shape.
+    """
+    training = encoder.training
+    images = encoder.mean.new_zeros(1, 3, encoder.size, encoder.size)
+    with torch.no_grad():
+        shape = encoder.eval().maps(images)[0].shape
+    encoder.train(training)
+    side = encoder.size // encoder.stride
+    if shape[1:] != (encoder.width, side, side):
+        problem = f"{encoder.name} at {encoder.size} px gives a map of {tuple(shape[1:])}"
+        raise UserError(
+            f"{problem}, not {(encoder.width, side, side)}", "take a ViT, ResNet, ConvNeXt or Swin"
+        )
 
 
 def timm_arguments(name: str, size: int, patch_size: int | None) -> dict[str, Any]:
@@ -222,3 +253,27 @@ def check_size(name: str, size: int, stride: int) -> None:
         raise UserError(
             f"{name} can't take images of {size} px: not a multiple of {stride}", f"try --size {fits}"
         )
+
+
+def initialize_vit_(model: Any, std: float = 0.02, bound: float = 0.02) -> None:
+    """BEiT-style initialisation of the official code, in place.
+
+    Linear and patch weights, position embedding and class token: normal with deviation `std`, truncated at
+    ±`bound` (0.02, one deviation, in pre-training; 2, so never, in fine-tuning); biases zero. Then the output
+    layers of block i (from 1) are divided by √(2i).
+    """
+
+    def fill_(weight: Tensor) -> None:
+        nn.init.trunc_normal_(weight, std=std, a=-bound, b=bound)
+
+    for name, parameter in model.named_parameters():
+        if name in ("cls_token", "pos_embed", "reg_token") or (
+            parameter.ndim > 1 and name.endswith("weight")
+        ):
+            fill_(parameter)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
+    with torch.no_grad():
+        for depth, block in enumerate(model.blocks.children(), start=1):
+            block.attn.proj.weight.div_(math.sqrt(2 * depth))
+            block.mlp.fc2.weight.div_(math.sqrt(2 * depth))

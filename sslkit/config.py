@@ -226,9 +226,6 @@ def _in_range(key: str, number: float, metadata: Mapping[str, Any]) -> None:
         raise UserError(f"{key}: {number} is not <= {high}")
 
 
-# ------------------------------------------------------------------------------------------------ TOML
-
-
 def read(path_or_recipe: str) -> dict[str, Any]:
     """A TOML file, or a recipe by name, as flat dotted keys.
 
@@ -244,9 +241,15 @@ def read(path_or_recipe: str) -> dict[str, Any]:
     try:
         return loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as problem:
-        raise UserError(
-            f"{path} is not readable TOML: {problem}", "sslkit methods mfm --toml prints a valid one"
-        ) from None
+        cure = "sslkit methods mfm --toml prints a valid one"
+        raise UserError(f"{path} is not readable TOML: {problem}", cure) from None
+
+
+def read_again(path_or_recipe: str) -> dict[str, Any]:
+    """`read` for a new run: a run's own config.toml repeats the run in a new folder."""
+    values = read(path_or_recipe)
+    own = Path(str(values.get("run.out", ""))).resolve() == Path(path_or_recipe).resolve().parent
+    return {key: value for key, value in values.items() if not (own and key == "run.out")}
 
 
 def loads(text: str) -> dict[str, Any]:

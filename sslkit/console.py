@@ -22,19 +22,22 @@ PLAIN_INTERVAL = 15.0
 class Bar:
     """One task's progress: `advance` as work is done, `note` for figures beside the bar."""
 
-    def __init__(self, console: Console, label: str, total: int, done: int = 0) -> None:
-        self.console, self.label, self.total = console, label, total
+    def __init__(self, console: Console, label: str, total: int, done: int = 0, each: bool = False) -> None:
+        self.console, self.label, self.total, self._each = console, label, total, each
         self.done = self._resumed = done
         self._began = self._shown = time.monotonic()
         self._live: Any = None
 
     def advance(self, count: int = 1, note: str = "") -> None:
         self.done += count
+        line = f"{self.label} {self.done}/{self.total}, {self._left()} left  {note}".rstrip()
         if self._live is not None:
             self._live.update(0, completed=self.done, note=note)
-        elif time.monotonic() - self._shown > PLAIN_INTERVAL:
+            if self._each:
+                self.console._copy(line)
+        elif self._each or time.monotonic() - self._shown > PLAIN_INTERVAL:
             self._shown = time.monotonic()
-            self.console.say(f"{self.label} {self.done}/{self.total}, {self._left()} left  {note}".rstrip())
+            self.console.say(line)
 
     def _left(self) -> str:
         """Time left at the rate so far, as h:mm:ss."""
@@ -104,9 +107,12 @@ class Console:
             self.log = before
 
     @contextmanager
-    def bar(self, label: str, total: int, done: int = 0) -> Iterator[Bar]:
-        """Progress of one task; a Rich bar on a terminal, plain lines elsewhere."""
-        bar = Bar(self, label, total, done)
+    def bar(self, label: str, total: int, done: int = 0, each: bool = False) -> Iterator[Bar]:
+        """Progress of one task; a Rich bar on a terminal, plain lines elsewhere.
+
+        With `each`, every `advance` is a line of the log (training); without, one now and then will do.
+        """
+        bar = Bar(self, label, total, done, each)
         if not self.interactive:
             yield bar
             return

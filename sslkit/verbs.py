@@ -18,7 +18,7 @@ from typing import Any
 from sslkit import config as configuration
 from sslkit.config import AUTO, PretrainConfig
 from sslkit.console import SILENT, Console
-from sslkit.errors import UserError
+from sslkit.errors import UserError, nearest
 from sslkit.methods import card
 
 PRETRAIN_FLAGS = {
@@ -77,9 +77,7 @@ def pretrain(
         from sslkit.training.pretrain import pretrain as train
 
         run = train(wanted, console)
-    from sslkit.visualization.report import write_report
-
-    write_report(run)
+    _write_report(run, console)
     return run
 
 
@@ -91,15 +89,16 @@ def pretrain_config(
     flags: Mapping[str, Any] | None = None,
 ) -> PretrainConfig:
     """The layers put together and checked; imports no torch. Raises UserError."""
-    file = configuration.read(str(config)) if config is not None else {}
-    if "run.out" in file and Path(str(file["run.out"])).exists():
-        del file["run.out"]  # a run's own config.toml repeats the run in a new folder
+    file = configuration.read_again(str(config)) if config is not None else {}
     assigned = dict(map(configuration.parse_set, settings))
     in_file, in_settings = file.pop("method.name", None), assigned.pop("method.name", None)
     name = str(method or in_settings or in_file or "mfm")
     if name != (in_file or name):  # another method than the file's: its settings mean nothing here
         file = {key: value for key, value in file.items() if not key.startswith("method.")}
     known = card(name)
+    for flag in flags or {}:
+        if flag not in PRETRAIN_FLAGS:
+            raise UserError(f"pretrain has no option {flag!r}", nearest(flag, PRETRAIN_FLAGS))
     given = {PRETRAIN_FLAGS[flag]: _text(value) for flag, value in (flags or {}).items()}
     values = {**known.facts.get("defaults", {}), **file, **assigned, **given}
     if data:
@@ -119,7 +118,7 @@ def probe(*sources: str | Path, data: str | Path, console: Console = SILENT, **o
 
     result = run([str(source) for source in sources], str(data), console=console, **options)
     for source in sources:
-        _add_to_report(Path(source), "probe", result.to_document())
+        _add_to_report(Path(source), "probe", result.to_document(), console)
     return result
 
 
@@ -132,8 +131,8 @@ def finetune(source: str | Path, data: str | Path, console: Console = SILENT, **
     from sslkit.evaluation.finetune import finetune as run
 
     result = run(str(source), str(data), console=console, **options)
-    if not options.get("scratch"):
-        _add_to_report(Path(source), "finetune", result.to_document())
+    if not result.scratch:
+        _add_to_report(Path(source), "finetune", result.to_document(), console)
     return result
 
 
@@ -152,17 +151,29 @@ def visualize(
     """Pictures of what a method does or a model learned; returns their files. See visualization.visualize."""
     from sslkit.visualization.visualize import visualize as run
 
+    options |= {"out": Path(options["out"])} if options.get("out") else {}
+    options |= {"kinds": [options["kinds"]]} if isinstance(options.get("kinds"), str) else {}
     return run(str(source), [str(image) for image in images], console=console, **options)
 
 
-def _add_to_report(run: Path, name: str, document: Mapping[str, Any]) -> None:
-    """Keep a result beside the run that it judges: RUN/name.json, and RUN/report.html made anew."""
+def _add_to_report(run: Path, name: str, document: Mapping[str, Any], console: Console) -> None:
+    """Keep the latest result beside the run that it judges: RUN/name.json, and RUN/report.html made anew."""
     if not (run / "run.json").is_file() or not (run / "config.toml").is_file():
         return
+    unfinished = run / f".{name}.json"
+    unfinished.write_text(json.dumps(document, indent=1, default=str) + "\n", encoding="utf-8")
+    unfinished.replace(run / f"{name}.json")
+    _write_report(run, console)
+
+
+def _write_report(run: Path, console: Console) -> None:
+    """RUN/report.html. The work is done by now: a page that can't be written is no reason to fail."""
     from sslkit.visualization.report import write_report
 
-    (run / f"{name}.json").write_text(json.dumps(document, indent=1, default=str) + "\n", encoding="utf-8")
-    write_report(run)
+    try:
+        write_report(run)
+    except (UserError, OSError) as problem:
+        console.warn(f"{run / 'report.html'} was not written: {problem}")
 
 
 def _text(value: Any) -> Any:

@@ -16,10 +16,12 @@ from typing import Any
 
 import safetensors
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from sslkit.backbones import Encoder, check_size
+from sslkit.backbones import Encoder, check_size, native_size
 from sslkit.errors import UserError
 
 ENCODER_FILE = "encoder.safetensors"
@@ -51,7 +53,7 @@ def load_encoder(source: str | Path, size: int | None = None, seed: int = 0) -> 
     if text.startswith(("timm/", "random/")):
         kind, _, name = text.partition("/")
         torch.manual_seed(seed)
-        return Encoder(name, size or 224, pretrained=kind == "timm").eval()
+        return Encoder(name, size or native_size(name), pretrained=kind == "timm").eval()
     file = encoder_file(Path(source))
     config = read_config(file.parent)
     if config.get("num_classes"):
@@ -63,7 +65,7 @@ def load_encoder(source: str | Path, size: int | None = None, seed: int = 0) -> 
     # models have nothing that depends on the size, or are built for the new one (Swin).
     built = arguments["img_size"] if arguments.get("dynamic_img_size") else side
     encoder = Encoder(config["architecture"], built, patch_size=arguments.get("patch_size"))
-    found = load_into(encoder.model, load_file(file))
+    found = load_into(encoder.model, read_tensors(file))
     if found.missing or found.unused:
         names = ", ".join((found.missing + found.unused)[:3])
         cure = "was config.json edited?" if side == made else f"the weights are for images of {made} px"
@@ -74,6 +76,27 @@ def load_encoder(source: str | Path, size: int | None = None, seed: int = 0) -> 
         encoder.mean.copy_(torch.tensor(config["pretrained_cfg"]["mean"]).view_as(encoder.mean))
         encoder.std.copy_(torch.tensor(config["pretrained_cfg"]["std"]).view_as(encoder.std))
     return encoder.eval()
+
+
+def architecture(source: str) -> tuple[str, int, int]:
+    """Backbone, side of the images and patch (0: the name's own) of a SOURCE, without reading weights."""
+    if source.startswith(("timm/", "random/")):
+        name = source.partition("/")[2]
+        return name, native_size(name), 0
+    config = read_config(encoder_file(Path(source)).parent)
+    side, patch = (
+        config["pretrained_cfg"]["input_size"][-1],
+        config.get("model_args", {}).get("patch_size", 0),
+    )
+    return str(config["architecture"]), int(side), int(patch)
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file; a UserError if it is damaged."""
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as problem:
+        raise UserError(f"{file} can't be read: {problem}", "the file is damaged or no safetensors") from None
 
 
 def encoder_file(path: Path) -> Path:
@@ -164,6 +187,20 @@ def load_into(module: nn.Module, tensors: dict[str, Tensor], but: tuple[str, ...
         return tuple(sorted(name for name in names if not name.startswith(but)))
 
     return Loaded(len(taken), unexpected(set(own) - set(taken)), unexpected(set(tensors) - set(taken)))
+
+
+def tensors_for(encoder: Encoder, model: Any) -> dict[str, Tensor]:
+    """The encoder's weights for another model of its kind, a ViT's position embedding on that one's grid."""
+    tensors: dict[str, Tensor] = dict(encoder.model.state_dict())
+    position, own = tensors.get("pos_embed"), getattr(model, "pos_embed", None)
+    if encoder.family == "vit" and position is not None and own is not None and position.shape != own.shape:
+        tensors["pos_embed"] = resample_abs_pos_embed(
+            position,
+            new_size=list(model.patch_embed.grid_size),
+            old_size=list(encoder.model.patch_embed.grid_size),
+            num_prefix_tokens=0 if model.no_embed_class else model.num_prefix_tokens,
+        )
+    return tensors
 
 
 def sha256(file: Path) -> str:

@@ -123,10 +123,9 @@ def test_a_card_is_read_from_the_file_and_not_imported(
 # ------------------------------------------------------------------------------------------------ clock
 
 
-def test_clock_counts_epochs_and_progress() -> None:
+def test_clock_counts_epochs() -> None:
     clock = Clock(step=0, steps=12, steps_per_epoch=4)
     assert [clock.at(step).epoch for step in range(12)] == [0] * 4 + [1] * 4 + [2] * 4
-    assert clock.at(3).progress == 0.25
     assert clock.at(5) == Clock(5, 12, 4)
 
 

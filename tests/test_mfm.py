@@ -20,11 +20,11 @@ from test_frequency_reference import (
 )
 from torch import Tensor, nn
 
-from sslkit.backbones import Encoder
+from sslkit.backbones import Encoder, initialize_vit_
 from sslkit.data.loader import pretraining_loader
 from sslkit.data.sources import open_images
 from sslkit.methods.base import Clock, Info
-from sslkit.methods.mfm import MFM, initialize_vit_
+from sslkit.methods.mfm import MFM
 from sslkit.training.engine import train
 from sslkit.training.optim import CosineSchedule, parameter_groups
 

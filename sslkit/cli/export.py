@@ -18,7 +18,7 @@ def export(
     quiet: options.Quiet = False,
     json: options.Json = False,
 ) -> None:
-    """Weights for other programs, proven by loading them back and comparing on real images."""
+    """Weights for other programs, proven by loading them back and comparing features."""
     from sslkit import verbs
 
     console = Console(quiet, json)

@@ -15,7 +15,7 @@ def probe(
         list[str], typer.Argument(metavar="SOURCE... DATA", help="Runs or weights, then labelled images.")
     ],
     baseline: Annotated[
-        list[str] | None, typer.Option("--baseline", help="random, pixels or timm/NAME; repeatable.")
+        list[str] | None, typer.Option("--baseline", help="random or pixels; repeatable; both by default.")
     ] = None,
     size: options.Size = None,
     device: options.Device = None,

@@ -116,10 +116,20 @@ def _divide(
     unknown = sorted({label for _, label in held_out}.difference(classes))
     if unknown:
         raise UserError(f"{source}: class {unknown[0]!r} is in the validation part but not in training")
-    return first, _numbered(source, held_out, classes)
+    second = _numbered(source, held_out, classes)
+    shared = sorted(set(first.paths) & set(second.paths))
+    if shared:
+        raise UserError(f"{source}: {shared[0]} is in the training and in the validation part")
+    return first, second
 
 
 def _numbered(source: str, images: Labelled, classes: tuple[str, ...]) -> ImageSet:
+    """An image set with labels as numbers; each path once."""
+    labels_of: dict[str, str] = {}
+    for path, label in images:
+        if labels_of.setdefault(path, label) != label:
+            raise UserError(f"{source}: {path} is labelled {labels_of[path]!r} and {label!r}")
+    images = list(labels_of.items())
     number = {name: position for position, name in enumerate(classes)}
     ordered = sorted(images)
     labels = tuple(number[label] for _, label in ordered)

@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from sslkit.backbones import Encoder, create_model
+from sslkit.backbones import Encoder, create_model, initialize_vit_
 from sslkit.errors import UserError
 from sslkit.evaluation.augmentation import Mixing
 from sslkit.methods.base import Batch, Clock
-from sslkit.methods.mfm import initialize_vit_
 from sslkit.training.optim import layer_scales, parameter_groups
-from sslkit.weights import EXPORT_FILE, Loaded, load_into, save, timm_config
+from sslkit.weights import EXPORT_FILE, Loaded, load_into, save, tensors_for, timm_config
 
 HEAD_SCALE = 0.001
 """Of the new head's first weights, as in the official code: the first gradients reach the encoder gently."""
@@ -67,7 +65,8 @@ def build_model(
     taken over, as in the official code, because pre-training applied it to tokens and not to their mean.
 
     Args:
-        scratch: keep random weights instead. A ViT gets the official fine-tuning initialisation.
+        scratch: keep timm's own random weights. They learn faster in short runs than the official
+            fine-tuning initialisation, and a baseline has to be a strong one.
 
     Returns:
         the model, what was loaded, and the names of its tensors that are new.
@@ -80,16 +79,16 @@ def build_model(
     model: nn.Module = create_model(
         encoder.name, num_classes=classes, **classifier_arguments(encoder, size), **rate
     )
+    if scratch:
+        return model, Loaded(0, (), ()), tuple(model.state_dict())
     if encoder.family == "vit":
         initialize_vit_(model, bound=2.0)
     head = classifier_name(model)
     with torch.no_grad():
         for parameter in model.get_submodule(head).parameters():
             parameter.mul_(HEAD_SCALE)
-    if scratch:
-        return model, Loaded(0, (), ()), tuple(model.state_dict())
     new = ("fc_norm.", "norm.", f"{head}.") if encoder.family == "vit" else (f"{head}.",)
-    found = load_into(model, resized(encoder, model), but=new)
+    found = load_into(model, tensors_for(encoder, model), but=new)
     if found.missing or found.unused:
         names = ", ".join((found.missing + found.unused)[:3])
         raise UserError(
@@ -113,20 +112,6 @@ def classifier_name(model: Any) -> str:
     """Where timm keeps the last layer: `head`, `fc`, `head.fc` …"""
     layer = model.get_classifier()
     return str(next(name for name, module in model.named_modules() if module is layer))
-
-
-def resized(encoder: Encoder, model: Any) -> dict[str, Tensor]:
-    """The encoder's weights, a ViT's position embedding resampled to the model's grid."""
-    tensors: dict[str, Tensor] = dict(encoder.model.state_dict())
-    position = tensors.get("pos_embed")
-    if encoder.family == "vit" and position is not None and position.shape != model.pos_embed.shape:
-        tensors["pos_embed"] = resample_abs_pos_embed(
-            position,
-            new_size=list(model.patch_embed.grid_size),
-            old_size=list(encoder.model.patch_embed.grid_size),
-            num_prefix_tokens=0 if model.no_embed_class else model.num_prefix_tokens,
-        )
-    return tensors
 
 
 def finetune_groups(model: Any, weight_decay: float, layer_decay: float) -> list[dict[str, object]]:

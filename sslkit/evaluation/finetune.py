@@ -6,6 +6,7 @@ import math
 import shlex
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -138,9 +139,14 @@ class _Session:
             clip=config.optim.clip,
             micro_batch=config.run.micro_batch,
         )
-        with self.console.bar("fine-tuning", self.clock.steps) as bar:
-            self._follow(steps, bar)
-        return self._finish()
+        try:
+            with closing(batches), self.console.bar("fine-tuning", self.clock.steps, each=True) as bar:
+                self._follow(steps, bar)
+            return self._finish()
+        except BaseException as problem:
+            stopped = isinstance(problem, KeyboardInterrupt)
+            self.run.update(status="interrupted" if stopped else "failed")
+            raise
 
     def _begin(self) -> None:
         info = Info(len(self.train_set), self.config.data.size, self.plan.encoder.size)
@@ -210,7 +216,8 @@ class _Session:
             "classes": len(classes),
             "unreadable": unreadable,
         }
-        result = FinetuneResult(self.run.path, found, counts)
+        scratch = self.config.model.scratch or self.config.model.source.startswith("random/")
+        result = FinetuneResult(self.run.path, found, counts, scratch)
         finished = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         self.run.update(status="completed", step=self.clock.steps, finished=finished, result=asdict(found))
         report(result, self.console)

@@ -27,6 +27,7 @@ class FinetuneResult:
     folder: Path
     scores: Scores
     counts: dict[str, int]  # train, validation, classes, unreadable
+    scratch: bool  # the source gave only its architecture
 
     @property
     def top1(self) -> float:
@@ -35,7 +36,8 @@ class FinetuneResult:
 
     def to_document(self) -> dict[str, Any]:
         """For JSON."""
-        return {"folder": str(self.folder), **asdict(self.scores), "counts": self.counts}
+        facts = {"folder": str(self.folder), "scratch": self.scratch, "counts": self.counts}
+        return {**facts, **asdict(self.scores)}
 
 
 @dataclass(frozen=True)

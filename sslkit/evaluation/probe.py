@@ -56,6 +56,8 @@ def probe(
     place = pick_device(device)
     encoders = {source: load_encoder(source, size, seed) for source in dict.fromkeys(sources)}
     train, validation = open_labelled(data)
+    if len(validation) < 2:
+        raise UserError(f"{data}: one validation image, two or more expected")
     jobs = _jobs(encoders, baselines, seed)
     console.say(f"{data}: {len(train)} training and {len(validation)} validation images")
     readers = reading_workers(place.type == "cpu") if workers is None else workers
@@ -116,7 +118,10 @@ def _random_name(encoder: Encoder) -> str:
 def _reset(encoder: Encoder, seed: int) -> Encoder:
     """The same architecture with random weights."""
     torch.manual_seed(seed)
-    return Encoder(encoder.name, encoder.size, patch_size=encoder.arguments.get("patch_size")).eval()
+    random = Encoder(encoder.name, encoder.size, patch_size=encoder.arguments.get("patch_size"))
+    random.mean.copy_(encoder.mean)
+    random.std.copy_(encoder.std)
+    return random.eval()
 
 
 class _Measure:

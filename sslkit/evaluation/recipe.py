@@ -130,8 +130,7 @@ def finetune_config(
     Raises:
         UserError: unknown or impossible setting, unreadable file.
     """
-    file = configuration.read(config) if config is not None else {}
-    file.pop("run.out", None)  # a run's own config.toml repeats the run in a new folder
+    file = configuration.read_again(config) if config is not None else {}
     given = {
         name: str(value) if isinstance(value, Path) else value
         for name, value in (flags or {}).items()

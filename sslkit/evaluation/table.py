@@ -59,7 +59,8 @@ class ProbeResult:
     @property
     def verdicts(self) -> tuple[str, ...]:
         """The sentences alone."""
-        return tuple(comparison.sentence for comparison in self.comparisons)
+        several = len({comparison.source for comparison in self.comparisons}) > 1
+        return tuple(f"{c.source}: {c.sentence}" if several else c.sentence for c in self.comparisons)
 
     def to_document(self) -> dict[str, Any]:
         """Everything but the predictions, for JSON."""

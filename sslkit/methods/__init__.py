@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import importlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,7 +58,8 @@ def card(name: str) -> Card:
     for node in method.body:
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
         if isinstance(target, ast.Name) and isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
-            facts[target.id] = ast.literal_eval(node.value)
+            with suppress(ValueError):  # not a plain constant: nothing for the card
+                facts[target.id] = ast.literal_eval(node.value)
     return Card(name, ast.get_docstring(tree) or "", facts, _config_class(method), text.count("\n"))
 
 

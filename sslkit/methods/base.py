@@ -49,11 +49,6 @@ class Clock:
     def epoch(self) -> int:
         return self.step // self.steps_per_epoch
 
-    @property
-    def progress(self) -> float:
-        """Share of the training done, in [0, 1]."""
-        return self.step / self.steps
-
     def at(self, step: int) -> Clock:
         return replace(self, step=step)
 

@@ -10,7 +10,6 @@ network, no colour augmentation; works for ViT and CNN alike.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -19,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from sslkit.augment.geometry import RandomResizedCrop, Views
-from sslkit.backbones import Encoder
+from sslkit.backbones import Encoder, initialize_vit_, require_maps
 from sslkit.config import AUTO, setting
+from sslkit.errors import UserError
 from sslkit.frequency import corrupt, high_pass, low_pass, spectral_error
 from sslkit.keyed import uniform
 from sslkit.methods.base import Batch, Clock, Info, Method, Transform
@@ -74,6 +74,13 @@ class MFM(Method):
 
     def __init__(self, config: Config, encoder: Encoder, info: Info) -> None:
         super().__init__(config, encoder, info)
+        require_maps(encoder)
+        low, high = config.crop_scale
+        if low > high:
+            raise UserError(f"method.crop_scale: {low} is not <= {high}", "smallest share of the image first")
+        if config.radius**2 > 2 * (encoder.size // 2) ** 2:
+            problem = f"method.radius: {config.radius} keeps every bin of {encoder.size} px"
+            raise UserError(f"{problem}, nothing is masked", "-s method.radius=auto suits the size")
         if encoder.family == "vit":
             initialize_vit_(encoder.model)
         # One 1×1 convolution and PixelShuffle is the whole decoder; the convolution keeps torch's own
@@ -146,27 +153,3 @@ class MFM(Method):
             "prediction": prediction.clamp(0, 1),
             "composite": (lows + highs).clamp(0, 1),
         }
-
-
-def initialize_vit_(model: Any, std: float = 0.02, bound: float = 0.02) -> None:
-    """BEiT-style initialisation of the official code, in place.
-
-    Linear and patch weights, position embedding and class token: normal with deviation `std`, truncated at
-    ±`bound` (0.02, one deviation, in pre-training; 2, so never, in fine-tuning); biases zero. Then the output
-    layers of block i (from 1) are divided by √(2i).
-    """
-
-    def fill_(weight: Tensor) -> None:
-        nn.init.trunc_normal_(weight, std=std, a=-bound, b=bound)
-
-    for name, parameter in model.named_parameters():
-        if name in ("cls_token", "pos_embed", "reg_token") or (
-            parameter.ndim > 1 and name.endswith("weight")
-        ):
-            fill_(parameter)
-        elif name.endswith("bias"):
-            nn.init.zeros_(parameter)
-    with torch.no_grad():
-        for depth, block in enumerate(model.blocks.children(), start=1):
-            block.attn.proj.weight.div_(math.sqrt(2 * depth))
-            block.mlp.fc2.weight.div_(math.sqrt(2 * depth))

@@ -72,6 +72,8 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
 
     A broken one is set aside with the ending .bad; nothing is deleted.
     """
+    for left in folder.glob("step-*.tmp-*"):  # of a process that died while it saved
+        shutil.rmtree(left, ignore_errors=True)
     notices: list[str] = []
     for path in committed(folder):
         problem = fault(path)

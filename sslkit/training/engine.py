@@ -71,7 +71,7 @@ def train(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         method.after_step(now)
-        metrics, embedding = _gathered(outputs)
+        metrics, embedding = _gathered(outputs, [len(part["index"]) / whole for part in parts])
         rate = max(group["lr"] for group in optimizer.param_groups)
         yield Step(now, metrics, embedding, grad_norm.detach(), rate, wait, batch.get("bad", []))
 
@@ -97,16 +97,24 @@ def _backward(
     return {name: value.detach() for name, value in outputs.items()}
 
 
-def _gathered(outputs: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Scalars as means over the micro-batches, embeddings as one."""
+def _gathered(
+    outputs: list[dict[str, Tensor]], shares: list[float]
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Scalars as means weighted by the micro-batches' shares, embeddings as one."""
     metrics = {
-        name: mean(name, [out[name].float() for out in outputs]) for name in outputs[0] if name != "embedding"
+        name: mean(name, [out[name].float() for out in outputs], shares)
+        for name in outputs[0]
+        if name != "embedding"
     }
     embeddings = [out["embedding"] for out in outputs if "embedding" in out]
     return metrics, torch.cat(embeddings) if embeddings else None
 
 
-def mean(name: str, values: list[Tensor]) -> Tensor:
+def mean(name: str, values: list[Tensor], shares: list[float] | None = None) -> Tensor:
     """The mean of a metric. A task may be absent (NaN) and is left out, but a loss that is NaN must show."""
     stacked = torch.stack(values)
-    return stacked.nanmean() if name.startswith("loss_") else stacked.mean()
+    weights = torch.ones_like(stacked) if shares is None else stacked.new_tensor(shares)
+    if name.startswith("loss_"):
+        weights = weights.where(~stacked.isnan(), 0)
+        stacked = stacked.nan_to_num()
+    return (stacked * weights).sum() / weights.sum()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from sslkit.training.progress import announce
 from sslkit.training.resolve import Resolved, interval, resolve
 from sslkit.training.run import RunFolder, build_method, describe, read_configuration
 from sslkit.training.session import Session
-from sslkit.weights import load_encoder, load_into
+from sslkit.weights import load_encoder, load_into, tensors_for
 
 
 def pretrain(config: PretrainConfig, console: Console = SILENT) -> Path:
@@ -33,8 +34,9 @@ def pretrain(config: PretrainConfig, console: Console = SILENT) -> Path:
     device = pick_device(config.run.device)
     interval(config.run.save_every)
     images = open_images(config.data.sources, config.data.limit or None)
+    config = _anchored(config)
     ready = resolve(config, len(images), native_side(images), device)
-    method = _prepared(ready, images, device)
+    method = _prepared(ready, images, device, console)
     run = RunFolder.create(Path(ready.config.run.out))
     run.update(status="running", **describe(images, ready.info, device))
     header = f"sslkit {sslkit.__version__}: `sslkit pretrain -c {run.path / 'config.toml'}` repeats this run"
@@ -72,26 +74,35 @@ def resume(path: Path, console: Console = SILENT) -> Path:
             console.warn(notice)
         start = checkpoint.restore(found, method, session.optimizer)["step"] if found else 0
         if found is None:
-            _start_weights(ready, method, images)
+            _start_weights(ready, method, images, console)
         run.forget_after(start)
         run.update(status="running")
         console.say(f"resuming {path} at step {start} of {session.clock.steps}")
         return session.go(start)
 
 
-def _prepared(ready: Resolved, images: ImageSet, device: torch.device) -> Method:
+def _anchored(config: PretrainConfig) -> PretrainConfig:
+    """Sources as absolute paths, so that the run can be resumed and looked at from anywhere."""
+    sources = tuple(str(Path(s).absolute()) if Path(s).exists() else s for s in config.data.sources)
+    return replace(config, data=replace(config.data, sources=sources))
+
+
+def _prepared(ready: Resolved, images: ImageSet, device: torch.device, console: Console) -> Method:
     """The method on its device with the weights it starts from."""
     method = build_method(ready.config, ready.info).to(device)
-    _start_weights(ready, method, images)
+    _start_weights(ready, method, images, console)
     return method
 
 
-def _start_weights(ready: Resolved, method: Method, images: ImageSet) -> None:
+def _start_weights(ready: Resolved, method: Method, images: ImageSet, console: Console) -> None:
     if ready.config.model.init:
-        other = load_encoder(ready.config.model.init, ready.config.data.size)
-        found = load_into(method.encoder, other.state_dict())
+        init = ready.config.model.init
+        other = load_encoder(init)
+        found = load_into(method.encoder.model, tensors_for(other, method.encoder.model))
         if found.missing:
-            raise UserError(
-                f"--init {ready.config.model.init} lacks {found.missing[0]} of {ready.config.model.backbone}"
-            )
+            problem = f"--init {init} ({other.name}) lacks {found.missing[0]} of {method.encoder.name}"
+            raise UserError(problem, f"--backbone {other.name}")
+        method.encoder.mean.copy_(other.mean)
+        method.encoder.std.copy_(other.std)
+        console.say(f"started from {init}: {found.taken} tensors taken, {len(found.unused)} unused")
     method.prepare(images)

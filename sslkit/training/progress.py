@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import sslkit
+from sslkit.config import flat
 from sslkit.console import Console
 from sslkit.data.sources import ImageSet
 from sslkit.methods.base import Method
@@ -38,9 +39,11 @@ def announce(ready: Resolved, method: Method, images: ImageSet, console: Console
     for key, reason in ready.reasons.items():
         section, _, name = key.partition(".")
         console.say(f"  {key} = {getattr(getattr(config, section), name)}  ({reason})")
-    for field in dataclasses.fields(config.method):
-        if f"method.{field.name}" not in ready.reasons:
-            console.say(f"  method.{field.name} = {getattr(config.method, field.name)}")
+    given = {key: value for key, value in flat(config).items() if key not in ready.reasons}
+    for item in dataclasses.fields(config):
+        own = [f"{key} = {value}" for key, value in given.items() if key.startswith(f"{item.name}.")]
+        if own:
+            console.say(f"  as given or by default: {', '.join(own)}")
 
 
 def note(line: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from sslkit.methods.base import Info
 from sslkit.paths import next_folder
 from sslkit.training.choices import Chooser, reading_workers
 from sslkit.training.device import pick_precision
+from sslkit.weights import architecture
 
 IMAGES_SEEN = {"cuda": 20_000_000, "mps": 3_000_000, "cpu": 300_000}
 """How many views a run looks at by default: an hour or so on such a device."""
@@ -46,12 +47,15 @@ def resolve(config: PretrainConfig, count: int, native: int, device: torch.devic
     """
     choice = Chooser(config)
     large = device.type == "cuda"
-    backbone = choice(
-        "model.backbone", "vit_small_patch16_224" if large else "vit_tiny_patch16_224", f"for {device.type}"
-    )
-    size = choice(
-        "data.size", _size(native, 224 if large else 96), f"images have {native} px, for {device.type}"
-    )
+    if config.model.init:
+        name, side, patch = architecture(config.model.init)
+        choice("model.backbone", name, f"that of {config.model.init}")
+        choice("data.size", side, f"that of {config.model.init}")
+        choice("model.patch_size", patch, f"that of {config.model.init}")
+    usual = "vit_small_patch16_224" if large else "vit_tiny_patch16_224"
+    backbone = choice("model.backbone", usual, f"for {device.type}")
+    side = _size(backbone, native, 224 if large else 96)
+    size = choice("data.size", side, f"images have {native} px, for {device.type}")
     choice("model.patch_size", *_patch_size(backbone, size))
     batch = choice("run.batch_size", min(256 if large else 64, count), f"for {device.type}")
     if batch > count:
@@ -83,9 +87,11 @@ def resolve(config: PretrainConfig, count: int, native: int, device: torch.devic
     return Resolved(choice.config, info, choice.reasons)
 
 
-def _size(native: int, usual: int) -> int:
-    """The usual side, or what the images hold, in whole steps of 32 px."""
-    return max(32, min(usual, native // 32 * 32))
+def _size(backbone: str, native: int, usual: int) -> int:
+    """The usual side, or what the images hold, in whole steps of 32 px, or of an odd patch such as 14."""
+    patch = re.search(r"patch(\d+)", backbone)
+    step = int(patch[1]) if patch and 32 % int(patch[1]) else 32
+    return max(step, min(usual, native) // step * step)
 
 
 def _patch_size(backbone: str, size: int) -> tuple[int, str]:
@@ -94,6 +100,8 @@ def _patch_size(backbone: str, size: int) -> tuple[int, str]:
     if _kind(backbone) != "vit" or own is None or size // int(own[1]) >= 6:
         return 0, "the model's own"
     patch = max(side for side in range(1, size // 6 + 1) if size % side == 0)
+    if size // patch > 14:  # more tokens than the paper's: rather let the size be refused
+        return 0, "the model's own"
     return patch, f"{size // patch} × {size // patch} tokens at {size} px"
 
 

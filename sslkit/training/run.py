@@ -62,7 +62,10 @@ class RunFolder:
                 f"{path} is not a run: no run.json and config.toml there",
                 "give a folder such as runs/mfm-…-1",
             )
-        return cls(path)
+        run = cls(path)
+        if run.facts.get("kind") != "pretrain":
+            raise UserError(f"{path} is not a pre-training run", "give a folder such as runs/mfm-…-1")
+        return run
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -71,6 +74,8 @@ class RunFolder:
             facts: dict[str, Any] = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
         except ValueError as problem:
             raise UserError(f"{self.path / 'run.json'} can't be read: {problem}") from None
+        if not isinstance(facts, dict):
+            raise UserError(f"{self.path / 'run.json'} is not that of a run")
         return facts
 
     def update(self, **facts: Any) -> None:
@@ -114,7 +119,7 @@ def describe(images: ImageSet, info: Info, device: torch.device) -> dict[str, An
     return {
         "format": FORMAT,
         "kind": "pretrain",
-        "command": shlex.join(["sslkit", *sys.argv[1:]]),
+        "command": shlex.join(["sslkit", *sys.argv[1:]]) if _is_command_line() else "",
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "data": {
             "name": images.name,
@@ -155,6 +160,11 @@ def load_method(path: Path) -> Method:
     method = build_method(config, Info(data["count"], config.data.size, data["native"]))
     checkpoint.restore_weights(found, method)
     return method.eval()
+
+
+def _is_command_line() -> bool:
+    """Called by the console script or `python -m sslkit`, not from somebody's program."""
+    return Path(sys.argv[0]).name in ("sslkit", "sslkit.exe") or Path(sys.argv[0]).parent.name == "sslkit"
 
 
 def _short(value: float | None) -> float | None:

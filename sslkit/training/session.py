@@ -97,7 +97,7 @@ class Session:
         config, clock = self.config, self.clock.at(start)
         with (
             _stop_signals() as stop,
-            self.console.bar("training", clock.steps, start) as bar,
+            self.console.bar("training", clock.steps, start, each=True) as bar,
             closing(self._batches(start)) as batches,  # ends its workers now, not when garbage is collected
         ):
             steps = train(
@@ -162,7 +162,7 @@ class Session:
         return clock.every(max(1, round(number * clock.steps_per_epoch if unit == "epochs" else number)))
 
     def _save(self, step: int) -> None:
-        state = {"images_seen": step * self.config.run.batch_size, "fingerprint": self.images.fingerprint}
+        state = {"images_seen": step * self.config.run.batch_size}
         checkpoint.write(self.run.path / "checkpoints", step, self.method, self.optimizer, state)
         self.run.update(step=step)
         self.saved = time.monotonic()
@@ -208,15 +208,15 @@ class Session:
 
 def pictured_batch(images: ImageSet, size: int, device: torch.device) -> Batch:
     """The first readable images of the set as evaluation views, on the device."""
-    view, views = CenterCrop(size), []
+    view, views = CenterCrop(size), {}
     for index in range(len(images)):
         try:
-            views.append(view(images.read(index)))
+            views[index] = view(images.read(index))
         except UnreadableImage:
             continue
         if len(views) == PICTURED:
             break
-    return to_device({"image": torch.stack(views), "index": torch.arange(len(views))}, device)
+    return to_device({"image": torch.stack(list(views.values())), "index": torch.tensor(list(views))}, device)
 
 
 @contextmanager

@@ -38,7 +38,7 @@ class Skipped:
             self._run.update(status="failed")
             raise UserError(
                 f"{len(self)} of {self._count} images can't be read, more than {self._allowed}",
-                f"see {self._run.path / 'skipped.tsv'}, or allow more with --set data.max_bad=0.1",
+                f"see {self._run.path / 'skipped.tsv'}; data.max_bad in config.toml allows more",
                 code=1,
             )
 

@@ -99,6 +99,6 @@ def _radial(sheet: Sheet, top: float, width: float, variants: tuple[Tensor, ...]
     axes.set_xscale("log")
     plain_ticks(axes.xaxis)
     axes.set_yscale("log")
-    floor = float(profiles[0].min())
-    axes.set_ylim(floor / 10, float(profiles[0][1:].max()) * 2)
+    floor = max(float(profiles[0].min()), 1e-12)  # images of one colour have no power but at zero
+    axes.set_ylim(floor / 10, max(float(profiles[0][1:].max()), floor) * 2)
     legend(axes)

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from sslkit import keyed
 from sslkit.console import SILENT, Console
 from sslkit.errors import UserError, nearest
-from sslkit.frequency import corrupt
 from sslkit.methods.base import Clock
 from sslkit.visualization.curves import curves, read_metrics
 from sslkit.visualization.masks import masks
@@ -87,7 +86,7 @@ def draw_views(subject: Subject) -> Figure:
         ]
         made.append(torch.stack(epoch_views).float() / 255)
         flags.append(method.keep_low(index, clock))  # type: ignore[operator]
-    inputs = [corrupt(view, keep, subject.radius) for view, keep in zip(made, flags, strict=True)]
+    inputs = [method.corrupt(view, keep).clamp(0, 1) for view, keep in zip(made, flags, strict=True)]  # type: ignore[operator]
     return views(
         list(subject.originals.values()), torch.stack(made, 1), torch.stack(inputs, 1), torch.stack(flags, 1)
     )
@@ -184,3 +183,7 @@ def refusal(kind: str, subject: Subject) -> UserError | None:
 def _check_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file, a folder for the pictures expected", "choose another --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise UserError(f"can't create {folder}: {problem.strerror}", "choose another --out") from None
