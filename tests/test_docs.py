@@ -22,7 +22,20 @@ PAGES = ["README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").gl
 RUN = "runs/mfm-vit_tiny_patch16_224-1"
 
 CHEAPER = {
-    "pretrain": ["--epochs", "1", "--size", "32", "--batch-size", "8", "--workers", "0", "--pictures", "1"],
+    "pretrain": [
+        "--epochs",
+        "1",
+        "--limit",
+        "48",
+        "--size",
+        "32",
+        "--batch-size",
+        "8",
+        "--workers",
+        "0",
+        "--pictures",
+        "1",
+    ],
     "finetune": ["--epochs", "1", "--batch-size", "8", "--workers", "0"],
     "probe": ["--workers", "0"],
 }

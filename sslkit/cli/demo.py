@@ -8,7 +8,7 @@ from pathlib import Path
 from sslkit.cli import options
 from sslkit.console import Console
 
-IMAGES = 1200
+IMAGES = 800
 """Generated images; a fifth of them is held out."""
 
 
@@ -30,13 +30,13 @@ def demo(out: options.Out = None, quiet: options.Quiet = False) -> None:
 
     title(f"1/5  sslkit pretrain {data}")
     run = verbs.pretrain(
-        data, size=64, epochs=10, batch_size=64, out=folder / "pretrain", save_every="60s", console=console
+        data, size=64, epochs=8, batch_size=64, out=folder / "pretrain", save_every="60s", console=console
     )
     title("2/5  sslkit probe: are its frozen features better than random weights and raw pixels?")
     for sentence in verbs.probe(run, data=data, console=console).verdicts:
         console.say(f"  {sentence}")
     title("3/5  sslkit finetune: a classifier that starts from it")
-    verbs.finetune(run, data, epochs=6, out=str(folder / "finetune"), console=console)
+    verbs.finetune(run, data, epochs=5, out=str(folder / "finetune"), console=console)
     title("4/5  sslkit export: a file that timm opens")
     verbs.export(run, folder / "export", console=console)
     title("5/5  sslkit visualize: what MFM sees and predicts")
