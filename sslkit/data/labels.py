@@ -36,7 +36,7 @@ def open_labelled(source: str, seed: int = 0) -> tuple[ImageSet, ImageSet]:
     if fractal.is_name(source):
         return _divide(source, _fractals(source), None, seed)
     if not os.path.exists(source):
-        raise UserError(f"{source}: no such file or folder")
+        raise UserError(f"{source}: no such file or folder", "labelled images: class folders or a .csv")
     if os.path.isdir(source):
         return _open_folder(source, seed)
     if source.lower().endswith(".csv"):

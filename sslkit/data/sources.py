@@ -136,7 +136,7 @@ def _paths_of(source: str) -> list[str]:
     if fractal.is_name(source):
         return fractal.names(fractal.count(source))
     if not os.path.exists(source):
-        raise UserError(f"{source}: no such file or folder")
+        raise UserError(f"{source}: no such file or folder", "fractal:2000 stands for generated images")
     if os.path.isdir(source):
         found = images_in(source)
         if not found:
