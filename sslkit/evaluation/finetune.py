@@ -87,7 +87,7 @@ def make_plan(wanted: FinetuneConfig) -> Plan:
         drop_path=config.model.drop_path,
         seed=config.run.seed,
     )
-    return Plan(config, reasons, encoder, model, found, new, train_set, validation, device)
+    return Plan(config, reasons, encoder, model, found, new, train_set, validation, device, scratch)
 
 
 def _placed(config: FinetuneConfig, encoder: Encoder, device: torch.device) -> FinetuneConfig:
@@ -194,7 +194,6 @@ class _Session:
             "skipped": len(self.skipped),
         }
         if not math.isfinite(line["loss"]):
-            self.run.update(status="failed")
             raise UserError(f"step {done}: the loss is {line['loss']}", "try a smaller --lr", code=1)
         logged = self.run.log(line)
         self.console.event(logged)
@@ -216,8 +215,7 @@ class _Session:
             "classes": len(classes),
             "unreadable": unreadable,
         }
-        scratch = self.config.model.scratch or self.config.model.source.startswith("random/")
-        result = FinetuneResult(self.run.path, found, counts, scratch)
+        result = FinetuneResult(self.run.path, found, counts, self.plan.scratch)
         finished = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         self.run.update(status="completed", step=self.clock.steps, finished=finished, result=asdict(found))
         report(result, self.console)

@@ -17,6 +17,7 @@ from sslkit.data.sources import ImageSet
 from sslkit.evaluation.recipe import FinetuneConfig
 from sslkit.evaluation.scores import Scores
 from sslkit.training.optim import learning_rate
+from sslkit.training.progress import tell_reasons
 from sslkit.weights import Loaded
 
 
@@ -53,6 +54,7 @@ class Plan:
     train_set: ImageSet
     validation: ImageSet
     device: torch.device
+    scratch: bool  # the source gave only its architecture
 
 
 def announce(plan: Plan, console: Console) -> None:
@@ -75,9 +77,7 @@ def announce(plan: Plan, console: Console) -> None:
             "run": config.run.out,
         }
     )
-    for key, reason in plan.reasons.items():
-        section, _, name = key.partition(".")
-        console.say(f"  {key} = {getattr(getattr(config, section), name)}  ({reason})")
+    tell_reasons(config, plan.reasons, console)
 
 
 def write_predictions(path: Path, images: ImageSet, kept: Tensor, probabilities: Tensor) -> None:

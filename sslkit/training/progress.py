@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import sslkit
@@ -36,14 +37,19 @@ def announce(ready: Resolved, method: Method, images: ImageSet, console: Console
             "run": config.run.out,
         }
     )
-    for key, reason in ready.reasons.items():
-        section, _, name = key.partition(".")
-        console.say(f"  {key} = {getattr(getattr(config, section), name)}  ({reason})")
+    tell_reasons(config, ready.reasons, console)
     given = {key: value for key, value in flat(config).items() if key not in ready.reasons}
     for item in dataclasses.fields(config):
         own = [f"{key} = {value}" for key, value in given.items() if key.startswith(f"{item.name}.")]
         if own:
             console.say(f"  as given or by default: {', '.join(own)}")
+
+
+def tell_reasons(config: Any, reasons: Mapping[str, str], console: Console) -> None:
+    """Every setting that was left to the tool, with the value it got and why."""
+    for key, reason in reasons.items():
+        section, _, name = key.partition(".")
+        console.say(f"  {key} = {getattr(getattr(config, section), name)}  ({reason})")
 
 
 def note(line: dict[str, Any]) -> str:

@@ -35,7 +35,6 @@ class Skipped:
         with (self._run.path / "skipped.tsv").open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.writelines(f"{_one_line(path)}\t{_one_line(reason)}\n" for path, reason in new)
         if len(self) > self._allowed:
-            self._run.update(status="failed")
             raise UserError(
                 f"{len(self)} of {self._count} images can't be read, more than {self._allowed}",
                 f"see {self._run.path / 'skipped.tsv'}; data.max_bad in config.toml allows more",
