@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import tomllib
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar
 
+from sslkit.checking import checked
 from sslkit.errors import UserError, nearest
 
 AUTO: Any = "auto"
@@ -59,21 +59,40 @@ class Data:
 class Model:
     backbone: str = setting(AUTO, "any timm model that the method accepts", auto=True)
     patch_size: int = setting(AUTO, "patch of a ViT, pixels; 0: the model's own", low=0, auto=True)
+    stem: Literal["standard", "small"] = setting(
+        "standard",
+        "of a ResNet: standard (7 × 7, stride 2, pooling), or small (3 × 3, stride 1, no pooling) "
+        "for images up to 64 px",
+    )
     init: str = setting("", "start from these weights: a run, a .safetensors file, timm/NAME; empty: random")
 
 
 @dataclass(frozen=True)
 class Optim:
+    name: Literal["adamw", "sgd", "lars"] = setting(
+        AUTO, "the optimizer; auto: the method's for the backbone, or AdamW", auto=True
+    )
     lr: float = setting(AUTO, "base learning rate, for `reference_batch` images", above=0, auto=True)
     reference_batch: int = setting(
         512, "the learning rate grows linearly with batch / reference_batch", low=1
     )
     weight_decay: float = setting(
-        0.05, "of matrices and kernels; biases, norms and embeddings have none", low=0
+        AUTO,
+        "of matrices and kernels; biases and norms have none; auto: 0.05, or 1e-4 for SGD and LARS",
+        low=0,
+        auto=True,
+    )
+    weight_decay_end: float = setting(
+        AUTO, "where a cosine over the run takes the weight decay; auto: it stays", low=0, auto=True
     )
     betas: tuple[float, float] = setting((0.9, 0.999), "AdamW's decay rates", low=0, high=0.99999)
     eps: float = setting(1e-8, "AdamW's epsilon", above=0)
-    clip: float = setting(0.0, "global norm to which gradients are clipped; 0: never", low=0)
+    momentum: float = setting(0.9, "of SGD and LARS", low=0, high=0.99999)
+    trust: float = setting(0.001, "LARS's trust coefficient", above=0)
+    clip: float = setting(0.0, "norm to which gradients are clipped; 0: never", low=0)
+    clip_by: Literal["all", "tensor"] = setting(
+        "all", "the norm is that of all gradients, or each tensor's own"
+    )
 
 
 @dataclass(frozen=True)
@@ -125,7 +144,7 @@ def build(section: type[Section], prefix: str, values: Mapping[str, Any]) -> Sec
     """
     hints = typing.get_type_hints(section, include_extras=False)
     given = {
-        item.name: _checked(
+        item.name: checked(
             f"{prefix}.{item.name}", values[f"{prefix}.{item.name}"], hints[item.name], item.metadata
         )
         for item in dataclasses.fields(section)  # type: ignore[arg-type]
@@ -166,64 +185,6 @@ def flat(configuration: Any) -> dict[str, Any]:
         if dataclasses.is_dataclass(getattr(configuration, item.name))
         for key, value, _ in settings(getattr(configuration, item.name), item.name)
     }
-
-
-def _checked(key: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any:
-    """`value` as `hint` wants it, or a UserError that names key, value and what was expected."""
-    if value == AUTO and metadata.get("auto"):
-        return AUTO
-    value = _typed(key, value, hint)
-    for number in value if isinstance(value, tuple) else (value,):
-        if isinstance(number, int | float) and not isinstance(number, bool):
-            _in_range(key, number, metadata)
-    return value
-
-
-def _typed(key: str, value: Any, hint: Any) -> Any:
-    """The value with the type of the field; an int serves as float, a list as tuple."""
-    if get_origin(hint) is tuple:
-        kinds = get_args(hint)
-        if isinstance(value, list | tuple):
-            if kinds[-1] is Ellipsis:
-                return tuple(_typed(key, item, kinds[0]) for item in value)
-            if len(value) == len(kinds):
-                return tuple(_typed(key, item, kind) for item, kind in zip(value, kinds, strict=True))
-        raise UserError(f"{key}: {value!r} is not a list of {_described(kinds)}")
-    if get_origin(hint) is Literal:
-        if value in get_args(hint):
-            return value
-        raise UserError(
-            f"{key}: {value!r} is not one of {', '.join(map(str, get_args(hint)))}",
-            nearest(str(value), get_args(hint)),
-        )
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise UserError(f"{key}: {value!r} is not Unicode, which TOML needs", "rename the file or folder")
-    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
-        raise UserError(f"{key}: {value!r} is not {_named(hint)}")
-    return value
-
-
-def _named(kind: type) -> str:
-    return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}.get(
-        kind, kind.__name__
-    )
-
-
-def _described(kinds: Sequence[Any]) -> str:
-    return "texts" if kinds[-1] is Ellipsis else f"{len(kinds)} numbers"
-
-
-def _in_range(key: str, number: float, metadata: Mapping[str, Any]) -> None:
-    if not math.isfinite(number):
-        raise UserError(f"{key}: {number} is not a finite number")
-    if (above := metadata.get("above")) is not None and not number > above:
-        raise UserError(f"{key}: {number} is not > {above}")
-    if (low := metadata.get("low")) is not None and number < low:
-        raise UserError(f"{key}: {number} is not >= {low}")
-    if (high := metadata.get("high")) is not None and number > high:
-        raise UserError(f"{key}: {number} is not <= {high}")
 
 
 def read(path_or_recipe: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sslkit import config
+from sslkit import config, frequency
 from sslkit.cli import app
 from sslkit.data import fractal
 from sslkit.methods import card, load, names
@@ -147,6 +147,16 @@ def test_worked_example_is_a_method(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     assert call("sslkit pretrain fractal:16 -m sharpen -b test_resnet -q --out run", monkeypatch) == 0
     assert (tmp_path / "run/encoder.safetensors").is_file()
+
+
+def test_frequency_page_computes_what_it_says() -> None:
+    """docs/frequency.md: its Python blocks run, one after the other, and its table names every function."""
+    page = (ROOT / "docs/frequency.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    assert len(blocks) > 5
+    exec("\n".join(blocks), {})
+    table = page.split("## All functions")[1]
+    assert set(frequency.__all__) <= set(re.findall(r"`(\w+)", table))
 
 
 if __name__ == "__main__":

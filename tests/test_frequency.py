@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -98,6 +99,17 @@ def test_a_lopsided_user_mask_acts_as_its_real_part_on_the_full_plane() -> None:
     images, mask = noise(2, 3, 7, 8), (noise(7, 8, seed=3) > 0.5).double()
     expected = torch.fft.ifft2(torch.fft.fft2(images) * mask).real
     assert (apply_mask(images, symmetrise(mask)) - expected).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("shape", [disc, square, rhombus, gaussian, butterworth])
+def test_masks_of_many_radii_are_those_of_each(shape: Callable[..., torch.Tensor]) -> None:
+    radii = [0.5, 2.0, 3.7]
+    many = shape(9, 12, torch.tensor(radii))
+    assert many.shape == (3, 1, 9, 7)
+    for mask, radius in zip(many, radii, strict=True):
+        torch.testing.assert_close(mask[0], shape(9, 12, radius))
+    with pytest.raises(ValueError, match=r"radius has shape \(1, 3\), expected one radius per image"):
+        shape(9, 12, torch.tensor([radii]))
 
 
 def test_a_radius_per_image_is_that_radius_for_that_image() -> None:

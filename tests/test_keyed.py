@@ -96,3 +96,30 @@ def test_generators_differ_in_every_part_of_their_key() -> None:
     draws = [tuple(keyed.generator(*key).integers(0, 2**32, 4)) for key in keys]
     assert len(set(draws)) == len(keys)
     assert draws[3] == tuple(keyed.generator(0, 0, 1).integers(0, 2**32, 4))
+
+
+def test_normal_has_the_moments_of_the_normal_distribution() -> None:
+    draws = keyed.normal(0, 0, torch.arange(500), (3, 101), "noise").double()
+    assert draws.shape == (500, 3, 101)
+    count = draws.numel()
+    assert abs(draws.mean()) < 4 / count**0.5  # four standard errors
+    assert abs(draws.var() - 1) < 4 * (2 / count) ** 0.5
+    assert abs((draws**3).mean()) < 4 * (15 / count) ** 0.5
+    assert abs((draws**4).mean() - 3) < 4 * (96 / count) ** 0.5
+    assert 4 < draws.abs().max() < 5.78
+
+
+def test_normal_draws_are_independent_within_and_between_images() -> None:
+    draws = keyed.normal(0, 0, torch.arange(2000), (40,), "noise").double()
+    correlation = torch.corrcoef(draws.T) - torch.eye(40)
+    assert correlation.abs().max() < 5 / 2000**0.5
+    assert torch.corrcoef(draws.square().T).sub(torch.eye(40)).abs().max() < 6 / 2000**0.5
+
+
+def test_normal_belongs_to_the_image_the_epoch_the_seed_and_the_stream() -> None:
+    draws = keyed.normal(1, 2, torch.arange(10), (7,), "noise")
+    assert torch.equal(keyed.normal(1, 2, torch.tensor([6]), (7,), "noise"), draws[6:7])
+    others = [(2, 2, "noise"), (1, 3, "noise"), (1, 2, "other")]
+    for seed, epoch, stream in others:
+        assert not torch.isclose(keyed.normal(seed, epoch, torch.arange(10), (7,), stream), draws).any()
+    assert keyed.normal(0, 0, torch.arange(0), (3, 4), "noise").shape == (0, 3, 4)

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from sslkit.backbones import Encoder, initialize_vit_
 from sslkit.data.loader import pretraining_loader
 from sslkit.data.sources import open_images
+from sslkit.errors import UserError
+from sslkit.frequency import spectral_error
 from sslkit.methods.base import Clock, Info
 from sslkit.methods.mfm import MFM
 from sslkit.training.engine import train
@@ -259,7 +261,7 @@ def test_clamps_show_the_network_what_they_say() -> None:
     raw = official_corrupt(pictures, flags, RADIUS, clamp=False)
     half = raw + torch.tensor([0, 0.5, 0, 0.5]).double()[:, None, None, None]
     for clamp, expected in (("official", raw.clamp(0, 1)), ("none", raw), ("half", half.clamp(0, 1))):
-        shown = make(clamp=clamp).corrupt(pictures, flags)
+        shown = make(clamp=clamp).task(pictures, torch.arange(4), CLOCK, flags).inputs
         torch.testing.assert_close(shown, expected, rtol=0, atol=1e-12)
 
 
@@ -293,6 +295,167 @@ def test_removed_bins_never_reach_the_network() -> None:
     torch.testing.assert_close(*seen, rtol=0, atol=1e-12)
     seen = [method(batch_of(pictures), CLOCK)["embedding"] for pictures in (smooth, smooth * 0.9)]
     assert (seen[0] - seen[1]).abs().max() > 1e-3
+
+
+# ----------------------------------------------------------------------------------------- the baselines
+
+
+@pytest.mark.parametrize("corruption", ["sr", "deblur", "denoise"])
+def test_baselines_score_every_frequency(corruption: str) -> None:
+    """The card's loss of a zero prediction, and in training the full complex FFT of the difference."""
+    answer = make(kind=Answer, radius=16.0, corruption=corruption).double()
+    metrics = answer(batch_of(canonical(224)), CLOCK)
+    assert metrics["loss"].item() == pytest.approx(0.02803106, abs=3e-8)
+    assert set(metrics) == {"loss", "embedding"}
+    method = exact_constants(unfreshened(make(corruption=corruption)))
+    pictures = images(4)
+    prediction, _ = method.predict(method.task(pictures, torch.arange(4), CLOCK).inputs)
+    difference = torch.fft.fft2(prediction - normalised(pictures), norm="ortho")
+    expected = (difference.real**2 + difference.imag**2 + 1e-12).sqrt().mean()
+    assert method(batch_of(pictures), CLOCK)["loss"].item() == pytest.approx(expected.item(), rel=1e-10)
+
+
+def test_super_resolution_is_bicubic_down_and_up() -> None:
+    pictures = images(2)
+    small = nn.functional.interpolate(pictures, scale_factor=1 / 4, mode="bicubic").clamp(0, 1)
+    expected = nn.functional.interpolate(small, scale_factor=4, mode="bicubic").clamp(0, 1)
+    shown = make(corruption="sr", factor=4).task(pictures, torch.arange(2), CLOCK).inputs
+    torch.testing.assert_close(shown, expected, rtol=0, atol=1e-12)
+
+
+def test_every_image_has_its_own_blur_of_a_size_in_the_paper_s_range() -> None:
+    """The blur of an impulse tells its kernel's size: how many pixels it reaches."""
+    impulse = torch.zeros(1, 3, 64, 64, dtype=torch.float64)
+    impulse[..., 32, 32] = 1
+    index = torch.arange(400)
+    shown = make(size=64, corruption="deblur").task(impulse.expand(400, -1, -1, -1), index, CLOCK).inputs
+    sizes = (shown[:, 0, 32] > 0).sum(1)
+    counts = torch.bincount(sizes, minlength=22)
+    assert counts[7:22:2].min() > 25  # 50 expected each, deviation 6.6
+    assert counts.sum() == counts[7:22:2].sum() == 400
+    assert shown[sizes == 7][0, 0, 32, 32].item() == pytest.approx(0.02383578, abs=1e-8)
+    assert shown[sizes == 21][0, 0, 32, 32].item() == pytest.approx(0.00684234, abs=1e-8)
+
+
+def test_noise_is_the_paper_s_and_belongs_to_the_image() -> None:
+    method, pictures = make(corruption="denoise"), images(64) * 0 + 0.5
+    index = torch.arange(64)
+    shown = method.task(pictures, index, CLOCK).inputs
+    assert (shown - pictures).std().item() == pytest.approx(75 / 255, rel=0.01)
+    assert shown.min() < 0 < 1 < shown.max()
+    alone = method.task(pictures[9:10], index[9:10], CLOCK).inputs
+    assert torch.equal(alone, shown[9:10])
+    assert not torch.equal(shown, method.task(pictures, index, CLOCK.at(10)).inputs)  # another epoch
+
+
+# ------------------------------------------------------------------------------------------ the ablations
+
+
+@pytest.mark.parametrize("shape", ["square", "rhombus", "gaussian", "butterworth"])
+def test_other_masks_part_the_spectrum_as_their_names_say(shape: str) -> None:
+    """Against a full complex FFT with the mask written down here, for inputs and for the loss."""
+    offset = torch.arange(32, dtype=torch.float64) - 16
+    row, column = offset.abs()[:, None], offset.abs()[None]
+    squared = row**2 + column**2
+    low = {
+        "square": ((row < RADIUS) & (column < RADIUS)).double(),
+        "rhombus": (row + column < RADIUS).double(),
+        "gaussian": torch.exp(-squared / (2 * RADIUS**2)),
+        "butterworth": 1 / (1 + (squared / RADIUS**2) ** 2),
+    }[shape]
+    pictures, flags = images(4), torch.tensor([True, False, True, False])
+    kept = torch.fft.ifftshift(torch.where(flags[:, None, None], low, 1 - low), dim=(-2, -1))[:, None]
+    method = unfreshened(make(mask=shape, clamp="none"))
+    inputs, keep_low, cutoff = method.task(pictures, torch.arange(4), CLOCK, flags)
+    expected = torch.fft.ifft2(torch.fft.fft2(pictures) * kept).real
+    torch.testing.assert_close(inputs, expected, rtol=0, atol=1e-6)
+    score = torch.fft.fft2(pictures, norm="ortho").abs() * (1 - kept)
+    error = spectral_error(torch.zeros_like(pictures), pictures, keep_low, cutoff)
+    assert error.reduce().item() == pytest.approx((score.sum() / (3 * (1 - kept).sum())).item(), rel=1e-5)
+
+
+def test_radii_are_drawn_within_the_range_and_belong_to_the_image() -> None:
+    index, pictures = torch.arange(2000), torch.zeros(2000, 1, 32, 32)
+    method = make(radius_range=(0.5, 2.0))
+    radii = method.cutoff(pictures, index, CLOCK)
+    assert 0.5 * RADIUS <= radii.min() < 0.51 * RADIUS
+    assert 1.99 * RADIUS < radii.max() < 2 * RADIUS
+    assert radii.mean().item() == pytest.approx(1.25 * RADIUS, rel=0.02)
+    assert torch.equal(method.cutoff(pictures[7:8], index[7:8], CLOCK), radii[7:8])
+    assert make().cutoff(pictures, index, CLOCK) == RADIUS  # a number: the fast way
+    assert make(mask="gaussian", radius_range=(0.5, 2.0)).cutoff(pictures, index, CLOCK).shape == (
+        2000,
+        1,
+        32,
+        17,
+    )
+
+
+def test_an_adaptive_mask_keeps_each_image_s_strongest_bins() -> None:
+    wave = torch.arange(32) * (2 * math.pi / 32)
+    tones = [torch.cos(3 * wave)[None], torch.cos(11 * wave)[:, None]]
+    pictures = torch.stack([0.5 + 0.3 * tone.expand(3, 32, 32) for tone in tones]) + 0.01 * images(2).float()
+    method = make(mask="adaptive", strongest_share=3 / 1024, clamp="none")
+    flags = torch.tensor([True, True])
+    kept = method.task(pictures, torch.arange(2), CLOCK, flags).inputs
+    left = method.task(pictures, torch.arange(2), CLOCK, ~flags).inputs
+    assert kept.std((2, 3)).min() > 0.2
+    assert left.std((2, 3)).max() < 0.01
+    torch.testing.assert_close(kept + left, pictures)
+
+
+@pytest.mark.parametrize(("share", "count", "lows"), [(0.5, 8, 4), (0.3, 64, 19), (0.0, 5, 0), (1.0, 5, 5)])
+def test_stratified_flags_are_a_fixed_number(share: float, count: int, lows: int) -> None:
+    method = make(low_share=share, stratified=True)
+    for epoch in range(5):
+        assert method.keep_low(torch.arange(count) + 100, Clock(epoch, 5, 1)).sum() == lows
+
+
+def test_stratified_flags_fall_on_every_image_equally_often() -> None:
+    method = make(low_share=0.25, stratified=True)
+    drawn = torch.stack([method.keep_low(torch.arange(8), Clock(epoch, 2000, 1)) for epoch in range(2000)])
+    assert (drawn.double().mean(0) - 0.25).abs().max() < 0.04  # four deviations
+
+
+def test_the_teacher_sees_the_clean_image_and_follows_slowly() -> None:
+    method = unfreshened(make(teacher_weight=0.5, teacher_momentum=0.9))
+    batch = batch_of(images(4).float())
+    metrics = method(batch, CLOCK)
+    with torch.no_grad():
+        plain = make().requires_grad_(False)
+        plain.load_state_dict(method.state_dict(), strict=False)
+        student = method.student_head(metrics["embedding"])
+        teacher = method.teacher.maps(batch["image"])[0].mean((2, 3))
+        cosine = (student * teacher).sum(1) / student.norm(dim=1) / teacher.norm(dim=1)
+    assert metrics["loss_teacher"].item() == pytest.approx(1 - cosine.mean().item(), abs=1e-6)
+    expected = plain(batch, CLOCK)["loss"] + 0.5 * metrics["loss_teacher"]
+    assert metrics["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+    metrics["loss"].backward()
+    assert all(weight.grad is None for weight in method.teacher.parameters())
+    assert all(weight.grad is not None for weight in method.student_head.parameters())
+    name = "model.blocks.0.attn.qkv.weight"
+    before = method.teacher.get_parameter(name).clone()
+    method.after_step(CLOCK)
+    mixed = 0.9 * before + 0.1 * method.encoder.get_parameter(name)
+    torch.testing.assert_close(method.teacher.get_parameter(name), mixed)
+    assert not hasattr(make(), "teacher")
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"radius": 64.0}, "method.radius: 64.0 keeps every bin of 32 px, nothing is masked"),
+        ({"radius_range": (2.0, 1.0)}, "method.radius_range: 2.0 is not <= 1.0"),
+        ({"corruption": "sr", "factor": 64}, "method.factor: 64 leaves nothing of 32 px"),
+    ],
+)
+def test_settings_that_leave_nothing_to_learn_are_refused(knobs: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        make(**knobs)
+    assert error.value.message == message
+
+
+# ---------------------------------------------------------------------------------------------- precision
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

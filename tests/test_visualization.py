@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from html.parser import HTMLParser
 from pathlib import Path
@@ -25,6 +26,7 @@ from sslkit.methods.base import Info
 from sslkit.training import checkpoint
 from sslkit.training.run import RunFolder, build_method, describe
 from sslkit.visualization.curves import curves, read_metrics, running_mean
+from sslkit.visualization.families import families
 from sslkit.visualization.masks import masks
 from sslkit.visualization.measure import log_magnitude, power_law, psnr, ring_error, ring_power
 from sslkit.visualization.report import write_report
@@ -135,6 +137,41 @@ def test_a_gallery_of_small_pictures_with_a_fractional_radius() -> None:
     assert rendered_inside(figure)
 
 
+def test_families_have_the_published_counts_and_their_parts_add_up() -> None:
+    photo = torch.rand(3, 224, 224, generator=torch.Generator().manual_seed(2))
+    figure = families(photo, 16)
+    shares = [title for title in titles(figure) if "bins" in title]
+    assert [share.split(" ")[0] for share in shares[:4]] == ["793", "961", "481", "2,412"]
+    assert shares[4].startswith("1,608")  # 2π · 16²
+    assert shares[6] == "793 bins, 1.6%"  # the adaptive mask: as many as the disc
+    assert rendered_inside(figure)
+    pixels = [shown_by(axes).astype(np.float64) for axes in figure.axes]
+    assert len(pixels) == 7 * 3 + 2
+    original = photo.permute(1, 2, 0).double().numpy()
+    for low, index in ((True, 1), (False, 2)):  # of the disc, in NumPy; pictures are clamped
+        expected = numpy_filter(original, 16, low) + (0 if low else 0.5)
+        assert np.allclose(pixels[index], expected.clip(0, 1), atol=1e-5)
+    rows, columns = np.mgrid[:224, :224] - 112
+    assert np.array_equal(pixels[3], (abs(rows) < 16) & (abs(columns) < 16))  # centred
+    band = numpy_filter(original, 32, True) - numpy_filter(original, 16, True)
+    assert np.allclose(pixels[10], (band + 0.5).clip(0, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize(("shape", "radius"), [((33, 32), 2.29), ((8, 9), 100.0), ((8, 8), 0.3)])
+def test_families_of_small_pictures(shape: tuple[int, int], radius: float) -> None:
+    figure = families(torch.rand(3, *shape, generator=torch.Generator().manual_seed(1)), radius)
+    assert rendered_inside(figure)
+
+
+def test_a_mask_that_keeps_all_is_white_and_leaves_grey() -> None:
+    figure = families(torch.full((3, 8, 9), 0.25), 100)
+    mask, kept, rest = figure.axes[:3]
+    assert mask.images[0].get_clim() == (0, 1)
+    assert shown_by(mask).min() == 1
+    assert np.allclose(shown_by(kept), 0.25)
+    assert np.allclose(shown_by(rest), 0.5)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_spectrum_has_pictures_spectra_a_bar_and_a_curve(images: Tensor, count: int) -> None:
     figure = spectrum(images[:count], 4)
@@ -195,6 +232,20 @@ def numpy_filter(image: np.ndarray, radius: float, low: bool) -> np.ndarray:
     return np.fft.ifft2(np.fft.ifftshift(kept, axes=(0, 1)), axes=(0, 1)).real
 
 
+def test_a_baseline_is_shown_once_and_by_its_name(run: Path) -> None:
+    """All its frequencies are predicted: one task instead of two halves, the composite is the prediction."""
+    subject = Subject(str(run), count=2)
+    subject.method.config = dataclasses.replace(subject.method.config, corruption="sr")
+    inputs = [title for title in titles(draw_views(subject)) if title.startswith("input")]
+    assert inputs == ["input: sr"] * 6
+    figure = draw_reconstruction(subject)
+    shown = {name: [shown_by(a) for a in figure.axes if a.get_title().startswith(name)]
+             for name in ("corrupted", "prediction", "composite")}  # fmt: skip
+    assert {name: len(found) for name, found in shown.items()} == dict.fromkeys(shown, 2)
+    assert np.allclose(shown["composite"], shown["prediction"], atol=1e-5)
+    assert rendered_inside(figure)
+
+
 def test_composite_is_numpys(run: Path) -> None:
     subject = Subject(str(run), count=2)
     figure = draw_reconstruction(subject)
@@ -242,7 +293,7 @@ def test_a_method_without_a_run_and_single_files(tmp_path: Path, monkeypatch: py
     state = torch.get_rng_state()
     written = visualize("mfm", names)
     assert [str(path) for path in written] == [
-        f"pictures-mfm/{k}.png" for k in ("masks", "views", "spectrum")
+        f"pictures-mfm/{k}.png" for k in ("masks", "families", "views", "spectrum")
     ]
     assert torch.equal(state, torch.get_rng_state())
     subject = Subject("mfm", names)

@@ -12,14 +12,17 @@ from sslkit.console import Console
 
 def visualize(
     source: Annotated[
-        str, typer.Argument(help="A run, or a method's name (masks, spectrum and views need no training).")
+        str,
+        typer.Argument(
+            help="A run, or a method's name (masks, families, spectrum and views need no training)."
+        ),
     ],
     images: Annotated[
         list[str] | None, typer.Argument(help="Images to show; by default the run's, or generated.")
     ] = None,
     kind: Annotated[
         list[str] | None,
-        typer.Option("-k", "--kind", help="masks, spectrum, views, recon, curves; repeatable."),
+        typer.Option("-k", "--kind", help="masks, families, views, spectrum, recon, curves; repeatable."),
     ] = None,
     count: Annotated[int, typer.Option("--count", help="How many images.")] = 4,
     radius: Annotated[float | None, typer.Option("--radius", help="Radius of the mask, bins.")] = None,

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslkit.frequency.devices import full_precision
 from sslkit.frequency.filters import check_images
 from sslkit.frequency.masks import at_least_float32
 
@@ -48,7 +49,7 @@ def blur(images: Tensor, kernel_size: Tensor, sigma: float = 5.0) -> Tensor:
     height, width = images.shape[-2:]
     rows = _blur_matrices(height, sigma, exact.dtype, exact.device)[choice][:, None]  # [B, 1, H, H]
     columns = _blur_matrices(width, sigma, exact.dtype, exact.device)[choice][:, None]
-    with torch.autocast(images.device.type, enabled=False):
+    with full_precision(images.device):
         return (rows @ exact @ columns.mT).to(images.dtype)
 
 
@@ -91,7 +92,8 @@ def _check_kernel_size(kernel_size: Tensor, images: Tensor) -> None:
         raise ValueError(
             f"kernel_size is {kernel_size.dtype} {tuple(kernel_size.shape)}, expected int64 [{len(images)}]"
         )
-    wrong = kernel_size if kernel_size.device.type == "cpu" else kernel_size[:0]
-    wrong = wrong[(wrong % 2 == 0) | (wrong < 1) | (wrong > LARGEST_KERNEL)]
+    if kernel_size.device.type != "cpu":
+        return
+    wrong = kernel_size[(kernel_size % 2 == 0) | (kernel_size < 1) | (kernel_size > LARGEST_KERNEL)]
     if len(wrong):
         raise ValueError(f"kernel_size is {int(wrong[0])}, expected odd, 1 to {LARGEST_KERNEL}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sslkit.frequency.devices import fourier_device, full_precision
 from sslkit.frequency.masks import Cutoff, at_least_float32, low_mask
 from sslkit.frequency.pruned import pruned_for
 
@@ -53,33 +54,41 @@ def corrupt(images: Tensor, keep_low: Tensor, radius: Cutoff, clamp: bool = True
 
 def check_images(images: Tensor, name: str = "images") -> None:
     """TypeError or ValueError unless a floating-point [B, C, H, W] with at least one pixel."""
-    if not images.is_floating_point():
-        raise TypeError(f"{name} is {images.dtype}, expected a floating-point tensor")
+    if not (isinstance(images, Tensor) and images.is_floating_point()):
+        raise TypeError(f"{name} is {_kind(images)}, expected a floating-point tensor")
     if images.ndim != 4 or 0 in images.shape[1:]:
         raise ValueError(f"{name} has shape {tuple(images.shape)}, expected [B, C, H, W] with pixels")
 
 
 def check_keep_low(keep_low: Tensor, images: Tensor) -> None:
     """TypeError or ValueError unless one bool per image."""
-    if keep_low.dtype != torch.bool:
-        raise TypeError(f"keep_low is {keep_low.dtype}, expected torch.bool")
+    if _kind(keep_low) != torch.bool:
+        raise TypeError(f"keep_low is {_kind(keep_low)}, expected torch.bool, one per image")
     if keep_low.shape != images.shape[:1]:
         raise ValueError(
             f"keep_low has shape {tuple(keep_low.shape)}, expected [{len(images)}], one per image"
         )
 
 
+def _kind(value: object) -> object:
+    return value.dtype if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
 def _filter(images: Tensor, radius: Cutoff, sign: Tensor | float = 1.0) -> Tensor:
     """`sign` times the low frequencies, in the computing precision; a new tensor."""
     check_images(images)
+    place = fourier_device(images.device)
+    if place != images.device:
+        sign = sign.to(place) if isinstance(sign, Tensor) else sign
+        return _filter(images.to(place), radius, sign).to(images.device)
     exact = at_least_float32(images)
     mask = low_mask(radius, images)
     if len(images) == 0:
         return exact.clone()
-    with torch.autocast(images.device.type, enabled=False):
+    with full_precision(images.device):
         pruned = None if isinstance(radius, Tensor) else pruned_for(exact, radius)
         if pruned is None:
-            spectrum = torch.fft.rfft2(exact) * (mask * sign)
+            spectrum = torch.fft.rfft2(exact).mul_(mask * sign)
             filtered: Tensor = torch.fft.irfft2(spectrum, s=images.shape[-2:])
             return filtered
         return pruned.synthesise(pruned.analyse(exact) * (pruned.restrict(mask) * sign))

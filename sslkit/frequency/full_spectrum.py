@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sslkit.frequency.devices import full_precision
 from sslkit.frequency.losses import FLOOR, check_pair, spectral_error
 from sslkit.frequency.masks import at_least_float32, column_weights
 
@@ -45,7 +46,7 @@ def focal_spectral_loss(
     prediction, target = _cut(prediction, patches), _cut(target, patches)
     if len(prediction) == 0:
         return at_least_float32(prediction).sum()
-    with torch.autocast(prediction.device.type, enabled=False):
+    with full_precision(prediction.device):
         difference = at_least_float32(prediction) - at_least_float32(target)
         spectrum = torch.view_as_real(torch.fft.rfft2(difference, norm="ortho"))
         power = spectrum.square().sum(-1) + FLOOR

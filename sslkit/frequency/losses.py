@@ -2,7 +2,8 @@
 
 With F the orthonormal 2-D DFT and Δ = F prediction - F target, a bin costs (|Δ|² + 1e-12)^(gamma / 2): its
 modulus at gamma = 1. One real FFT of the difference replaces two complex ones, and the gradient is one
-inverse FFT (the transform is unitary), taken while the spectrum is still in the cache.
+inverse FFT (the transform is unitary). In between only the gradient's spectrum is kept: half a plane, or the
+few bins of the disc.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sslkit.frequency.devices import fourier_device, full_precision
 from sslkit.frequency.filters import check_images, check_keep_low
 from sslkit.frequency.masks import Cutoff, at_least_float32, column_weights, kept_bins, low_mask
 from sslkit.frequency.pruned import PrunedDFT, pruned_for
 
 Reduction = Literal["pooled", "per_sample", "balanced"]
 FLOOR = 1e-12  # inside the root, so that its gradient at zero is finite (official)
-CHUNK_BYTES = (
-    2**23
-)  # of a difference: bounds the extra memory; smaller ones lose to thread barriers on a busy CPU
+CHUNK_BYTES = 2**22  # of a difference, on the CPU: bounds the extra memory and stays near the cache
+WHOLE_BYTES = 2**20  # of a batch: below, sorting it by task costs more than it saves
 
 
 @dataclass(frozen=True)
@@ -77,14 +78,15 @@ def spectral_error(
     """
     check_pair(prediction, target, gamma)
     check_keep_low(keep_low, prediction)
-    height, width = prediction.shape[-2:]
     low = low_mask(radius, prediction)
-    dtype = torch.promote_types(prediction.dtype, torch.float32)
+    height, width = prediction.shape[-2:]
     bins = kept_bins(low, width).flatten()  # [1] or [B]
     count = torch.where(keep_low, height * width - bins, bins) * prediction.shape[1]
     flat_radius = None if isinstance(radius, Tensor) else radius
-    total: Tensor = _SpectralSum.apply(prediction, target, keep_low, low, flat_radius, gamma)
-    return SpectralError(total, count.to(dtype), keep_low)
+    place = fourier_device(prediction.device)
+    tensors = (tensor.to(place) for tensor in (prediction, target, keep_low, low))
+    total: Tensor = _SpectralSum.apply(*tensors, flat_radius, gamma)
+    return SpectralError(total.to(prediction.device), count.to(total.dtype), keep_low)
 
 
 def masked_spectral_loss(
@@ -103,9 +105,14 @@ def masked_spectral_loss(
 class _Part:
     """Images that are transformed and scored alike."""
 
-    index: slice | Tensor
+    index: Tensor | None  # which images; None: the whole batch
     weight: Tensor  # how much each bin of the (half or band) spectrum counts, broadcastable to it
     pruned: PrunedDFT | None
+
+    def difference(self, prediction: Tensor, target: Tensor) -> Tensor:
+        if self.index is not None:
+            prediction, target = prediction.index_select(0, self.index), target.index_select(0, self.index)
+        return at_least_float32(prediction) - at_least_float32(target)
 
 
 class _SpectralSum(torch.autograd.Function):
@@ -121,67 +128,79 @@ class _SpectralSum(torch.autograd.Function):
         radius: float | None,
         gamma: float,
     ) -> Tensor:
-        wants_gradient = any(ctx.needs_input_grad[:2])
-        dtype = torch.promote_types(prediction.dtype, torch.float32)
-        total = prediction.new_zeros(len(prediction), dtype=dtype)
-        gradient = torch.empty_like(prediction, dtype=dtype) if wants_gradient else None
-        with torch.autocast(prediction.device.type, enabled=False):
+        total = prediction.new_empty(len(prediction), dtype=_computing(prediction, target))
+        parts, slopes = [], []
+        with full_precision(prediction.device):
             for part in _parts(prediction, keep_low, low, radius):
-                difference = at_least_float32(prediction[part.index]) - at_least_float32(target[part.index])
-                summed, slope = _distance(difference, part, gamma, wants_gradient)
-                total[part.index] = summed
-                if gradient is not None and slope is not None:
-                    gradient[part.index] = slope
-        ctx.save_for_backward(gradient)
-        ctx.dtypes = prediction.dtype, target.dtype
+                summed, slope = _distance(part.difference(prediction, target), part, gamma)
+                total[slice(None) if part.index is None else part.index] = summed
+                if any(ctx.needs_input_grad[:2]):
+                    parts.append((part.index, part.pruned))
+                    slopes.append(slope)
+        ctx.save_for_backward(*slopes)
+        ctx.parts, ctx.shape, ctx.dtypes = parts, prediction.shape, (prediction.dtype, target.dtype)
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        scaled = gradient * slope[:, None, None, None]
-        for_prediction = scaled.to(ctx.dtypes[0]) if ctx.needs_input_grad[0] else None
-        for_target = -scaled.to(ctx.dtypes[1]) if ctx.needs_input_grad[1] else None
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        wanted = ctx.needs_input_grad
+        gradient = _gradient(ctx, scale, scale.dtype if wanted[1] else ctx.dtypes[0])
+        for_prediction = gradient.to(ctx.dtypes[0]) if wanted[0] else None
+        for_target = -gradient.to(ctx.dtypes[1]) if wanted[1] else None
         return for_prediction, for_target, None, None, None, None
+
+
+def _gradient(ctx: Any, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Σ scale · total's gradient in the prediction, a new [B, C, H, W]; what was saved stays as it is."""
+
+    def images(index: Tensor | None, pruned: PrunedDFT | None, slope: Tensor) -> Tensor:
+        with full_precision(scale.device):
+            if pruned is None:
+                part: Tensor = torch.fft.irfft2(slope, s=ctx.shape[-2:], norm="ortho")
+            else:
+                part = pruned.synthesise(slope)
+        return part.mul_((scale if index is None else scale[index])[:, None, None, None]).to(dtype)
+
+    if ctx.parts[0][0] is None:
+        return images(*ctx.parts[0], *ctx.saved_tensors)
+    gradient: Tensor = scale.new_empty(ctx.shape, dtype=dtype)
+    for (index, pruned), slope in zip(ctx.parts, ctx.saved_tensors, strict=True):
+        gradient.index_copy_(0, index, images(index, pruned, slope))
+    return gradient
 
 
 def _parts(images: Tensor, keep_low: Tensor, low: Tensor, radius: float | None) -> Iterator[_Part]:
     """The batch cut by task and cache size on the CPU; whole elsewhere, where picking images would sync."""
-    pruned = None if radius is None else pruned_for(images, radius)
-    if images.device.type != "cpu" or low.ndim > 2:
-        keep = keep_low[:, None, None, None]
-        yield _Part(slice(None), torch.where(keep, 1 - low, low), None)
+    one = images[:1].numel() * 4
+    if images.device.type != "cpu" or len(images) * one <= WHOLE_BYTES:
+        yield _Part(None, torch.where(keep_low[:, None, None, None], 1 - low, low), None)
         return
-    size = max(1, CHUNK_BYTES // (images[:1].numel() * 4)) if len(images) else 1
-    for index in torch.split(keep_low.nonzero()[:, 0], size):
-        yield _Part(index, 1 - low, None)
-    for index in torch.split((~keep_low).nonzero()[:, 0], size):
-        yield _Part(index, low if pruned is None else pruned.restrict(low), pruned)
+    pruned = None if radius is None else pruned_for(images, radius)
+    scored_low = low if pruned is None else pruned.restrict(low)
+    for chosen, weight, transform in ((keep_low, 1 - low, None), (~keep_low, scored_low, pruned)):
+        for index in torch.split(chosen.nonzero()[:, 0], max(1, CHUNK_BYTES // one)):
+            yield _Part(index, weight[index] if len(weight) > 1 and weight.ndim > 2 else weight, transform)
 
 
-def _distance(
-    difference: Tensor, part: _Part, gamma: float, wants_gradient: bool
-) -> tuple[Tensor, Tensor | None]:
-    """The summed distance [B] of one part and its gradient [B, C, H, W] in the difference."""
-    size = difference.shape[-2:]
+def _distance(difference: Tensor, part: _Part, gamma: float) -> tuple[Tensor, Tensor]:
+    """The summed distance [B] of one part and the (half or band) spectrum of its gradient."""
     spectrum = part.pruned.analyse(difference) if part.pruned else torch.fft.rfft2(difference, norm="ortho")
-    parts = torch.view_as_real(spectrum)  # real arithmetic: faster, and what compilers understand
-    power = parts.square().sum(-1).add_(FLOOR)
+    real, imaginary = torch.view_as_real(spectrum).unbind(-1)
+    power = torch.addcmul(real * real, imaginary, imaginary).add_(FLOOR)
     value = power.sqrt() if gamma == 1 else power.pow(gamma / 2)
-    columns = column_weights(size[1], difference.device)[: spectrum.shape[-1]].to(value.dtype)
+    columns = column_weights(difference.shape[-1], difference.device)[: spectrum.shape[-1]].to(value.dtype)
     total = (value * (part.weight * columns)).sum((1, 2, 3))
-    if not wants_gradient:
-        return total, None
     # No column weights here: they belong to the one-sided sum, the inverse restores both halves by itself.
-    parts.mul_((value.div_(power).mul_(part.weight * gamma))[..., None])
-    if part.pruned:
-        return total, part.pruned.synthesise(spectrum)
-    return total, torch.fft.irfft2(spectrum, s=size, norm="ortho")
+    return total, spectrum.mul_(value.div_(power).mul_(part.weight * gamma))
 
 
 def _ratio(total: Tensor, count: Tensor) -> Tensor:
     return total / count.where(count > 0, 1)
+
+
+def _computing(prediction: Tensor, target: Tensor) -> torch.dtype:
+    return torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
 
 
 def check_pair(prediction: Tensor, target: Tensor, gamma: float) -> None:

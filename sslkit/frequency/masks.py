@@ -8,14 +8,20 @@ between. Only `full_mask` leaves this layout, for pictures.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from sslkit.frequency.devices import full_precision
+
 Cutoff = float | Tensor
 """What is low: a radius in bins, radii [B] (one per image), or a mask over the half-plane,
 [H, W // 2 + 1] or [B, 1, H, W // 2 + 1]."""
+
+
+Device = torch.device | str | None
 
 
 def wave_numbers(height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -28,58 +34,45 @@ def wave_numbers(height: int, width: int) -> tuple[Tensor, Tensor]:
     return rows.round()[:, None], columns.round()[None, :]
 
 
-def disc(height: int, width: int, radius: Cutoff, device: torch.device | str | None = None) -> Tensor:
+def disc(height: int, width: int, radius: float | Tensor, device: Device = None) -> Tensor:
     """True where ky² + kx² < radius² (strict, as in MFM's mask: 793 of 224² bins at radius 16).
 
-    `radius` is a number > 0 (result bool [H, W // 2 + 1], cached: do not write into it) or a tensor [B], one
-    radius per image (result bool [B, 1, H, W // 2 + 1]).
+    As for all the shapes here, `radius` is a number > 0 (result [H, W // 2 + 1], cached: do not write into
+    it) or a tensor [B], one radius per image, on the device of the result ([B, 1, H, W // 2 + 1]).
     """
-    if isinstance(radius, Tensor):
-        if radius.ndim != 1:
-            raise ValueError(f"radius has shape {tuple(radius.shape)}, expected one radius per image, [B]")
-        squared = _squared_distance(height, width).float().to(radius.device)
-        return squared < at_least_float32(radius).square()[:, None, None, None]
-    return _cached_disc(height, width, check_radius(radius), torch.device(device or "cpu"))
+    return _mask(_disc, height, width, radius, device)
 
 
-def band(
-    height: int, width: int, inner: float, outer: float, device: torch.device | str | None = None
-) -> Tensor:
-    """True where inner² <= ky² + kx² < outer²; the complement is a band-stop. Bool [H, W // 2 + 1]."""
-    if not 0 <= inner < outer:
-        raise ValueError(f"band from {inner} to {outer}, expected 0 <= inner < outer")
-    squared = _squared_distance(height, width)
-    return ((squared >= inner**2) & (squared < outer**2)).to(device=device)
+def square(height: int, width: int, radius: float | Tensor, device: Device = None) -> Tensor:
+    """True where |ky| < radius and |kx| < radius: 961 bins at radius 16."""
+    return _mask(_square, height, width, radius, device)
 
 
-def square(height: int, width: int, radius: float, device: torch.device | str | None = None) -> Tensor:
-    """True where |ky| < radius and |kx| < radius: 961 bins at radius 16. Bool [H, W // 2 + 1]."""
-    check_radius(radius)
-    rows, columns = wave_numbers(height, width)
-    return ((rows.abs() < radius) & (columns < radius)).to(device=device)
+def rhombus(height: int, width: int, radius: float | Tensor, device: Device = None) -> Tensor:
+    """True where |ky| + |kx| < radius: 481 bins at radius 16."""
+    return _mask(_rhombus, height, width, radius, device)
 
 
-def rhombus(height: int, width: int, radius: float, device: torch.device | str | None = None) -> Tensor:
-    """True where |ky| + |kx| < radius: 481 bins at radius 16. Bool [H, W // 2 + 1]."""
-    check_radius(radius)
-    rows, columns = wave_numbers(height, width)
-    return (rows.abs() + columns < radius).to(device=device)
-
-
-def gaussian(height: int, width: int, radius: float, device: torch.device | str | None = None) -> Tensor:
-    """exp(-d² / 2 radius²): a soft low-pass without ringing. Float32 [H, W // 2 + 1] in (0, 1]."""
-    check_radius(radius)
-    return torch.exp(_squared_distance(height, width) / (-2 * radius**2)).float().to(device=device)
+def gaussian(height: int, width: int, radius: float | Tensor, device: Device = None) -> Tensor:
+    """exp(-d² / 2 radius²): a soft low-pass without ringing. Float32 in (0, 1]."""
+    return _mask(_gaussian, height, width, radius, device)
 
 
 def butterworth(
-    height: int, width: int, radius: float, order: int = 2, device: torch.device | str | None = None
+    height: int, width: int, radius: float | Tensor, order: int = 2, device: Device = None
 ) -> Tensor:
-    """1 / (1 + (d / radius)^(2 order)): ½ at the radius, steeper with the order. Float32 [H, W // 2 + 1]."""
-    check_radius(radius)
+    """1 / (1 + (d / radius)^(2 order)): ½ at the radius, steeper with the order. Float32."""
     if order < 1:
         raise ValueError(f"order is {order}, expected at least 1")
-    return (1 / (1 + (_squared_distance(height, width) / radius**2) ** order)).float().to(device=device)
+    return _mask(_butterworth, height, width, radius, device, order)
+
+
+def band(height: int, width: int, inner: float, outer: float, device: Device = None) -> Tensor:
+    """True where inner² <= ky² + kx² < outer²; the complement is a band-stop. Bool [H, W // 2 + 1]."""
+    if not 0 <= inner < outer:
+        raise ValueError(f"band from {inner} to {outer}, expected 0 <= inner < outer")
+    squared = _squared(*wave_numbers(height, width))
+    return ((squared >= inner**2) & (squared < outer**2)).to(device=device)
 
 
 def strongest(images: Tensor, share: float) -> Tensor:
@@ -96,7 +89,7 @@ def strongest(images: Tensor, share: float) -> Tensor:
     height, width = images.shape[-2:]
     if images.numel() == 0:
         return torch.zeros(len(images), 1, height, width // 2 + 1, dtype=torch.bool, device=images.device)
-    with torch.autocast(images.device.type, enabled=False):
+    with full_precision(images.device):
         spectrum = torch.view_as_real(torch.fft.rfft2(at_least_float32(images.detach())))
     power = _mirror_own_columns(spectrum.square().sum((1, -1)), width)  # [B, H, W // 2 + 1]
     order = power.flatten(1).sort(dim=1, descending=True)
@@ -186,15 +179,60 @@ def check_radius(radius: object) -> float:
     return float(radius)
 
 
+def _mask(
+    formula: Callable[..., Tensor],
+    height: int,
+    width: int,
+    radius: float | Tensor,
+    device: Device,
+    *options: int,
+) -> Tensor:
+    """A formula of (ky, kx, radius, *options), for one radius (exact, cached) or one for each image."""
+    if not isinstance(radius, Tensor):
+        place = torch.device(device or "cpu")
+        return _cached_mask(formula, height, width, check_radius(radius), place, *options)
+    if radius.ndim != 1:
+        raise ValueError(f"radius has shape {tuple(radius.shape)}, expected one radius per image, [B]")
+    rows, columns = (waves.float().to(radius.device) for waves in wave_numbers(height, width))
+    return formula(rows, columns, at_least_float32(radius)[:, None, None, None], *options)
+
+
 @lru_cache(maxsize=64)
-def _cached_disc(height: int, width: int, radius: float, device: torch.device) -> Tensor:
+def _cached_mask(
+    formula: Callable[..., Tensor],
+    height: int,
+    width: int,
+    radius: float,
+    device: torch.device,
+    *options: int,
+) -> Tensor:
     with torch.inference_mode(False):  # an inference tensor in the cache would break later training
-        return _squared_distance(height, width).lt(radius**2).to(device)
+        mask = formula(*wave_numbers(height, width), radius, *options)
+        return (mask if mask.dtype == torch.bool else mask.float()).to(device)
 
 
-def _squared_distance(height: int, width: int) -> Tensor:
-    rows, columns = wave_numbers(height, width)
+def _squared(rows: Tensor, columns: Tensor) -> Tensor:
     return rows.square() + columns.square()
+
+
+def _disc(rows: Tensor, columns: Tensor, radius: float | Tensor) -> Tensor:
+    return _squared(rows, columns) < radius**2
+
+
+def _square(rows: Tensor, columns: Tensor, radius: float | Tensor) -> Tensor:
+    return (rows.abs() < radius) & (columns < radius)
+
+
+def _rhombus(rows: Tensor, columns: Tensor, radius: float | Tensor) -> Tensor:
+    return rows.abs() + columns < radius
+
+
+def _gaussian(rows: Tensor, columns: Tensor, radius: float | Tensor) -> Tensor:
+    return torch.exp(_squared(rows, columns) / (-2 * radius**2))
+
+
+def _butterworth(rows: Tensor, columns: Tensor, radius: float | Tensor, order: int) -> Tensor:
+    return 1 / (1 + (_squared(rows, columns) / radius**2) ** order)
 
 
 def _mirror_own_columns(power: Tensor, width: int) -> Tensor:

@@ -12,7 +12,10 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+LEAST_COLUMNS = 16  # narrower products are slower than one this wide: half the speed at 6 and 10 columns
 
 
 class PrunedDFT(NamedTuple):
@@ -20,13 +23,13 @@ class PrunedDFT(NamedTuple):
 
     reach: int
     rows: Tensor  # complex [2 reach - 1, H]
-    columns: Tensor  # [W, 2 reach], real and imaginary parts side by side
+    columns: Tensor  # [W, 2 reach] or wider by zeros, real and imaginary parts side by side
     inverse: Tensor  # [2 reach, W], every column but the first counted twice: its mirror image is not stored
 
     def analyse(self, images: Tensor) -> Tensor:
         """images [B, C, H, W] → their low bins, complex [B, C, 2 reach - 1, reach]."""
-        lines = (images.reshape(-1, images.shape[-1]) @ self.columns).view(*images.shape[:-1], self.reach, 2)
-        return self.rows @ torch.view_as_complex(lines)
+        lines = (images.reshape(-1, images.shape[-1]) @ self.columns).view(*images.shape[:-1], -1, 2)
+        return (self.rows @ torch.view_as_complex(lines))[..., : self.reach]
 
     def synthesise(self, bins: Tensor) -> Tensor:
         """The images [B, C, H, W] whose half spectrum is `bins` in the band and zero outside."""
@@ -43,15 +46,14 @@ def pruned_for(images: Tensor, radius: float) -> PrunedDFT | None:
     """The band that holds the disc, where it is both exact and the faster way; otherwise None.
 
     Exact: below Nyquist on both sides, and full float32 products (a TF32 or bfloat16 product loses three
-    digits). Faster: on the CPU, while the disc is small against the image (measured in
-    benchmarks/frequency.py).
+    digits). Faster: on the CPU, while the disc is small against the image: products win up to reaches of
+    about N / 5 at N = 48 … 160, N / 8 at 224 … 384, N / 11 at 512 (docs/benchmarks.md).
     """
     height, width = images.shape[-2:]
-    reach = math.ceil(radius)
-    small = 4 * reach <= min(height, width)
+    small = radius <= min(height, width) // 7
     if images.device.type != "cpu" or not small or not _exact_products():
         return None
-    return _cached_pruned(height, width, reach, torch.promote_types(images.dtype, torch.float32))
+    return _cached_pruned(height, width, math.ceil(radius), torch.promote_types(images.dtype, torch.float32))
 
 
 def _exact_products() -> bool:
@@ -74,6 +76,6 @@ def _cached_pruned(height: int, width: int, reach: int, dtype: torch.dtype) -> P
         return PrunedDFT(
             reach,
             (torch.polar(torch.ones_like(rows), -2 * math.pi * rows) / math.sqrt(height)).to(complex_dtype),
-            pair.flatten(1).to(dtype),
+            F.pad(pair.flatten(1), (0, max(0, LEAST_COLUMNS - 2 * reach))).to(dtype),
             (pair * twice).flatten(1).T.contiguous().to(dtype),
         )

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sslkit.frequency.devices import full_precision
 from sslkit.frequency.filters import check_images
 from sslkit.frequency.masks import at_least_float32, square
 
@@ -34,7 +35,7 @@ def spectrum_crop(images: Tensor, size: int, align: Literal["center", "corner"] 
     offset = 0.5 if align == "center" else 0.0
     rows = _resampler(height, size, offset, exact.dtype, exact.device)
     columns = _resampler(width, size, offset, exact.dtype, exact.device)
-    with torch.autocast(images.device.type, enabled=False):
+    with full_precision(images.device):
         return (rows @ exact @ columns.T).to(images.dtype)
 
 
@@ -52,7 +53,7 @@ def swap_amplitude(images: Tensor, style: Tensor, radius: float) -> Tensor:
     if len(images) == 0:
         return images
     height, width = images.shape[-2:]
-    with torch.autocast(images.device.type, enabled=False):
+    with full_precision(images.device):
         spectrum = torch.fft.rfft2(at_least_float32(images))
         amplitude = spectrum.abs()
         gain = amplitude[style] / amplitude.clamp(min=1e-6 * height * width)
@@ -74,7 +75,7 @@ def random_field(noise: Tensor, size: int, gamma: float = 2.0) -> Tensor:
     if 2 * highest >= size:
         raise ValueError(f"size is {size}, expected more than {2 * highest} for {highest} cycles")
     basis, deviation = _field_basis(highest, size, gamma)
-    with torch.autocast(noise.device.type, enabled=False):
+    with full_precision(noise.device):
         exact = at_least_float32(noise)
         basis, deviation = basis.to(exact), deviation.to(exact)
         return (basis @ (exact * deviation) @ basis.T).to(noise.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sslkit.frequency.devices import full_precision
 from sslkit.frequency.filters import check_images
 from sslkit.frequency.masks import at_least_float32, full_mask
 
@@ -17,7 +18,7 @@ def power_spectrum(images: Tensor) -> Tensor:
     check_images(images)
     if len(images) == 0:
         return at_least_float32(images)
-    with torch.autocast(images.device.type, enabled=False):
+    with full_precision(images.device):
         spectrum = torch.fft.rfft2(at_least_float32(images), norm="ortho")
         return full_mask(torch.view_as_real(spectrum).square().sum(-1), images.shape[-1])
 

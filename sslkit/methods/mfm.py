@@ -6,24 +6,59 @@ ICLR 2023, https://arxiv.org/abs/2206.07706
 Each image keeps either its low or its high frequencies (a disc around DC in the spectrum decides which
 is which); the network sees the filtered image and predicts the missing bins. No mask token, no second
 network, no colour augmentation; works for ViT and CNN alike.
+
+`method.corruption` also gives the paper's three baselines: super-resolution, deblurring and denoising, with
+the same head and the loss over all frequencies. Settings marked "ours" or "after FOLK" (Monsefi et al., ICLR
+2025, arXiv 2409.10362) are ablations; the defaults are the official code's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslkit.augment.geometry import RandomResizedCrop, Views
 from sslkit.backbones import Encoder, initialize_vit_, require_maps
+from sslkit.blocks import momentum_copy, momentum_update_
 from sslkit.config import AUTO, setting
 from sslkit.errors import UserError
-from sslkit.frequency import corrupt, high_pass, low_pass, spectral_error
-from sslkit.keyed import uniform
+from sslkit.frequency import (
+    Cutoff,
+    add_noise,
+    blur,
+    butterworth,
+    corrupt,
+    gaussian,
+    high_pass,
+    low_pass,
+    rhombus,
+    spectral_error,
+    square,
+    strongest,
+    super_resolution,
+)
+from sslkit.keyed import normal, uniform
 from sslkit.methods.base import Batch, Clock, Info, Method, Transform
+
+SHAPES: Mapping[str, Callable[..., Tensor]] = {
+    "square": square,
+    "rhombus": rhombus,
+    "gaussian": gaussian,
+    "butterworth": butterworth,
+}
+
+
+class Task(NamedTuple):
+    """What one batch asks of the network: from `inputs`, the frequencies that they lack."""
+
+    inputs: Tensor  # [B, 3, H, W]
+    keep_low: Tensor  # bool [B], which side of the cut-off an input kept
+    cutoff: Cutoff
 
 
 class MFM(Method):
@@ -37,34 +72,72 @@ class MFM(Method):
 
     @dataclass(frozen=True)
     class Config:
+        corruption: Literal["frequency", "sr", "deblur", "denoise"] = setting(
+            "frequency",
+            "what inputs lose: a band of frequencies (MFM), or in the paper's baselines: resolution, "
+            "sharpness, freedom from noise",
+        )
+        mask: Literal["disc", "square", "rhombus", "gaussian", "butterworth", "adaptive"] = setting(
+            "disc",
+            "low frequencies: disc (official), square or rhombus (the paper's ablations), a soft edge "
+            "(ours), or each image's strongest bins (after FOLK)",
+        )
         radius: float = setting(
             AUTO,
-            "radius of the low-frequency disc, bins; auto: 16 · min(size, native side) / 224",
+            "radius of the mask, bins; auto: 16 · min(size, native side) / 224 (official: 16 at 224 px)",
             above=0,
             auto=True,
         )
+        radius_range: tuple[float, float] = setting(
+            (1.0, 1.0),
+            "each image's radius is a random multiple of it between these (ours; official: 1)",
+            above=0,
+        )
+        strongest_share: float = setting(
+            0.0158,
+            "share of the bins that an adaptive mask calls low (ours: that of the disc of 16 at 224 px)",
+            above=0,
+            high=1,
+        )
         low_share: float = setting(
             AUTO,
-            "share of the inputs that keep the low frequencies; auto: 0.5 (ViT), 0.3 (CNN)",
+            "share of the inputs that keep the low frequencies; auto: 0.5 (ViT), 0.3 (CNN) (official)",
             low=0,
             high=1,
             auto=True,
         )
+        stratified: bool = setting(
+            False,
+            "exactly round(low_share · batch) inputs keep the low frequencies (ours; official: a coin each)",
+        )
         reduction: Literal["pooled", "per_sample", "balanced"] = setting(
-            "pooled", "mean over all bins of the batch (official), per image first, or per task first"
+            "pooled", "mean over all bins of the batch (official), per image first, or per task first (ours)"
         )
         clamp: Literal["official", "none", "half"] = setting(
-            "official", "filtered images are clamped to [0, 1], or not, or high-pass ones get ½ added before"
+            "official",
+            "filtered images are clamped to [0, 1], or not, or high-pass ones get ½ added before (ours)",
         )
-        gamma: float = setting(1.0, "power of the distance between complex bins", above=0)
+        gamma: float = setting(1.0, "power of the distance between complex bins (official: 1)", above=0)
+        factor: int = setting(8, "corruption = sr: resolution lost, per side (official: 8)", low=2)
+        sigma: float = setting(
+            5.0, "corruption = deblur: Gaussian, pixels, cut off at 7 … 21 pixels (official: 5)", above=0
+        )
+        noise: float = setting(
+            75 / 255, "corruption = denoise: deviation of the noise, of [0, 1] (official: 75 / 255)", above=0
+        )
+        teacher_weight: float = setting(
+            0.0,
+            "weight of agreeing with a momentum encoder that sees the clean image (after FOLK); 0: none",
+            low=0,
+        )
+        teacher_momentum: float = setting(0.996, "of the momentum encoder, per step (ours)", low=0, high=1)
         crop_scale: tuple[float, float] = setting(
-            (0.2, 1.0), "area of the random crop, share of the image", low=0, high=1
+            (0.2, 1.0), "area of the random crop, share of the image (official)", low=0, high=1
         )
-        flip: float = setting(0.5, "probability of a horizontal flip", low=0, high=1)
+        flip: float = setting(0.5, "probability of a horizontal flip (official: 0.5)", low=0, high=1)
 
     defaults: ClassVar[Mapping[str, Any]] = {
         "optim.betas": (0.9, 0.95),
-        "optim.weight_decay": 0.05,
         "optim.clip": 3.0,
     }
     overrides: ClassVar[Mapping[str, Mapping[str, float]]] = {
@@ -75,12 +148,7 @@ class MFM(Method):
     def __init__(self, config: Config, encoder: Encoder, info: Info) -> None:
         super().__init__(config, encoder, info)
         require_maps(encoder)
-        low, high = config.crop_scale
-        if low > high:
-            raise UserError(f"method.crop_scale: {low} is not <= {high}", "smallest share of the image first")
-        if config.radius**2 > 2 * (encoder.size // 2) ** 2:
-            problem = f"method.radius: {config.radius} keeps every bin of {encoder.size} px"
-            raise UserError(f"{problem}, nothing is masked", "-s method.radius=auto suits the size")
+        _check(config, encoder.size)
         if encoder.family == "vit":
             initialize_vit_(encoder.model)
         # One 1×1 convolution and PixelShuffle is the whole decoder; the convolution keeps torch's own
@@ -88,6 +156,11 @@ class MFM(Method):
         self.head = nn.Sequential(
             nn.Conv2d(encoder.width, 3 * encoder.stride**2, kernel_size=1), nn.PixelShuffle(encoder.stride)
         )
+        if config.teacher_weight > 0:
+            self.teacher = momentum_copy(encoder)
+            self.student_head = nn.Sequential(
+                nn.Linear(encoder.width, 2048), nn.GELU(), nn.Linear(2048, encoder.width)
+            )
 
     @staticmethod
     def resolve(config: Config, family: str, info: Info) -> dict[str, tuple[Any, str]]:
@@ -104,35 +177,78 @@ class MFM(Method):
     def keep_low(self, index: Tensor, clock: Clock) -> Tensor:
         """bool [B]: True = this image's input keeps its low frequencies, and the high ones are predicted."""
         draw = uniform(clock.seed, clock.epoch, index, "mfm.keep_low")
-        return draw < float(self.config.low_share)
+        if self.config.stratified:  # the smallest draws of the batch, a fixed number of them
+            return draw.argsort().argsort().lt(round(self.config.low_share * len(index)))
+        return draw.lt(self.config.low_share)
 
-    def corrupt(self, images: Tensor, keep_low: Tensor) -> Tensor:
-        """What the encoder gets to see of images [B, 3, H, W] in [0, 1]."""
-        if self.config.clamp == "official":
-            return corrupt(images, keep_low, self.config.radius)
-        filtered = corrupt(images, keep_low, self.config.radius, clamp=False)
-        if self.config.clamp == "none":
-            return filtered
-        # A high-pass image has mean zero: the official clamp loses its negative half, ½ keeps both.
-        return (filtered + 0.5 * ~keep_low[:, None, None, None]).clamp(0, 1)
+    def cutoff(self, images: Tensor, index: Tensor, clock: Clock) -> Cutoff:
+        """Which frequencies are low: a radius, or a half-plane mask, the same for all images or one each."""
+        config, (height, width) = self.config, images.shape[-2:]
+        if config.mask == "adaptive":
+            return strongest(images, config.strongest_share)
+        radius: float | Tensor = config.radius
+        smallest, largest = config.radius_range
+        if smallest < largest:
+            draw = uniform(clock.seed, clock.epoch, index, "mfm.radius")
+            radius = config.radius * (smallest + (largest - smallest) * draw)
+        if config.mask == "disc":
+            return radius
+        return SHAPES[config.mask](height, width, radius, device=images.device)
+
+    def task(self, images: Tensor, index: Tensor, clock: Clock, keep_low: Tensor | None = None) -> Task:
+        """What is asked about images [B, 3, H, W] in [0, 1]; `keep_low` overrides the draw."""
+        if self.config.corruption != "frequency":
+            # Nothing survives a baseline's degradation for sure, so all frequencies are scored.
+            nothing = images.new_zeros(images.shape[-2], images.shape[-1] // 2 + 1)
+            return Task(self.degrade(images, index, clock), torch.ones_like(index, dtype=torch.bool), nothing)
+        keep_low = self.keep_low(index, clock) if keep_low is None else keep_low
+        cutoff = self.cutoff(images, index, clock)
+        inputs = corrupt(images, keep_low, cutoff, clamp=self.config.clamp == "official")
+        if self.config.clamp == "half":
+            # A high-pass image has mean zero: the official clamp loses its negative half, ½ keeps both.
+            inputs = (inputs + 0.5 * ~keep_low[:, None, None, None]).clamp(0, 1)
+        return Task(inputs, keep_low, cutoff)
+
+    def degrade(self, images: Tensor, index: Tensor, clock: Clock) -> Tensor:
+        """The inputs of the paper's three baselines, each image with its own blur or noise."""
+        if self.config.corruption == "sr":
+            return super_resolution(images, self.config.factor)
+        if self.config.corruption == "deblur":
+            draw = uniform(clock.seed, clock.epoch, index, "mfm.kernel")
+            return blur(images, 7 + 2 * (8 * draw).long(), self.config.sigma)  # 7, 9 … 21 pixels
+        noise = normal(clock.seed, clock.epoch, index, images.shape[1:], "mfm.noise")
+        return add_noise(images, noise, self.config.noise)
 
     def predict(self, corrupted: Tensor) -> tuple[Tensor, Tensor]:
-        """Filtered images [B, 3, H, W] in [0, 1] → predicted normalised images, final map [B, D, h, w]."""
+        """Inputs [B, 3, H, W] → predicted normalised images, final map [B, D, h, w]."""
         features = self.encoder.maps(corrupted)[0]
         return self.head(features), features
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
-        images, radius = batch["image"], self.config.radius
-        keep_low = self.keep_low(batch["index"], clock)
-        prediction, features = self.predict(self.corrupt(images, keep_low))
+        images = batch["image"]
+        inputs, keep_low, cutoff = self.task(images, batch["index"], clock)
+        prediction, features = self.predict(inputs)
         target = self.encoder.normalize(images)
-        error = spectral_error(prediction, target, keep_low, radius, self.config.gamma)
-        tasks = {f"loss_{task}": value for task, value in error.by_task().items()}
-        return {
-            "loss": error.reduce(self.config.reduction),
-            **tasks,
-            "embedding": features.detach().mean((2, 3)),
-        }
+        error = spectral_error(prediction, target, keep_low, cutoff, self.config.gamma)
+        loss, vector = error.reduce(self.config.reduction), features.mean((2, 3))
+        parts = {}
+        if self.config.corruption == "frequency":
+            parts = {f"loss_{task}": value for task, value in error.by_task().items()}
+        if self.config.teacher_weight > 0:
+            disagreement = self.disagreement(vector, images)
+            loss = loss + self.config.teacher_weight * disagreement
+            parts["loss_teacher"] = disagreement.detach()
+        return {"loss": loss, **parts, "embedding": vector.detach()}
+
+    def disagreement(self, vector: Tensor, images: Tensor) -> Tensor:
+        """1 - cosine between what the student makes of the corrupted and the teacher of the clean image."""
+        with torch.no_grad():
+            wanted = self.teacher.maps(images)[0].mean((2, 3))
+        return 1 - F.cosine_similarity(self.student_head(vector).float(), wanted.float()).mean()
+
+    def after_step(self, clock: Clock) -> None:
+        if self.config.teacher_weight > 0:
+            momentum_update_(self.teacher, self.encoder, self.config.teacher_momentum)
 
     def panels(self, batch: Batch) -> dict[str, Tensor]:
         """Input, corrupted, prediction, and the composite of kept bins and predicted bins.
@@ -140,16 +256,30 @@ class MFM(Method):
         The composite is the fair picture: kept bins are never supervised, so the raw prediction is
         free to be anything there. The first half of the batch shows the low-pass task.
         """
-        images, radius = batch["image"], self.config.radius
-        keep_low = torch.arange(len(images), device=images.device) < (len(images) + 1) // 2
-        corrupted = self.corrupt(images, keep_low)
-        prediction = self.encoder.denormalize(self.predict(corrupted)[0].float())
+        images, index = batch["image"], batch["index"]
+        first_half = torch.arange(len(images), device=images.device) < (len(images) + 1) // 2
+        clock = Clock(step=0, steps=1, steps_per_epoch=1)
+        inputs, keep_low, cutoff = self.task(images, index, clock, first_half)
+        prediction = self.encoder.denormalize(self.predict(inputs)[0].float())
         flag = keep_low[:, None, None, None]
-        lows = low_pass(torch.where(flag, images, prediction), radius)
-        highs = high_pass(torch.where(flag, prediction, images), radius)
+        lows = low_pass(torch.where(flag, images, prediction), cutoff)
+        highs = high_pass(torch.where(flag, prediction, images), cutoff)
         return {
             "image": images,
-            "corrupted": corrupted.clamp(0, 1),
+            "corrupted": inputs.clamp(0, 1),
             "prediction": prediction.clamp(0, 1),
             "composite": (lows + highs).clamp(0, 1),
         }
+
+
+def _check(config: MFM.Config, size: int) -> None:
+    """Refuse settings that leave nothing to learn."""
+    for name, (first, second) in (("crop_scale", config.crop_scale), ("radius_range", config.radius_range)):
+        if first > second:
+            raise UserError(f"method.{name}: {first} is not <= {second}", "the smaller of the two first")
+    farthest = 2 * (size // 2) ** 2
+    if config.corruption == "sr" and config.factor > size:
+        raise UserError(f"method.factor: {config.factor} leaves nothing of {size} px", f"at most {size}")
+    if config.corruption == "frequency" and config.radius**2 > farthest:
+        problem = f"method.radius: {config.radius} keeps every bin of {size} px"
+        raise UserError(f"{problem}, nothing is masked", "-s method.radius=auto suits the size")

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
-from matplotlib.patches import Circle
 from torch import Tensor
 
 from sslkit.frequency import apply_mask, band, disc, full_mask, kept_bins
-from sslkit.visualization.style import CELL, COLOURS, LINE, MARGIN, SMALL, Sheet, column, number
+from sslkit.visualization.style import CELL, LINE, MARGIN, SMALL, Sheet, column, number, ring
 
 ROWS = {"low-pass": "below r", "high-pass": "from r up", "band-pass": "from r to 2 r"}
 TOP = 1.0
@@ -65,9 +64,7 @@ def _pair(sheet: Sheet, left: float, top: float, image: Tensor, kind: str, radiu
     title = f"{bins:,} bins, {bins / (height * width):.1%}"
     drawn = sheet.picture(left, top, full_mask(mask, width).float(), title, cmap="gray")
     for edge in _edges(kind, radius):
-        drawn.axes.add_patch(
-            Circle((width // 2, height // 2), edge, fill=False, color=COLOURS[1], linewidth=1.1)
-        )
+        ring(drawn, width // 2, height // 2, edge)
     offset = 0.0 if kind == "low-pass" else 0.5
     sheet.picture(left, top + CELL + 0.05, apply_mask(image[None], mask.float())[0] + offset)
 

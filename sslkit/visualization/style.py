@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.patches import Circle
 from matplotlib.ticker import LogLocator, NullLocator
 from torch import Tensor
 
@@ -142,6 +143,11 @@ def plain_ticks(axis: Axis) -> None:
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter("{x:g}")
+
+
+def ring(drawn: AxesImage, x: float, y: float, radius: float) -> None:
+    """A circle around (x, y), where a centred mask has its cut; pixels."""
+    drawn.axes.add_patch(Circle((x, y), radius, fill=False, color=COLOURS[1], linewidth=1.1))
 
 
 def mark_radius(axes: Axes, radius: float) -> None:

@@ -113,6 +113,12 @@ class Subject:
         return self._radius or float(getattr(self.method.config, "radius", 16 * self.size / 224))
 
     @property
+    def degradation(self) -> str:
+        """What the inputs of MFM's baselines suffer, e.g. "sr"; empty where frequencies are masked."""
+        corruption = str(getattr(self.method.config, "corruption", "frequency"))
+        return "" if corruption == "frequency" else corruption
+
+    @property
     def seed(self) -> int:
         """Of the random views: the run's, so that they are the very ones it was trained on."""
         if self.run is None:

@@ -12,11 +12,13 @@ from torch import Tensor
 from sslkit.visualization.style import CELL, GAP, LINE, MARGIN, MUTED, RULE, SMALL, Sheet
 
 
-def views(originals: Sequence[Image.Image], made: Tensor, inputs: Tensor, keep_low: Tensor) -> Figure:
+def views(
+    originals: Sequence[Image.Image], made: Tensor, inputs: Tensor, captions: Sequence[Sequence[str]]
+) -> Figure:
     """One row per image: the original, then per epoch a view and the input made of it.
 
     originals: RGB, any size. made, inputs: float [B, V, 3, H, W] in [0, 1], V views of each image.
-    keep_low: bool [B, V], which half of the spectrum an input kept.
+    captions: for each of the V epochs and B images what was done to the input, e.g. "low kept".
     """
     count = made.shape[1]
     pair = 2 * CELL + GAP + 0.18
@@ -26,7 +28,7 @@ def views(originals: Sequence[Image.Image], made: Tensor, inputs: Tensor, keep_l
         start + count * pair - 0.18 + MARGIN,
         1.1 + len(originals) * row_height + 0.15,
         "What the network is given",
-        "a new random view in every epoch, and the half of its spectrum that is kept",
+        "a new random view in every epoch, and what is left of it",
     )
     for epoch in range(count):
         left = start + epoch * pair
@@ -36,9 +38,8 @@ def views(originals: Sequence[Image.Image], made: Tensor, inputs: Tensor, keep_l
         _original(sheet, top, original)
         for epoch in range(count):
             left = start + epoch * pair
-            kept = "low" if bool(keep_low[row, epoch]) else "high"
             sheet.picture(left, top, made[row, epoch], "view")
-            sheet.picture(left + CELL + GAP, top, inputs[row, epoch], f"input: {kept} kept")
+            sheet.picture(left + CELL + GAP, top, inputs[row, epoch], f"input: {captions[epoch][row]}")
     return sheet.figure
 
 

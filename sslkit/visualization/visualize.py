@@ -14,8 +14,9 @@ from sslkit.console import SILENT, Console
 from sslkit.errors import UserError, nearest
 from sslkit.methods.base import Clock
 from sslkit.visualization.curves import curves, read_metrics
+from sslkit.visualization.families import families
 from sslkit.visualization.masks import masks
-from sslkit.visualization.reconstruction import reconstruction
+from sslkit.visualization.reconstruction import HALVES, reconstruction
 from sslkit.visualization.spectrum import spectrum
 from sslkit.visualization.style import save
 from sslkit.visualization.subject import Subject
@@ -44,7 +45,7 @@ def visualize(
         images: DATA, or single image files; by default the run's own images, or generated ones.
         kinds: of `KINDS`; none means all that the source allows.
         out: folder; by default RUN/pictures, or pictures-METHOD.
-        count: images shown (`spectrum` shows four at most, `masks` one).
+        count: images shown (`spectrum` shows four at most, `masks` and `families` one).
         radius: cut in bins, instead of the run's or the method's own.
         size: side of the pictures, pixels.
         seed: of the choice of images, and for a method's name of its random views.
@@ -68,6 +69,10 @@ def draw_masks(subject: Subject) -> Figure:
     return masks(subject.pictures[0], subject.radius)
 
 
+def draw_families(subject: Subject) -> Figure:
+    return families(subject.pictures[0], subject.radius)
+
+
 def draw_spectrum(subject: Subject) -> Figure:
     return spectrum(subject.pictures, subject.radius)
 
@@ -76,7 +81,7 @@ def draw_views(subject: Subject) -> Figure:
     """Views and inputs of the first epochs, keyed as in training: by seed, epoch and position in the set."""
     method, transform = subject.method, subject.method.transform()
     index = torch.tensor(list(subject.originals))
-    made, flags = [], []
+    made, inputs, captions = [], [], []
     for epoch in range(EPOCHS):
         clock = Clock(step=epoch, steps=EPOCHS, steps_per_epoch=1, seed=subject.seed)
         items = subject.originals.items()
@@ -85,19 +90,21 @@ def draw_views(subject: Subject) -> Figure:
             for position, image in items
         ]
         made.append(torch.stack(epoch_views).float() / 255)
-        flags.append(method.keep_low(index, clock))  # type: ignore[operator]
-    inputs = [method.corrupt(view, keep).clamp(0, 1) for view, keep in zip(made, flags, strict=True)]  # type: ignore[operator]
-    return views(
-        list(subject.originals.values()), torch.stack(made, 1), torch.stack(inputs, 1), torch.stack(flags, 1)
-    )
+        task = method.task(made[-1], index, clock)  # type: ignore[operator]
+        inputs.append(task.inputs.clamp(0, 1))
+        captions.append(
+            [subject.degradation or ("low kept" if low else "high kept") for low in task.keep_low]
+        )
+    return views(list(subject.originals.values()), torch.stack(made, 1), torch.stack(inputs, 1), captions)
 
 
 def draw_reconstruction(subject: Subject) -> Figure:
     """Every image through both tasks: `MFM.panels` gives the first half of a batch its low frequencies."""
-    both = torch.cat([subject.pictures, subject.pictures])
+    tasks = (subject.degradation,) if subject.degradation else HALVES
+    repeated = torch.cat([subject.pictures] * len(tasks))
     with torch.no_grad():
-        panels = subject.method.panels({"image": both, "index": torch.arange(len(both))})
-    return reconstruction(panels, subject.radius)
+        panels = subject.method.panels({"image": repeated, "index": torch.arange(len(repeated))})
+    return reconstruction(panels, tasks, None if subject.degradation else subject.radius)
 
 
 def draw_curves(subject: Subject) -> Figure:
@@ -116,7 +123,7 @@ class Kind:
 
     draw: Callable[[Subject], Figure]
     needs_run: bool
-    needs_masking: bool  # of frequencies, as MFM does it: `keep_low`, and panels that hold a composite
+    needs_masking: bool  # of frequencies, as MFM does it: `task`, and panels that hold a composite
     text: str
 
 
@@ -127,6 +134,13 @@ KINDS = {
         False,
         "Low-pass, high-pass and band-pass masks at four radii with the number of bins they keep, each above "
         "the image filtered by it.",
+    ),
+    "families": Kind(
+        draw_families,
+        False,
+        False,
+        "Masks of seven shapes at one radius with the share of bins they keep, each above the part of an "
+        "image that it keeps and the part that is left out.",
     ),
     "views": Kind(
         draw_views,
@@ -175,7 +189,7 @@ def refusal(kind: str, subject: Subject) -> UserError | None:
     if KINDS[kind].needs_run and subject.run is None:
         problem = f"{kind} needs a trained run, and {subject.source!r} is a method's name"
         return UserError(problem, "give a run folder such as runs/mfm-…-1")
-    if KINDS[kind].needs_masking and not hasattr(subject.method, "keep_low"):
+    if KINDS[kind].needs_masking and not hasattr(subject.method, "task"):
         return UserError(f"{kind} shows masked frequencies, and the method of {subject.source} masks none")
     return None
 

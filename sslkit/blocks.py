@@ -1,0 +1,86 @@
+"""Parts that several methods are built of."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from sslkit import distributed, keyed
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def momentum_copy(network: Network) -> Network:
+    """A copy that no gradient trains: a teacher, or the key encoder of a pair."""
+    return copy.deepcopy(network).requires_grad_(False)
+
+
+def momentum_update_(follower: nn.Module, leader: nn.Module, momentum: float) -> None:
+    """follower = momentum · follower + (1 - momentum) · leader, every parameter, without a host sync.
+
+    Parameters only: the statistics of a batch norm come from the follower's own batches (MoCo, BYOL, DINO).
+    Parameters are float32 under autocast too; an average in bfloat16 would stall.
+    """
+    average = get_ema_multi_avg_fn(momentum)  # type: ignore[no-untyped-call]
+    average(list(follower.parameters()), list(leader.parameters()), 0)
+
+
+def rising_momentum(start: float, step: int, steps: int) -> float:
+    """1 - (1 - start) · (1 + cos(π step / steps)) / 2: from `start` to 1 by half a cosine (BYOL, DINO)."""
+    return 1 - (1 - start) * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def mlp(widths: Sequence[int], *, batch_norm: bool, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    """Linear layers from widths[0] to widths[-1]; after each but the last batch norm (if so), activation."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths[:-1]):
+        # A batch norm brings its own shift: the layer's bias would do nothing.
+        layers.append(nn.Linear(before, after, bias=not batch_norm))
+        layers += [BatchNorm1d(after), activation()] if batch_norm else [activation()]
+    return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
+
+
+class BatchNorm1d(nn.BatchNorm1d):
+    """Batch norm of [B, D] whose statistics are those of the batches of all processes, on any device.
+
+    In one process it is torch's own. (torch's SyncBatchNorm does the same on CUDA only.)
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or distributed.world() == 1:
+            return super().forward(input)
+        with torch.autocast(input.device.type, enabled=False):
+            rows = input.float()
+            count = len(rows) * distributed.world()
+            mean = distributed.total(rows.sum(0)) / count
+            variance = distributed.total((rows - mean).square().sum(0)) / count
+            self._remember(mean.detach(), variance.detach() * (count / (count - 1)))
+            normalised = (rows - mean) * (variance + self.eps).rsqrt()
+            return normalised * self.weight + self.bias if self.affine else normalised
+
+    def _remember(self, mean: Tensor, variance: Tensor) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.momentum is not None
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance, self.momentum)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+
+
+def shuffled(seed: int, epoch: int, index: Tensor, count: int, stream: str) -> Tensor:
+    """0 … count - 1 in an order of its own for every image, int64 [B, count]; keyed as `keyed.uniform`."""
+    draws = index[:, None] * count + torch.arange(count, device=index.device)
+    return keyed.uniform(seed, epoch, draws, stream).argsort(dim=1, stable=True)
+
+
+def enlarged(mask: Tensor, times: int) -> Tensor:
+    """Every cell of a mask [B, h, w] as times × times cells: [B, times · h, times · w]."""
+    return mask.repeat_interleave(times, 1).repeat_interleave(times, 2)

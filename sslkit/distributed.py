@@ -1,0 +1,75 @@
+"""What processes that train together say to each other; with one process every function is the identity.
+
+Each process computes the mean loss of its own images, and gradients are then averaged over processes. The
+functions with gradient are made for that: what a process sends collects gradient from all that received it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this one is, from 0."""
+    return dist.get_rank() if world() > 1 else 0
+
+
+@torch.no_grad()
+def gather(rows: Tensor) -> Tensor:
+    """[B, …] of every process → [world · B, …] in the order of ranks, without gradient."""
+    if world() == 1:
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(world())]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
+
+
+def gather_with_gradient(rows: Tensor) -> Tensor:
+    """`gather`, and each row gets the gradients of all processes that saw it, summed."""
+    if world() == 1:
+        return rows
+    gathered: Tensor = _Gather.apply(rows)
+    return gathered
+
+
+def total(values: Tensor) -> Tensor:
+    """The sum over the processes, with gradient."""
+    if world() == 1:
+        return values
+    summed: Tensor = _Total.apply(values)
+    return summed
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        return gather(rows)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        slope = slope.contiguous()
+        dist.all_reduce(slope)
+        return slope.chunk(world())[rank()]
+
+
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        summed = values.clone()
+        dist.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        slope = slope.clone()
+        dist.all_reduce(slope)
+        return slope

@@ -1,0 +1,30 @@
+"""What devices can do: autocast that has to be off, and FFTs that some of them lack."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+
+import torch
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Autocast off, on devices that know it: spectra are never computed in sixteen bits."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
+
+
+def fourier_device(device: torch.device) -> torch.device:
+    """The device itself, or the CPU, with one warning, where the device has no FFT (older MPS, some NPUs)."""
+    return device if device.type == "cpu" or _has_fourier(device) else torch.device("cpu")
+
+
+@lru_cache
+def _has_fourier(device: torch.device) -> bool:
+    try:
+        torch.fft.irfft2(torch.fft.rfft2(torch.zeros(2, 2, device=device)))
+    except NotImplementedError:
+        warnings.warn(f"{device.type} has no FFT: frequency work runs on the CPU", stacklevel=2)
+        return False
+    return True
