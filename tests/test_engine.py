@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sslkit.methods.base import Clock
 from sslkit.training.device import autocast, pick_device, pick_precision, to_device
 from sslkit.training.engine import Step, split, train
-from sslkit.training.health import ROWS, Interval, effective_rank, feature_std
+from sslkit.training.health import ROWS, Interval, advice, effective_rank, feature_std
 from sslkit.training.optim import CosineSchedule
 
 CPU = torch.device("cpu")
@@ -248,3 +248,26 @@ def test_an_interval_keeps_the_newest_embeddings_only() -> None:
     for _ in range(ROWS // 64):
         interval.add(step_with(torch.ones(64, 64), loss=1.0))
     assert interval.figures()["rank"] == pytest.approx(1, rel=1e-2)
+
+
+HEALTHY = {"std": 0.1, "rank": 50.0, "chance": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("figures", "share", "word"),
+    [
+        (HEALTHY, 0.9, None),
+        ({**HEALTHY, "std": 0.004}, 0.0, "collapsed"),
+        ({**HEALTHY, "rank": 1.01}, 0.0, "one direction"),
+        ({**HEALTHY, "chance": 0.999}, 0.5, "guessing"),
+        ({**HEALTHY, "chance": 0.999}, 0.1, None),  # every network begins there
+        ({"loss": 1.0}, 0.5, None),
+        ({**HEALTHY, "std": math.nan, "rank": math.nan}, 0.5, None),  # the loss will tell
+    ],
+)
+def test_figures_that_look_wrong_come_with_a_cure(
+    figures: dict[str, float], share: float, word: str | None
+) -> None:
+    said = advice(figures, width=100, share=share)
+    assert said is None if word is None else word in str(said)
+    assert word is None or "optim.lr" in str(said)

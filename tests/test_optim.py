@@ -15,6 +15,7 @@ from sslkit.config import Optim
 from sslkit.training.optim import (
     CosineSchedule,
     build_optimizer,
+    clip_gradients_,
     layer_scales,
     learning_rate,
     parameter_groups,
@@ -157,7 +158,9 @@ def test_one_update_is_adamw_s() -> None:
     lr, decay, (first, second), eps = 0.1, 0.05, (0.9, 0.95), 1e-8
     parameter = nn.Parameter(torch.tensor([start], dtype=torch.float64))
     groups: list[dict[str, object]] = [{"params": [parameter], "weight_decay": decay}]
-    optimizer = build_optimizer(groups, Optim(betas=(first, second), eps=eps, weight_decay=0.9), lr)
+    optimizer = build_optimizer(
+        groups, Optim(name="adamw", betas=(first, second), eps=eps, weight_decay=0.9), lr
+    )
     m = v = 0.0
     value = start
     for step, gradient in enumerate(gradients, start=1):
@@ -174,7 +177,7 @@ def test_a_layer_s_scale_becomes_its_rate_and_is_applied_once() -> None:
         {"params": [nn.Parameter(torch.zeros(1))], "weight_decay": 0.0, "lr_scale": 0.25},
         {"params": [nn.Parameter(torch.zeros(1))], "weight_decay": 0.0},
     ]
-    optimizer = build_optimizer(groups, Optim(), 0.4)
+    optimizer = build_optimizer(groups, Optim(name="adamw", weight_decay=0.1), 0.4)
     schedule = CosineSchedule(optimizer, 10, 0, 0.0, 0.0)
     schedule.apply(0)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1, 0.4])
@@ -194,3 +197,63 @@ def test_layer_scales_are_the_official_ones() -> None:
         assert found[f"blocks.{block}.norm2.bias"] == pytest.approx(scales[block + 1], abs=5e-7)
     for name in ("fc_norm.weight", "head.weight", "head.bias"):
         assert found[name] == 1.0, name
+
+
+# ------------------------------------------------------------------------- momentum, LARS, and what moves
+
+
+def two_groups(decay: float) -> list[dict[str, object]]:
+    """A matrix with weight decay and a bias without, both of ones."""
+    matrix, bias = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(3))
+    matrix.grad, bias.grad = torch.full((2, 2), 2.0), torch.full((3,), 2.0)
+    return [{"params": [matrix], "weight_decay": decay}, {"params": [bias], "weight_decay": 0.0}]
+
+
+def test_lars_adapts_what_decays_and_nothing_else() -> None:
+    """By hand: |p| = 2, g = 2 + 0.1, |g| before decay = 4, trust = 0.02 · 2 / (4 + 0.1 · 2)."""
+    groups = two_groups(0.1)
+    build_optimizer(groups, Optim(name="lars", weight_decay=0.1, trust=0.02, momentum=0.0), 1.0).step()
+    matrix, bias = groups[0]["params"][0], groups[1]["params"][0]  # type: ignore[index]
+    trust = 0.02 * 2 / (4 + 0.1 * 2)
+    torch.testing.assert_close(matrix.data, torch.full((2, 2), 1 - trust * 2.1))
+    torch.testing.assert_close(bias.data, torch.full((3,), 1 - 2.0))
+
+
+def test_sgd_has_plain_momentum() -> None:
+    """v ← 0.9 v + g, p ← p - lr v, twice with the same gradient."""
+    groups = two_groups(0.0)
+    optimizer = build_optimizer(groups, Optim(name="sgd", weight_decay=0.0, momentum=0.9), 0.1)
+    optimizer.step()
+    optimizer.step()
+    bias = groups[1]["params"][0]  # type: ignore[index]
+    torch.testing.assert_close(bias.data, torch.full((3,), 1 - 0.1 * 2 - 0.1 * (0.9 * 2 + 2)))
+
+
+def test_weight_decay_follows_its_own_cosine_where_there_is_any() -> None:
+    optimizer = build_optimizer(two_groups(0.04), Optim(name="adamw", weight_decay=0.04), 0.1)
+    schedule = CosineSchedule(optimizer, 100, 10, 0.0, 0.0, weight_decay_end=0.4)
+    seen = []
+    for step in (0, 50, 100):
+        schedule.apply(step)
+        seen.append([group["weight_decay"] for group in optimizer.param_groups])
+    assert seen == [[0.04, 0.0], [pytest.approx(0.22), 0.0], [pytest.approx(0.4), 0.0]]
+
+
+def test_weight_decay_goes_on_from_a_restored_optimizer() -> None:
+    first = build_optimizer(two_groups(0.04), Optim(name="adamw", weight_decay=0.04), 0.1)
+    CosineSchedule(first, 100, 10, 0.0, 0.0, weight_decay_end=0.4).apply(50)
+    second = build_optimizer(two_groups(0.04), Optim(name="adamw", weight_decay=0.04), 0.1)
+    schedule = CosineSchedule(second, 100, 10, 0.0, 0.0, weight_decay_end=0.4)
+    second.load_state_dict(first.state_dict())
+    schedule.apply(100)
+    assert second.param_groups[0]["weight_decay"] == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(("by", "expected"), [("all", [0.6, 0.8]), ("tensor", [1.0, 1.0])])
+def test_gradients_are_clipped_together_or_each_by_itself(by: str, expected: list[float]) -> None:
+    parameters = [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))]
+    parameters[0].grad, parameters[1].grad = torch.tensor([3.0]), torch.tensor([4.0])
+    norm = clip_gradients_(parameters, 1.0, by)
+    assert norm.item() == pytest.approx(5.0)
+    assert [p.grad.item() for p in parameters[:2]] == pytest.approx(expected, abs=1e-4)  # type: ignore[union-attr]
+    assert parameters[2].grad is None

@@ -17,9 +17,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from sslkit import config as configuration
-from sslkit.config import AUTO, PretrainConfig, flat
+from sslkit.config import AUTO, PretrainConfig, build_pretrain, flat
 from sslkit.console import SILENT, Console
 from sslkit.errors import UserError
+from sslkit.methods import card
 from sslkit.paths import next_folder
 from sslkit.training.pretrain import pretrain
 from sslkit.training.resolve import interval, resolve
@@ -223,6 +224,28 @@ def test_what_was_given_stays() -> None:
 )
 def test_choices(values: dict[str, Any], key: str, expected: Any) -> None:
     assert flat(resolved(**values).config)[key] == expected
+
+
+@pytest.mark.parametrize(("name", "decay"), [("adamw", 0.05), ("sgd", 1e-4), ("lars", 1e-4)])
+def test_weight_decay_suits_the_optimizer_and_stays(name: str, decay: float) -> None:
+    optim = resolved(**{"optim.name": name}).config.optim
+    assert (optim.weight_decay, optim.weight_decay_end) == (decay, decay)
+    assert resolved(**{"optim.weight_decay": 0.3}).config.optim.weight_decay_end == 0.3
+
+
+def test_a_method_may_choose_shared_settings_for_a_backbone() -> None:
+    def chosen(backbone: str) -> Any:
+        values = {"model.backbone": backbone, "run.batch_size": 64}
+        config = build_pretrain(
+            "simclr", card("simclr").Config, {**card("simclr").facts["defaults"], **values}
+        )
+        return resolve(config, 1000, 300, CPU)
+
+    cnn, vit = chosen("resnet18"), chosen("vit_tiny_patch16_224")
+    assert (cnn.config.optim.name, cnn.config.optim.lr, cnn.config.optim.weight_decay) == ("sgd", 0.12, 1e-4)
+    assert "LARS" in cnn.reasons["optim.lr"]
+    assert (vit.config.optim.name, vit.config.optim.weight_decay) == ("adamw", 0.05)
+    assert vit.config.optim.lr < 0.01
 
 
 def test_a_batch_larger_than_the_data_is_refused() -> None:

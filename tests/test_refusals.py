@@ -21,6 +21,9 @@ from sslkit.weights import ENCODER_FILE, load_encoder, write_encoder
 TINY = {"epochs": 1, "batch_size": 8, "workers": 0, "device": "cpu", "pictures": 0, "precision": "float32"}
 
 
+SIMCLR = {"method": "simclr", "backbone": "test_resnet", "size": 32}
+
+
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A finished run of eight generated images at 32 px, in the current folder."""
@@ -36,6 +39,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ({"backbone": "test_vit", "size": 32, "settings": ["method.crop_scale=[1.0,0.2]"]}, "is not <="),
         ({"backbone": "vit_tiny_patch16_224", "size": 89}, "not a multiple of 16"),
         ({"backbone": "test_vit", "size": 32, "epoch": 1}, "pretrain has no option 'epoch'"),
+        ({**SIMCLR, "batch_size": 1}, "simclr compares the images of a batch, and gets 1 at once"),
+        ({**SIMCLR, "settings": ["run.micro_batch=7"]}, "simclr compares .* gets 1 at once"),  # 7 and 1 of 8
     ],
 )
 def test_pretrain_refuses_before_it_writes(
@@ -45,6 +50,17 @@ def test_pretrain_refuses_before_it_writes(
     with pytest.raises(UserError, match=message):
         verbs.pretrain("fractal:8", out="run", **{**TINY, **options})  # type: ignore[arg-type]
     assert not (tmp_path / "run").exists()
+
+
+def test_accumulation_that_changes_the_method_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = {**TINY, **SIMCLR, "settings": ["run.micro_batch=4"]}
+    verbs.pretrain("fractal:8", out="run", console=Console(), **options)  # type: ignore[arg-type]
+    assert "simclr compares the images in memory: 8 in parts of 4" in capsys.readouterr().err
+    verbs.pretrain("fractal:8", out="whole", console=Console(), **{**TINY, **SIMCLR})  # type: ignore[arg-type]
+    assert "in memory" not in capsys.readouterr().err
 
 
 def test_init_brings_backbone_and_size_and_its_weights(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

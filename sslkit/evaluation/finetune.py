@@ -137,6 +137,7 @@ class _Session:
             device=self.device,
             precision=self.config.run.precision,
             clip=config.optim.clip,
+            clip_by=config.optim.clip_by,
             micro_batch=config.run.micro_batch,
         )
         try:
@@ -244,12 +245,17 @@ class _Session:
 def optimisation(
     model: nn.Module, config: FinetuneConfig, clock: Clock
 ) -> tuple[torch.optim.Optimizer, CosineSchedule]:
-    """AdamW with layer decay, and the schedule as the official code counts it."""
+    """The optimizer with layer decay, and the schedule as the official code counts it."""
     optim, schedule = config.optim, config.schedule
     scale = learning_rate(1.0, config.run.batch_size, optim.reference_batch)
     groups = finetune_groups(model, optim.weight_decay, optim.layer_decay)
     optimizer = build_optimizer(groups, optim, optim.lr * scale)
     warmup = min(round(schedule.warmup_epochs * clock.steps_per_epoch), clock.steps - 1)
     return optimizer, CosineSchedule(
-        optimizer, clock.steps, warmup, schedule.warmup_lr * scale, schedule.min_lr * scale
+        optimizer,
+        clock.steps,
+        warmup,
+        schedule.warmup_lr * scale,
+        schedule.min_lr * scale,
+        optim.weight_decay_end,
     )

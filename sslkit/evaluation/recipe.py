@@ -38,9 +38,6 @@ class Model:
 
 @dataclass(frozen=True)
 class Optim(configuration.Optim):
-    weight_decay: float = setting(
-        AUTO, "of matrices and kernels; biases, norms and embeddings have none", low=0, auto=True
-    )
     layer_decay: float = setting(
         AUTO, "learning-rate factor from each layer to the one before it", above=0, high=1, auto=True
     )
@@ -219,7 +216,9 @@ def _resolve_optim(choice: Chooser[FinetuneConfig], given: Given, batch: int) ->
     floor = LEAST_PEAK * optim.reference_batch / batch
     reason = "the paper's" if paper >= floor else f"peak {LEAST_PEAK:g}, the paper's moves too little here"
     choice("optim.lr", max(paper, floor), reason)
-    choice("optim.weight_decay", 0.02 if cnn else 0.05, f"usual for a {given.family}")
+    choice("optim.name", "adamw", "suits every backbone")
+    decay = choice("optim.weight_decay", 0.02 if cnn else 0.05, f"usual for a {given.family}")
+    choice("optim.weight_decay_end", decay, "constant")
     if given.scratch:
         choice("optim.layer_decay", 1.0, "random weights: no layer is worth protecting")
     else:

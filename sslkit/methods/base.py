@@ -67,6 +67,10 @@ class Method(nn.Module):
     overrides: ClassVar[Mapping[str, Mapping[str, float]]] = {}
     """Parameter-name pattern → optimizer options, e.g. {"*.pos_embed": {"weight_decay": 0.0}}."""
     needs: ClassVar[frozenset[str]] = frozenset({"image"})
+    minimum_batch: ClassVar[int] = 1
+    """Images that the loss takes at least; contrasting one image with itself teaches nothing."""
+    couples_images: ClassVar[bool] = False
+    """True where an image's loss depends on the others in memory: accumulation then changes the method."""
 
     encoder: Encoder
     """The product: what is probed and exported."""
@@ -79,7 +83,10 @@ class Method(nn.Module):
 
     @staticmethod
     def resolve(config: Any, family: str, info: Info) -> dict[str, tuple[Any, str]]:
-        """Values for the method's settings left at auto, each with its reason in a few words."""
+        """Values for settings left at auto, each with its reason in a few words.
+
+        Keys are the method's own settings, or shared ones with their section: "optim.name".
+        """
         return {}
 
     def transform(self) -> Transform:

@@ -21,9 +21,13 @@ class Chooser(Generic[Configuration]):
     def __call__(self, key: str, value: Any, reason: str) -> Any:
         """The value that `key` ("section.name") now has."""
         section, _, name = key.partition(".")
+        given = getattr(getattr(self.config, section), name)
+        return self.take(key, value, reason) if given == AUTO else given
+
+    def take(self, key: str, value: Any, reason: str) -> Any:
+        """`value` for `key` whatever it has now; returned again."""
+        section, _, name = key.partition(".")
         own = getattr(self.config, section)
-        if getattr(own, name) != AUTO:
-            return getattr(own, name)
         self.reasons[key] = reason
         changed: dict[str, Any] = {section: dataclasses.replace(own, **{name: value})}
         self.config = dataclasses.replace(self.config, **changed)  # type: ignore[type-var]

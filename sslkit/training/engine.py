@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sslkit.methods.base import Batch, Clock
 from sslkit.training.device import Precision, autocast, to_device
-from sslkit.training.optim import CosineSchedule
+from sslkit.training.optim import CosineSchedule, clip_gradients_
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ def train(
     device: torch.device,
     precision: Precision = "float32",
     clip: float = 0.0,
+    clip_by: str = "all",
     micro_batch: int = 0,
 ) -> Iterator[Step]:
     """Train from `clock.step` to `clock.steps`, one yielded `Step` per update.
@@ -51,7 +52,7 @@ def train(
     Args:
         method: a module with `forward(batch, clock) -> {"loss": …}` and `after_step(clock)`.
         batches: one per step, starting with that of `clock.step`.
-        clip: global norm to which gradients are clipped; 0: never.
+        clip: norm to which gradients are clipped, of "all" or of each "tensor"; 0: never.
         micro_batch: images at once in memory, gradients are accumulated; 0: the whole batch. Losses that
             pool over the batch (MFM's) are then pooled over the micro-batch.
     """
@@ -67,7 +68,7 @@ def train(
         parts = split(to_device(batch, device), micro_batch)
         whole = len(batch["index"])
         outputs = [_backward(method, part, now, device, precision, whole) for part in parts]
-        grad_norm = nn.utils.clip_grad_norm_(parameters, clip if clip > 0 else float("inf"))
+        grad_norm = clip_gradients_(parameters, clip, clip_by)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         method.after_step(now)

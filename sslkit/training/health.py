@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,30 @@ def effective_rank(embedding: Tensor) -> Tensor:
     share = values / values.sum().clamp_min(1e-12) + 1e-7
     rank = torch.exp(-(share * share.log()).sum())
     return rank.where(embedding.isfinite().all(), torch.nan)
+
+
+def advice(figures: Mapping[str, float], width: int, share: float) -> str | None:
+    """What is wrong with figures that look wrong, and the cure; None if nothing does.
+
+    Args:
+        figures: of an interval; "chance" is a K-way loss divided by that of guessing, log K.
+        width: of the embedding, D.
+        share: of the training that is done, 0 to 1; every network begins with guessing.
+    """
+    healthy = width**-0.5
+    if figures.get("std", 1.0) < 0.05 * healthy:
+        return (
+            f"all images get nearly the same features (std {figures['std']:.2g}, healthy: {healthy:.2g}): "
+            "the network has collapsed; start again with a smaller optim.lr or a larger batch"
+        )
+    if figures.get("rank", 2.0) < 1.05:
+        return "the features vary along one direction only (rank 1): start again with a smaller optim.lr"
+    if share > 0.3 and figures.get("chance", 0.0) > 0.995:
+        return (
+            "the loss stands where guessing would be: nothing is learned yet; "
+            "a smaller optim.lr, a longer warm-up or, for a teacher, a lower method.momentum may help"
+        )
+    return None
 
 
 class Interval:

@@ -1,15 +1,17 @@
-"""Parameter groups, timm's AdamW and timm's cosine schedule, counted as the official code counts them."""
+"""Parameter groups, timm's optimizers and timm's cosine schedule, counted as MFM's official code counts."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
-from torch import nn
+from torch import Tensor, nn
 
 from sslkit.config import Optim
 
@@ -52,17 +54,37 @@ def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
 
 
 def build_optimizer(groups: list[dict[str, object]], optim: Optim, lr: float) -> torch.optim.Optimizer:
-    """timm's AdamW over ready-made groups; a group's "lr_scale" becomes its own learning rate.
+    """timm's AdamW, SGD or LARS over ready-made groups; a group's "lr_scale" becomes its own learning rate.
 
     The scale is folded into the rate here, because the official code keeps the minimum of the cosine at the
-    same absolute number for every layer, where timm's scheduler would scale that too.
+    same absolute number for every layer, where timm's scheduler would scale that too. Momentum is the plain
+    one, not Nesterov's. LARS adapts the rate of groups with weight decay only (You et al., 2017).
     """
     for group in groups:
         group["lr"] = lr * float(group.pop("lr_scale", 1.0))  # type: ignore[arg-type]
+    options: dict[str, dict[str, Any]] = {
+        "adamw": {"opt": "adamw", "betas": optim.betas, "eps": optim.eps},
+        "sgd": {"opt": "momentum", "momentum": optim.momentum},
+        "lars": {"opt": "lars", "momentum": optim.momentum, "trust_coeff": optim.trust},
+    }
     optimizer: torch.optim.Optimizer = create_optimizer_v2(
-        groups, opt="adamw", lr=lr, weight_decay=optim.weight_decay, betas=optim.betas, eps=optim.eps
+        groups, lr=lr, weight_decay=optim.weight_decay, **options[optim.name]
     )
     return optimizer
+
+
+def clip_gradients_(parameters: list[nn.Parameter], limit: float, by: str = "all") -> Tensor:
+    """Scale gradients down to a norm of `limit` (0: leave them); returns their norm before, a scalar.
+
+    by: "all" measures all gradients as one vector; "tensor" each parameter's by itself (DINO).
+    """
+    if by == "all" or limit <= 0:
+        return nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else float("inf"))
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    for parameter in parameters:
+        nn.utils.clip_grad_norm_(parameter, limit)
+    return norm
 
 
 class CosineSchedule:
@@ -71,11 +93,21 @@ class CosineSchedule:
     With T steps of which W warm up:  t < W: w + t (b - w) / W;   t ≥ W: l + (b - l) (1 + cos(π t / T)) / 2,
     so the rate falls visibly at t = W. The official code steps the scheduler after the optimizer, so
     update k uses the rate of k - 1, and updates 0 and 1 both that of 0.
+
+    `weight_decay_end` takes every weight decay that is not 0 there by a cosine over all steps (DINO).
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, steps: int, warmup: int, warmup_lr: float, min_lr: float
+        self,
+        optimizer: torch.optim.Optimizer,
+        steps: int,
+        warmup: int,
+        warmup_lr: float,
+        min_lr: float,
+        weight_decay_end: float | None = None,
     ) -> None:
+        self._optimizer, self._steps, self._weight_decay_end = optimizer, steps, weight_decay_end
+        self._weight_decays = [group["weight_decay"] for group in optimizer.param_groups]
         self._scheduler = CosineLRScheduler(
             optimizer,
             t_initial=max(steps, 2),
@@ -87,5 +119,11 @@ class CosineSchedule:
         )
 
     def apply(self, step: int) -> None:
-        """Set the learning rates of every group for update `step`."""
+        """Set learning rate and weight decay of every group for update `step`."""
         self._scheduler.step_update(max(step - 1, 0))
+        if self._weight_decay_end is None:
+            return
+        share = (1 - math.cos(math.pi * step / self._steps)) / 2
+        for group, start in zip(self._optimizer.param_groups, self._weight_decays, strict=True):
+            if start > 0:
+                group["weight_decay"] = start + (self._weight_decay_end - start) * share

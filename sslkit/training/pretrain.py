@@ -14,7 +14,8 @@ from sslkit.console import SILENT, Console
 from sslkit.data.decode import native_side
 from sslkit.data.sources import ImageSet, open_images
 from sslkit.errors import UserError
-from sslkit.methods.base import Info, Method
+from sslkit.methods import load
+from sslkit.methods.base import Method
 from sslkit.training import checkpoint
 from sslkit.training.device import pick_device
 from sslkit.training.progress import announce
@@ -36,6 +37,7 @@ def pretrain(config: PretrainConfig, console: Console = SILENT) -> Path:
     images = open_images(config.data.sources, config.data.limit or None)
     config = _anchored(config)
     ready = resolve(config, len(images), native_side(images), device)
+    _check(ready, console)
     method = _prepared(ready, images, device, console)
     run = RunFolder.create(Path(ready.config.run.out))
     run.update(status="running", **describe(images, ready.info, device))
@@ -65,7 +67,7 @@ def resume(path: Path, console: Console = SILENT) -> Path:
         raise UserError(
             f"the images have changed since {path} began: {was} then, {len(images)} now", "restore them"
         )
-    ready = Resolved(config, Info(len(images), config.data.size, facts["data"]["native"]), {})
+    ready = resolve(config, len(images), facts["data"]["native"], device)  # settings newer than the run
     method = build_method(config, ready.info).to(device)
     session = Session(ready, method, images, run, device, console)
     with console.copied_to(path / "log.txt"):
@@ -79,6 +81,24 @@ def resume(path: Path, console: Console = SILENT) -> Path:
         run.update(status="running")
         console.say(f"resuming {path} at step {start} of {session.clock.steps}")
         return session.go(start)
+
+
+def _check(ready: Resolved, console: Console) -> None:
+    """Refuse what the method can't do with these images and batches; warn of what changes it."""
+    name, run = ready.config.method_name, ready.config.run
+    method, memory = load(name), run.micro_batch or run.batch_size
+    if missing := method.needs - {"image"}:
+        problem = f"{name} needs {', '.join(sorted(missing))} beside images"
+        raise UserError(problem, "sslkit pretrain gives images alone; sslkit methods lists what others need")
+    last = run.batch_size % memory or memory
+    if min(memory, last) < method.minimum_batch:
+        problem = f"{name} compares the images of a batch, and gets {min(memory, last)} at once"
+        raise UserError(problem, f"--batch-size and --micro-batch of at least {method.minimum_batch}")
+    if method.couples_images and memory < run.batch_size:
+        console.warn(
+            f"{name} compares the images in memory: {run.batch_size} in parts of {memory} is the method "
+            f"at batch {memory}, with rarer steps"
+        )
 
 
 def _anchored(config: PretrainConfig) -> PretrainConfig:

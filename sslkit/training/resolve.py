@@ -20,7 +20,7 @@ from sslkit.methods.base import Info
 from sslkit.paths import next_folder
 from sslkit.training.choices import Chooser, reading_workers
 from sslkit.training.device import pick_precision
-from sslkit.weights import architecture
+from sslkit.weights import Architecture, architecture
 
 IMAGES_SEEN = {"cuda": 20_000_000, "mps": 3_000_000, "cpu": 300_000}
 """How many views a run looks at by default: an hour or so on such a device."""
@@ -48,13 +48,14 @@ def resolve(config: PretrainConfig, count: int, native: int, device: torch.devic
     choice = Chooser(config)
     large = device.type == "cuda"
     if config.model.init:
-        name, side, patch = architecture(config.model.init)
-        choice("model.backbone", name, f"that of {config.model.init}")
-        choice("data.size", side, f"that of {config.model.init}")
-        choice("model.patch_size", patch, f"that of {config.model.init}")
+        made, reason = architecture(config.model.init), f"that of {config.model.init}"
+        choice("model.backbone", made.name, reason)
+        choice("data.size", made.size, reason)
+        choice("model.patch_size", made.patch_size, reason)
+        _take_stem(choice, made, reason)
     usual = "vit_small_patch16_224" if large else "vit_tiny_patch16_224"
     backbone = choice("model.backbone", usual, f"for {device.type}")
-    side = _size(backbone, native, 224 if large else 96)
+    side = _size(backbone, native, 64 if config.model.stem == "small" else 224 if large else 96)
     size = choice("data.size", side, f"images have {native} px, for {device.type}")
     choice("model.patch_size", *_patch_size(backbone, size))
     batch = choice("run.batch_size", min(256 if large else 64, count), f"for {device.type}")
@@ -68,7 +69,6 @@ def resolve(config: PretrainConfig, count: int, native: int, device: torch.devic
         f"{count:,} images",
     )
     choice("schedule.warmup_epochs", round(epochs / 15, 2), "a fifteenth of the epochs, as in the paper")
-    choice("optim.lr", *_learning_rate(batch, config.optim.reference_batch))
     choice("run.precision", pick_precision(AUTO, device), "what the chip multiplies fastest")
     choice("run.device", str(device), "found here")
     choice("data.workers", reading_workers(not large), "processor cores")
@@ -80,11 +80,27 @@ def resolve(config: PretrainConfig, count: int, native: int, device: torch.devic
         str(next_folder(Path("runs"), f"{config.method_name}-{_plain(backbone)}")),
         "the next free name",
     )
-    info = Info(count, size, native)
-    kind = _kind(backbone)
-    for key, (value, reason) in load(config.method_name).resolve(config.method, kind, info).items():
-        choice(f"method.{key}", value, reason)
+    info, method = Info(count, size, native), load(config.method_name)
+    for key, (value, reason) in method.resolve(config.method, _kind(backbone), info).items():
+        choice(key if "." in key else f"method.{key}", value, reason)
+    adamw = choice("optim.name", "adamw", "suits every backbone") == "adamw"
+    decay = choice("optim.weight_decay", 0.05 if adamw else 1e-4, f"usual for {choice.config.optim.name}")
+    choice("optim.weight_decay_end", decay, "constant")
+    choice("optim.lr", *_learning_rate(batch, config.optim.reference_batch))
     return Resolved(choice.config, info, choice.reasons)
+
+
+def _take_stem(choice: Chooser[PretrainConfig], made: Architecture, reason: str) -> None:
+    """The stem of the weights to start from: a small one is taken over, a standard one can't become small."""
+    model = choice.config.model
+    if model.stem == made.stem or _plain(model.backbone) != _plain(made.name):
+        return
+    if made.stem == "standard":
+        raise UserError(
+            f"model.stem is small, and --init {model.init} ({made.name}) has the standard stem",
+            "--set model.stem=standard, or start from random weights",
+        )
+    choice.take("model.stem", made.stem, reason)
 
 
 def _size(backbone: str, native: int, usual: int) -> int:

@@ -142,7 +142,8 @@ def describe(images: ImageSet, info: Info, device: torch.device) -> dict[str, An
 def build_method(config: PretrainConfig, info: Info) -> Method:
     """The method and its encoder with fresh weights, from a resolved configuration."""
     torch.manual_seed(config.run.seed)
-    encoder = Encoder(config.model.backbone, config.data.size, patch_size=config.model.patch_size or None)
+    model = config.model
+    encoder = Encoder(model.backbone, config.data.size, patch_size=model.patch_size or None, stem=model.stem)
     return load(config.method_name)(config.method, encoder, info)
 
 

@@ -24,7 +24,7 @@ from sslkit.methods.base import Batch, Clock, Method
 from sslkit.training import checkpoint
 from sslkit.training.device import autocast, to_device
 from sslkit.training.engine import Step, train
-from sslkit.training.health import Interval
+from sslkit.training.health import Interval, advice
 from sslkit.training.optim import CosineSchedule, build_optimizer, learning_rate, parameter_groups
 from sslkit.training.progress import note
 from sslkit.training.resolve import Resolved, interval
@@ -67,10 +67,12 @@ class Session:
             warmup,
             config.schedule.warmup_lr * scale,
             config.schedule.min_lr * scale,
+            optim.weight_decay_end,
         )
         self.skipped = Skipped(run, len(self.images), config.data.max_bad)
         self.save_every = interval(config.run.save_every)
         self.saved = time.monotonic()
+        self.warned = False
 
     def go(self, start: int) -> Path:
         """Run the loop from `start`, and leave the product."""
@@ -109,6 +111,7 @@ class Session:
                 device=self.device,
                 precision=config.run.precision,
                 clip=config.optim.clip,
+                clip_by=config.optim.clip_by,
                 micro_batch=config.run.micro_batch,
             )
             for step in self._logged(steps, bar):
@@ -151,6 +154,10 @@ class Session:
                 f"resume with a smaller lr in {self.run.path / 'config.toml'}; checkpoints before are whole",
                 code=1,
             )
+        problem = advice(numbers, self.method.encoder.width, done / step.clock.steps)
+        if problem and not self.warned:
+            self.console.warn(f"step {done}: {problem}")
+        self.warned = self.warned or problem is not None
         logged = self.run.log(line)
         self.console.event(logged)
         return logged
