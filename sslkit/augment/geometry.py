@@ -67,20 +67,33 @@ def to_tensor_uint8(image: Image.Image) -> Tensor:
 
 @dataclass(frozen=True)
 class RandomResizedCrop:
-    """Training view: a random box at size x size, mirrored with probability `flip` (MFM's augmentation)."""
+    """Training view: a random box at size x size, mirrored with probability `flip` (MFM's augmentation).
+
+    Args:
+        box: `Views` hands out each view's box beside it.
+    """
 
     size: int
     scale: tuple[float, float] = (0.2, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
+    box: bool = False
 
     def __call__(self, image: Image.Image, random: np.random.Generator) -> Tensor:
         """uint8 [3, size, size]"""
+        return self.with_box(image, random)[0]
+
+    def with_box(self, image: Image.Image, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """uint8 [3, size, size], and float32 [5]: left, top, width, height in shares of the image's sides,
+        before the view was mirrored, and 1 if it was, else 0."""
         box = random_resized_crop_box(image.width, image.height, self.scale, self.ratio, random)
         view = crop_resize(image, box, self.size)
-        if random.random() < self.flip:
+        mirrored = random.random() < self.flip
+        if mirrored:
             view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return to_tensor_uint8(view)
+        left, top, width, height = box
+        place = [left / image.width, top / image.height, width / image.width, height / image.height, mirrored]
+        return to_tensor_uint8(view), torch.tensor(place, dtype=torch.float32)
 
 
 @dataclass(frozen=True)
@@ -109,10 +122,19 @@ class CenterCrop:
 
 
 class Views:
-    """Several views of one image under names: `Views(image=crop)`, `Views(first=crop, second=crop)`."""
+    """Several views of one image under names: `Views(image=crop)`, `Views(first=crop, second=crop)`.
+
+    A crop with `box=True` adds the tensor "NAME_box", which reaches the batch as float32 [B, 5].
+    """
 
     def __init__(self, **views: Callable[[Image.Image, np.random.Generator], Tensor]) -> None:
         self.views = views
 
     def __call__(self, image: Image.Image, random: np.random.Generator) -> dict[str, Tensor]:
-        return {name: view(image, random) for name, view in self.views.items()}
+        tensors: dict[str, Tensor] = {}
+        for name, view in self.views.items():
+            if isinstance(view, RandomResizedCrop) and view.box:
+                tensors[name], tensors[f"{name}_box"] = view.with_box(image, random)
+            else:
+                tensors[name] = view(image, random)
+        return tensors
