@@ -16,7 +16,8 @@ from timm.layers import resample_abs_pos_embed
 from timm.models import VisionTransformer, is_model_in_modules
 from torch import Tensor, nn
 
-from sslkit.errors import UserError, nearest
+from sslkit.errors import UserError
+from sslkit.timm_models import Stem, create_model
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -40,6 +41,7 @@ class Encoder(nn.Module):
         size: side of the images it is meant for, pixels. Vision transformers take other sizes too
             (their position embedding is resampled).
         patch_size: for vision transformers, a patch other than the name's (small images).
+        stem: for ResNets, "small" keeps the resolution of small images: `timm_models.shrink_stem_`.
         pretrained: load timm's published weights; the only network use.
 
     Vision transformers are pooled by the mean of their normalised patch tokens (`global_pool="avg"`,
@@ -48,16 +50,22 @@ class Encoder(nn.Module):
     buffers, so checkpoints hold them, and the exported config.json says them.
 
     Raises:
-        UserError: unknown name, or a size that the model can't take.
+        UserError: unknown name, or a size or stem that the model can't take.
     """
 
     def __init__(
-        self, name: str, size: int, *, patch_size: int | None = None, pretrained: bool = False
+        self,
+        name: str,
+        size: int,
+        *,
+        patch_size: int | None = None,
+        stem: Stem = "standard",
+        pretrained: bool = False,
     ) -> None:
         super().__init__()
-        self.name, self.size = name, size
+        self.name, self.size, self.stem = name, size, stem
         self.arguments = timm_arguments(name, size, patch_size)
-        self.model = create_model(name, pretrained=pretrained, num_classes=0, **self.arguments)
+        self.model = create_model(name, stem, pretrained=pretrained, num_classes=0, **self.arguments)
         published = self.model.pretrained_cfg if pretrained else {}
         self.register_buffer("mean", _per_channel(published.get("mean", IMAGENET_MEAN)))
         self.register_buffer("std", _per_channel(published.get("std", IMAGENET_STD)))
@@ -152,6 +160,23 @@ class Encoder(nn.Module):
         count = model.num_prefix_tokens
         return Tokens(x[:, :count], x[:, count:])
 
+    def masked_map(self, images: Tensor, mask: Tensor, mask_token: Tensor) -> Tensor:
+        """The final map [B, C, h, w] where hidden patches enter as `mask_token`; ViT and Swin (SimMIM).
+
+        Args:
+            images: float [B, 3, H, W] in [0, 1].
+            mask: bool [B, H / p, W / p], True = hidden, p the side of the first embedding's patches.
+            mask_token: [D], of that embedding's width.
+        """
+        rows = images.shape[-2] // self.stride
+        if self.family == "vit":
+            tokens = self.tokens(images, mask.flatten(1), mask_token)
+            return self._as_map(torch.cat(tokens, dim=1), rows)
+        model = self.model
+        x = model.patch_embed(self.normalize(images))  # [B, H / p, W / p, D]
+        x = torch.where(mask[..., None], mask_token.to(x.dtype), x)
+        return self._as_map(model.norm(model.layers(x)), rows)
+
     def _positions(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Position embeddings of prefix [1, p, D] (zeros if they have none) and patches [1, h·w, D]."""
         model = self.model
@@ -164,26 +189,6 @@ class Encoder(nn.Module):
         )
         prefix = position[:, :count] if count else position.new_zeros(1, 1, position.shape[-1])
         return prefix, position[:, count:]
-
-
-def create_model(name: str, **arguments: Any) -> Any:
-    """`timm.create_model` with unknown names and impossible arguments told in one line."""
-    if not timm.is_model(name.split(".")[0]):
-        raise UserError(
-            f"unknown backbone {name!r}", nearest(name, timm.list_models()) + " (sslkit models lists all)"
-        )
-    try:
-        return timm.create_model(name, **arguments)
-    except OSError as problem:
-        reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
-        raise UserError(
-            f"the weights of {name} can't be fetched: {reason}", "is there a network?"
-        ) from problem
-    except (AssertionError, TypeError, ValueError, RuntimeError) as problem:
-        reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
-        raise UserError(
-            f"backbone {name} can't be built with {arguments}: {reason}", "try another --size"
-        ) from problem
 
 
 def native_size(name: str) -> int:

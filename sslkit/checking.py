@@ -17,6 +17,8 @@ def checked(key: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, int | float) and not isinstance(number, bool):
             _in_range(key, number, metadata)
+    if metadata.get("ordered") and value[0] > value[1]:
+        raise UserError(f"{key}: {value[0]} is not <= {value[1]}", "the smaller of the two first")
     return value
 
 

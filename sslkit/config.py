@@ -37,11 +37,13 @@ def setting(
     low: float | None = None,
     high: float | None = None,
     auto: bool = False,
+    ordered: bool = False,
 ) -> Any:
-    """A dataclass field: default, one sentence, range (`above` is exclusive), and if it may be "auto"."""
-    return field(
-        default=default, metadata={"help": help, "above": above, "low": low, "high": high, "auto": auto}
-    )
+    """A dataclass field: default, one sentence, range (`above` is exclusive), if it may be "auto", and if it
+    is a pair whose first number must not be above the second.
+    """
+    limits = {"above": above, "low": low, "high": high, "ordered": ordered}
+    return field(default=default, metadata={"help": help, **limits, "auto": auto})
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import safetensors
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from sslkit.backbones import Encoder, check_size, native_size
 from sslkit.errors import UserError
+from sslkit.timm_models import Stem
 
 ENCODER_FILE = "encoder.safetensors"
 EXPORT_FILE = "model.safetensors"  # the name timm and the Hugging Face hub look for
@@ -64,12 +65,14 @@ def load_encoder(source: str | Path, size: int | None = None, seed: int = 0) -> 
     # A ViT keeps the position embedding it was trained with and resamples it in each forward pass; other
     # models have nothing that depends on the size, or are built for the new one (Swin).
     built = arguments["img_size"] if arguments.get("dynamic_img_size") else side
-    encoder = Encoder(config["architecture"], built, patch_size=arguments.get("patch_size"))
+    stem = stem_of(config)
+    encoder = Encoder(config["architecture"], built, patch_size=arguments.get("patch_size"), stem=stem)
     found = load_into(encoder.model, read_tensors(file))
     if found.missing or found.unused:
         names = ", ".join((found.missing + found.unused)[:3])
         cure = "was config.json edited?" if side == made else f"the weights are for images of {made} px"
-        raise UserError(f"{file} does not fit {config['architecture']} at {side} px: {names} …", cure)
+        model = encoder.name + (" with the small stem" if stem == "small" else "")
+        raise UserError(f"{file} does not fit {model} at {side} px: {names} …", cure)
     check_size(encoder.name, side, encoder.stride)
     encoder.size = side
     with torch.no_grad():
@@ -78,17 +81,26 @@ def load_encoder(source: str | Path, size: int | None = None, seed: int = 0) -> 
     return encoder.eval()
 
 
-def architecture(source: str) -> tuple[str, int, int]:
-    """Backbone, side of the images and patch (0: the name's own) of a SOURCE, without reading weights."""
+class Architecture(NamedTuple):
+    """What the weights of a SOURCE were made for."""
+
+    name: str
+    size: int  # side of the images, pixels
+    patch_size: int  # 0: the name's own
+    stem: Stem
+
+
+def architecture(source: str) -> Architecture:
+    """The architecture of a SOURCE, without reading weights."""
     if source.startswith(("timm/", "random/")):
         name = source.partition("/")[2]
-        return name, native_size(name), 0
+        return Architecture(name, native_size(name), 0, "standard")
     config = read_config(encoder_file(Path(source)).parent)
     side, patch = (
         config["pretrained_cfg"]["input_size"][-1],
         config.get("model_args", {}).get("patch_size", 0),
     )
-    return str(config["architecture"]), int(side), int(patch)
+    return Architecture(str(config["architecture"]), int(side), int(patch), stem_of(config))
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
@@ -114,19 +126,31 @@ def encoder_file(path: Path) -> Path:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The config.json that timm and sslkit share."""
+    """The config.json that timm and sslkit share; "sslkit" is a section that timm does not read."""
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         made = config["pretrained_cfg"]
         config["architecture"], made["input_size"][-1], made["mean"][2], made["std"][2]
-    except (ValueError, KeyError, TypeError, IndexError, OSError) as problem:
+        if stem_of(config) not in get_args(Stem):
+            raise ValueError(f"stem {stem_of(config)!r}")
+    except (AttributeError, ValueError, KeyError, TypeError, IndexError, OSError) as problem:
         raise UserError(f"{folder / 'config.json'} is not a timm model configuration: {problem!r}") from None
     return config
 
 
+def stem_of(config: dict[str, Any]) -> Stem:
+    """The stem that a config.json tells of; the model's own where it tells nothing."""
+    stem: Stem = config.get("sslkit", {}).get("stem", "standard")
+    return stem
+
+
 def timm_config(encoder: Encoder) -> dict[str, Any]:
-    """What `timm.create_model("local-dir:FOLDER", pretrained=True)` reads as config.json."""
+    """What `timm.create_model("local-dir:FOLDER", pretrained=True)` reads as config.json.
+
+    timm has no argument for the small stem: that stands in a section of ours.
+    """
     side = encoder.size
+    own = {"sslkit": {"stem": encoder.stem}} if encoder.stem != "standard" else {}
     return {
         "architecture": encoder.name.split(".")[0],
         "num_classes": 0,
@@ -146,12 +170,14 @@ def timm_config(encoder: Encoder) -> dict[str, Any]:
             "first_conv": None,
             "classifier": None,
         },
+        **own,
     }
 
 
 def write_encoder(encoder: Encoder, folder: Path, file: str, metadata: dict[str, str]) -> Path:
     """Weights in timm's key names and the config.json beside them; returns the weight file."""
-    save(encoder.model.state_dict(), folder / file, metadata)
+    stem = {"stem": encoder.stem} if encoder.stem != "standard" else {}
+    save(encoder.model.state_dict(), folder / file, {**metadata, **stem})
     text = json.dumps(timm_config(encoder), indent=2) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
     return folder / file

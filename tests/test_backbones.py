@@ -180,6 +180,28 @@ def test_hidden_pixels_do_not_matter() -> None:
     assert not torch.equal(made.tokens(batch).patch, made.tokens(other).patch)
 
 
+@pytest.mark.parametrize("name", ["test_vit", "deit3_small_patch16_224", SWIN, "swinv2_tiny_window8_256"])
+def test_masked_map_is_the_map_with_the_token_for_hidden_patches(name: str) -> None:
+    """Against timm's own forward, with the patch embedding of hidden cells replaced on the way."""
+    made, batch = encoder(name), images(2, 3, 64, 64)
+    side = made.model.feature_info[0]["reduction"]
+    token = torch.randn(made.model.feature_info[0]["num_chs"], generator=torch.Generator().manual_seed(2))
+    mask = images(2, 64 // side, 64 // side) < 0.5
+
+    def replace(_module: object, _inputs: object, embedded: Tensor) -> Tensor:
+        for cell in mask.nonzero().tolist():
+            embedded[*cell] = token
+        return embedded
+
+    hook = made.model.patch_embed.register_forward_hook(replace)
+    expected = made.maps(batch)[0]
+    hook.remove()
+    found = made.masked_map(batch, mask, token)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    assert not torch.allclose(found, made.maps(batch)[0], atol=1e-2)
+    torch.testing.assert_close(made.masked_map(batch, mask & False, token), made.maps(batch)[0])
+
+
 def test_tokens_are_for_vits_and_a_mask_needs_its_token() -> None:
     with pytest.raises(UserError, match="test_resnet has no tokens"):
         encoder("test_resnet").tokens(images(1, 3, 64, 64))

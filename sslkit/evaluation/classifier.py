@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sslkit.backbones import Encoder, create_model, initialize_vit_
+from sslkit.backbones import Encoder, initialize_vit_
 from sslkit.errors import UserError
 from sslkit.evaluation.augmentation import Mixing
 from sslkit.methods.base import Batch, Clock
+from sslkit.timm_models import create_model
 from sslkit.training.optim import layer_scales, parameter_groups
 from sslkit.weights import EXPORT_FILE, Loaded, load_into, save, tensors_for, timm_config
 
@@ -77,7 +78,7 @@ def build_model(
     torch.manual_seed(seed)
     rate = {"drop_path_rate": drop_path} if drop_path else {}
     model: nn.Module = create_model(
-        encoder.name, num_classes=classes, **classifier_arguments(encoder, size), **rate
+        encoder.name, encoder.stem, num_classes=classes, **classifier_arguments(encoder, size), **rate
     )
     if scratch:
         return model, Loaded(0, (), ()), tuple(model.state_dict())
@@ -135,7 +136,10 @@ def write_classifier(
     folder: Path,
     metadata: dict[str, str],
 ) -> None:
-    """model.safetensors, config.json, classes.json; timm opens the folder as "local-dir:FOLDER"."""
+    """model.safetensors, config.json, classes.json; timm opens the folder as "local-dir:FOLDER".
+
+    With the small stem timm's model needs that one first, as `sslkit export` prints it.
+    """
     save(model.state_dict(), folder / EXPORT_FILE, metadata)
     config = timm_config(encoder)
     head = classifier_name(model)

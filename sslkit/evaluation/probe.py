@@ -112,13 +112,16 @@ def _jobs(encoders: dict[str, Encoder], baselines: Sequence[str], seed: int) -> 
 
 def _random_name(encoder: Encoder) -> str:
     patch = encoder.arguments.get("patch_size")
-    return f"random {encoder.name}" + (f" patch {patch}" if patch else "") + f" {encoder.size} px"
+    variant = f" patch {patch}" if patch else " small stem" if encoder.stem == "small" else ""
+    return f"random {encoder.name}{variant} {encoder.size} px"
 
 
 def _reset(encoder: Encoder, seed: int) -> Encoder:
     """The same architecture with random weights."""
     torch.manual_seed(seed)
-    random = Encoder(encoder.name, encoder.size, patch_size=encoder.arguments.get("patch_size"))
+    random = Encoder(
+        encoder.name, encoder.size, patch_size=encoder.arguments.get("patch_size"), stem=encoder.stem
+    )
     random.mean.copy_(encoder.mean)
     random.std.copy_(encoder.std)
     return random.eval()

@@ -51,7 +51,7 @@ class Schedule(configuration.Schedule):
 @dataclass(frozen=True)
 class Augment:
     crop_scale: tuple[float, float] = setting(
-        AUTO, "area of the random crop, share of the image", low=0, high=1, auto=True
+        AUTO, "area of the random crop, share of the image", low=0, high=1, auto=True, ordered=True
     )
     flip: float = setting(0.5, "probability of a horizontal flip", low=0, high=1)
     rand_augment: str = setting(AUTO, "timm's name of a RandAugment policy; empty: none", auto=True)

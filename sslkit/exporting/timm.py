@@ -1,4 +1,7 @@
-"""A folder that plain timm opens: model.safetensors in timm's key names, and config.json."""
+"""A folder that plain timm opens: model.safetensors in timm's key names, and config.json.
+
+timm builds a ResNet with its own stem; a small one takes two lines more, which are printed and proven.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,38 @@ from pathlib import Path
 
 import timm
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from sslkit.backbones import Encoder
 from sslkit.exporting.proof import ExportResult, new_folder, prove, provenance, reference
+from sslkit.timm_models import Stem
 from sslkit.weights import EXPORT_FILE, load_encoder, write_encoder
 
 LINES = """\
 import timm
 from PIL import Image
-
-model = timm.create_model({name!r}, pretrained=True).eval()
+{model}
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 image = Image.new("RGB", ({size}, {size}))  # or Image.open("photo.jpg").convert("RGB")
 vector = model(transform(image)[None])  # [1, {width}]"""
 
+MODEL = """
+model = timm.create_model({name!r}, pretrained=True).eval()"""
+
+SMALL_STEM_MODEL = """from torch import nn
+
+# The weights are for the small stem, and timm's {backbone} has the standard one: replace it, then load.
+model = timm.create_model({name!r})
+model.conv1 = nn.Conv2d(3, {channels}, 3, padding=1, bias=False)
+model.maxpool = nn.Identity()
+timm.models.load_checkpoint(model, {file!r})
+model.eval()"""
+
 
 def export_timm(source: str | Path, out: Path) -> ExportResult:
     """Write `out` for `timm.create_model("local-dir:OUT", pretrained=True)`, reload it so, and compare.
+
+    An encoder with the small stem is reloaded as the returned lines say.
 
     Raises:
         UserError: `source` is no source of weights, `out` exists, or (code 1) the features differ.
@@ -32,15 +50,35 @@ def export_timm(source: str | Path, out: Path) -> ExportResult:
     with new_folder(out) as folder:
         file = write_encoder(encoder, folder, EXPORT_FILE, provenance(source, encoder))
         name = f"local-dir:{folder}"
-        lines = LINES.format(name=name, size=encoder.size, width=expected.vectors.shape[1])
-        return prove(folder, file, PlainTimm(name), expected, lines)
+        lines = LINES.format(
+            model=_model_lines(encoder, name, file), size=encoder.size, width=expected.vectors.shape[1]
+        )
+        return prove(folder, file, PlainTimm(name, encoder.stem), expected, lines)
+
+
+def _model_lines(encoder: Encoder, name: str, file: Path) -> str:
+    """Python that builds the model and loads the weights, after the imports."""
+    if encoder.stem == "standard":
+        return MODEL.format(name=name)
+    channels = encoder.model.conv1.out_channels
+    return SMALL_STEM_MODEL.format(name=name, file=str(file), backbone=encoder.name, channels=channels)
 
 
 class PlainTimm:
-    """The model as someone without sslkit opens it, normalised as its config.json says."""
+    """The model as someone without sslkit opens it, normalised as its config.json says.
 
-    def __init__(self, name: str) -> None:
-        self.model = timm.create_model(name, pretrained=True).eval()
+    Args:
+        name: "local-dir:FOLDER".
+        stem: that of the weights; the small one is put in place as the printed lines do.
+    """
+
+    def __init__(self, name: str, stem: Stem = "standard") -> None:
+        self.model = timm.create_model(name, pretrained=stem == "standard")
+        if stem == "small":
+            self.model.conv1 = nn.Conv2d(3, self.model.conv1.out_channels, 3, padding=1, bias=False)
+            self.model.maxpool = nn.Identity()
+            timm.models.load_checkpoint(self.model, str(Path(name.removeprefix("local-dir:"), EXPORT_FILE)))
+        self.model.eval()
         data = timm.data.resolve_model_data_config(self.model)
         self.mean = torch.tensor(data["mean"]).view(1, 3, 1, 1)
         self.std = torch.tensor(data["std"]).view(1, 3, 1, 1)

@@ -26,6 +26,7 @@ from sslkit.augment.geometry import RandomResizedCrop, Views
 from sslkit.backbones import Encoder, initialize_vit_, require_maps
 from sslkit.blocks import momentum_copy, momentum_update_
 from sslkit.config import AUTO, setting
+from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError
 from sslkit.frequency import (
     Cutoff,
@@ -92,6 +93,7 @@ class MFM(Method):
             (1.0, 1.0),
             "each image's radius is a random multiple of it between these (ours; official: 1)",
             above=0,
+            ordered=True,
         )
         strongest_share: float = setting(
             0.0158,
@@ -132,7 +134,7 @@ class MFM(Method):
         )
         teacher_momentum: float = setting(0.996, "of the momentum encoder, per step (ours)", low=0, high=1)
         crop_scale: tuple[float, float] = setting(
-            (0.2, 1.0), "area of the random crop, share of the image (official)", low=0, high=1
+            (0.2, 1.0), "area of the random crop, share of the image (official)", low=0, high=1, ordered=True
         )
         flip: float = setting(0.5, "probability of a horizontal flip (official: 0.5)", low=0, high=1)
 
@@ -246,6 +248,11 @@ class MFM(Method):
             wanted = self.teacher.maps(images)[0].mean((2, 3))
         return 1 - F.cosine_similarity(self.student_head(vector).float(), wanted.float()).mean()
 
+    def prepare(self, images: ImageSet) -> None:
+        """The teacher begins where the encoder does, --init or not."""
+        if self.config.teacher_weight > 0:
+            self.teacher.load_state_dict(self.encoder.state_dict())
+
     def after_step(self, clock: Clock) -> None:
         if self.config.teacher_weight > 0:
             momentum_update_(self.teacher, self.encoder, self.config.teacher_momentum)
@@ -274,9 +281,6 @@ class MFM(Method):
 
 def _check(config: MFM.Config, size: int) -> None:
     """Refuse settings that leave nothing to learn."""
-    for name, (first, second) in (("crop_scale", config.crop_scale), ("radius_range", config.radius_range)):
-        if first > second:
-            raise UserError(f"method.{name}: {first} is not <= {second}", "the smaller of the two first")
     farthest = 2 * (size // 2) ** 2
     if config.corruption == "sr" and config.factor > size:
         raise UserError(f"method.factor: {config.factor} leaves nothing of {size} px", f"at most {size}")

@@ -58,7 +58,11 @@ class SimCLR(Method):
             AUTO, "probability of blur; auto: 0.5, or 0 up to 64 px (official)", low=0, high=1, auto=True
         )
         crop_scale: tuple[float, float] = setting(
-            (0.08, 1.0), "area of the random crops, share of the image (official)", above=0, high=1
+            (0.08, 1.0),
+            "area of the random crops, share of the image (official)",
+            above=0,
+            high=1,
+            ordered=True,
         )
         flip: float = setting(0.5, "probability of a horizontal flip (official: 0.5)", low=0, high=1)
 

@@ -1,0 +1,67 @@
+"""A timm model by name, and what is changed about it before it has weights: a ResNet's stem."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import timm
+from timm.models import ResNet
+from torch import nn
+
+from sslkit.errors import UserError, nearest
+
+Stem = Literal["standard", "small"]
+"""How a ResNet begins: as timm builds it, or for images up to 64 px."""
+
+
+def create_model(name: str, stem: Stem = "standard", **arguments: Any) -> Any:
+    """`timm.create_model` with unknown names and impossible arguments told in one line."""
+    if not timm.is_model(name.split(".")[0]):
+        raise UserError(
+            f"unknown backbone {name!r}", nearest(name, timm.list_models()) + " (sslkit models lists all)"
+        )
+    if stem == "small" and "patch_size" in arguments:
+        raise UserError(
+            f"{name} with the small stem and patches of {arguments['patch_size']} px: stems are of ResNets, "
+            "patches of ViTs",
+            "model.stem=small with a ResNet such as resnet18, or model.stem=standard",
+        )
+    try:
+        model = timm.create_model(name, **arguments)
+    except OSError as problem:
+        reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+        raise UserError(
+            f"the weights of {name} can't be fetched: {reason}", "is there a network?"
+        ) from problem
+    except (AssertionError, TypeError, ValueError, RuntimeError) as problem:
+        reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+        raise UserError(
+            f"backbone {name} can't be built with {arguments}: {reason}", "try another --size"
+        ) from problem
+    if stem == "small":
+        shrink_stem_(model, name)
+    return model
+
+
+def shrink_stem_(model: Any, name: str) -> None:
+    """The stem of a ResNet for images up to 64 px, in place: 3 × 3 with stride 1, and no pooling.
+
+    That of SimCLR's experiments on CIFAR-10 (Chen et al. 2020, appendix B.9). The new convolution is drawn as
+    timm draws those of a ResNet, and `feature_info` tells the new strides: 8 instead of 32 at the end.
+
+    Raises:
+        UserError: the model has no 7 × 7 convolution followed by a maximum pooling.
+    """
+    old: Any = getattr(model, "conv1", None)
+    pool: Any = getattr(model, "maxpool", None)
+    usual = isinstance(old, nn.Conv2d) and old.kernel_size == (7, 7) and isinstance(pool, nn.MaxPool2d)
+    if not (isinstance(model, ResNet) and usual):
+        raise UserError(
+            f"{name} has no small stem: it is for ResNets that begin with a 7 × 7 convolution and a pooling",
+            "take resnet18, resnet34 or resnet50, or model.stem=standard",
+        )
+    model.conv1 = nn.Conv2d(old.in_channels, old.out_channels, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    model.maxpool = nn.Identity()
+    for place, info in enumerate(model.feature_info):  # the first one lies before the pooling
+        info["reduction"] //= old.stride[0] * (pool.stride if place else 1)
