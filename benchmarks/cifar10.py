@@ -87,6 +87,7 @@ def pretrained(
         flags = {"epochs": options.epochs, "batch_size": options.batch_size, "device": options.device}
         short = options.epochs is not None  # a recipe's rate and warm-up are for its own length and batch
         settings = ["optim.lr=auto", "schedule.warmup_epochs=auto"] if short else []
+        settings += options.set
         recipe, console = f"{method}-cifar10", Console()
         sslkit.pretrain(
             images, config=recipe, settings=settings, seed=seed, out=run, console=console, **flags
@@ -146,6 +147,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=None, help="by default the recipe's")
     parser.add_argument("--batch-size", type=int, default=None, help="by default the recipe's")
     parser.add_argument("--finetune-epochs", type=int, default=None, help="by default the tool's choice")
+    parser.add_argument("--set", action="append", default=[], help="a setting of every pre-training")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
