@@ -120,7 +120,6 @@ class DINO(Method):
 
     def __init__(self, config: Config, encoder: Encoder, info: Info) -> None:
         super().__init__(config, encoder, info)
-        _check_scales(config)
         self.local_size = _local_size(config, encoder) if config.local_crops else 0
         self.student, self.student_head = copy.deepcopy(encoder), Head(encoder.width, config)
         encoder.requires_grad_(False)  # the teacher, with the head beside it
@@ -269,13 +268,6 @@ def cross_entropy(log_student: Tensor, teacher: Tensor) -> Tensor:
     """
     others = log_student.sum(0) - log_student[:2]
     return -(teacher * others).sum(2).mean() / (len(log_student) - 1)
-
-
-def _check_scales(config: DINO.Config) -> None:
-    for name in ("global_scale", "local_scale"):
-        first, second = getattr(config, name)
-        if first > second:
-            raise UserError(f"method.{name}: {first} is not <= {second}", "the smaller of the two first")
 
 
 def _local_size(config: DINO.Config, encoder: Encoder) -> int:
