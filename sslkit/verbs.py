@@ -19,7 +19,7 @@ from sslkit import config as configuration
 from sslkit.config import AUTO, PretrainConfig
 from sslkit.console import SILENT, Console
 from sslkit.errors import UserError, nearest
-from sslkit.methods import card
+from sslkit.methods import card, full_name
 
 PRETRAIN_FLAGS = {
     "backbone": "model.backbone",
@@ -54,7 +54,7 @@ def pretrain(
 
     Args:
         data: folders, .txt lists, .csv tables or fractal:N.
-        method: name of a method; "mfm" by default.
+        method: name of a method, or a file with one; "mfm" by default.
         config: a TOML file or a recipe's name.
         settings: "section.key=value" texts, as after --set.
         resume: continue this run instead; nothing else is needed or allowed.
@@ -92,7 +92,8 @@ def pretrain_config(
     file = configuration.read_again(str(config)) if config is not None else {}
     assigned = dict(map(configuration.parse_set, settings))
     in_file, in_settings = file.pop("method.name", None), assigned.pop("method.name", None)
-    name = str(method or in_settings or in_file or "mfm")
+    in_file = full_name(in_file) if in_file else None
+    name = full_name(str(method or in_settings or in_file or "mfm"))
     if name != (in_file or name):  # another method than the file's: its settings mean nothing here
         file = {key: value for key, value in file.items() if not key.startswith("method.")}
     known = card(name)

@@ -82,6 +82,14 @@ BAD = [
     (["info", "photos"], "photos is not a run", ""),
     (["info", "missing.safetensors"], "missing.safetensors", ""),
     (["methods", "mmf"], "unknown method 'mmf'", "did you mean 'mfm'?"),
+    (["methods", "./mine.py"], "no method file ./mine.py", "--new mine.py"),
+    (["methods", "--test", "mine.py"], "no method file mine.py", "--new mine.py"),
+    (["methods", "--new", "mine.txt"], "a file that ends in .py expected", "--new mine.py"),
+    (["methods", "--new", "missing/mine.py"], "there is no folder missing", ""),
+    (["methods", "--new", "own.py"], "own.py exists", "another name"),
+    (["methods", "own.py"], "own.py: no class derived from Method", "docs/add-a-method.md"),
+    (["methods", "mfm", "--test", "mfm"], "NAME and --test do not go together", "--help"),
+    (["pretrain", "photos", "-m", "./mine.py"], "no method file", "--new mine.py"),
     (["models", "resnet81"], "no timm model fits 'resnet81'", "did you mean 'resnet"),
     (["pretend"], "pretend", "--help"),
     (["pretrain", "--nonsense"], "--nonsense", "sslkit pretrain --help"),
@@ -99,6 +107,7 @@ def test_bad_input_is_one_line_and_writes_nothing(
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("no image")
     (tmp_path / "broken.toml").write_text("[optim\nlr=")
+    (tmp_path / "own.py").write_text("import this\n")
     before = contents(tmp_path)
     code, out, err = call(*words)
     assert code == 2, err
@@ -195,7 +204,10 @@ def test_methods(call: Call, tmp_path: Path) -> None:
     code, out, err = call("methods")
     assert (code, err) == (0, "")
     assert any(line.startswith("mfm ") and "2023" in line for line in out.splitlines())
-    assert json.loads(call("methods", "--json")[1])["methods"][0]["name"] == "mfm"
+    listed = json.loads(call("methods", "--json")[1])["methods"]
+    (mfm,) = [entry for entry in listed if entry["name"] == "mfm"]
+    assert (mfm["needs"], mfm["backbones"]) == (["image"], ["vit", "cnn", "swin"])
+    assert {"family", "paper", "year", "link", "lines", "status"} <= set(mfm)
     assert "https://arxiv.org/abs/2206.07706" in call("methods", "mfm")[1]
     assert json.loads(call("methods", "mfm", "--json")[1])["year"] == 2023
 
@@ -251,7 +263,7 @@ FLAGS = {
     "visualize": f"--kind -k --count --radius --size --seed --out -o {OUTPUT}",
     "export": f"--format {OUTPUT}",
     "info": "--json",
-    "methods": "--toml --json",
+    "methods": "--toml --new --test --json",
     "models": "--json",
     "demo": "--out -o --quiet -q",
 }

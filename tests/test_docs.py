@@ -15,7 +15,8 @@ from PIL import Image
 from sslkit import config, frequency
 from sslkit.cli import app
 from sslkit.data import fractal
-from sslkit.methods import card, load, names
+from sslkit.methods import card, load
+from sslkit.training.run import load_method
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
@@ -133,20 +134,18 @@ def test_settings_table_is_current() -> None:
     assert shown == settings_table(), "paste the output of: python -m tests.test_docs"
 
 
-def test_worked_example_is_a_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """docs/add-a-method.md: pasted as a file, it is listed, checked and trained like any other."""
-    import sslkit.methods as methods
-
+def test_worked_example_is_the_template_and_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/add-a-method.md shows what `sslkit methods --new` writes, and that is a method."""
     page = (ROOT / "docs/add-a-method.md").read_text(encoding="utf-8")
-    source = page.split("```python\n")[1].split("```")[0]
-    monkeypatch.setattr(methods, "_FOLDER", tmp_path)
-    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
-    (tmp_path / "sharpen.py").write_text(source, encoding="utf-8")
-    assert names() == ["sharpen"]
-    assert load("sharpen").__name__ == "Sharpen"
     monkeypatch.chdir(tmp_path)
-    assert call("sslkit pretrain fractal:16 -m sharpen -b test_resnet -q --out run", monkeypatch) == 0
-    assert (tmp_path / "run/encoder.safetensors").is_file()
+    assert call("sslkit methods --new sharpen.py", monkeypatch) == 0
+    source = (tmp_path / "sharpen.py").read_text(encoding="utf-8")
+    assert page.split("```python\n")[1].split("```")[0] == source
+    assert load("sharpen.py").__name__ == "Sharpen"
+    assert call("sslkit pretrain fractal:16 -m sharpen.py -b test_resnet -q --out run", monkeypatch) == 0
+    monkeypatch.chdir("/")
+    trained = load_method(tmp_path / "run")  # found again from anywhere
+    assert type(trained) is load(str(tmp_path / "sharpen.py"))
 
 
 def test_frequency_page_computes_what_it_says() -> None:

@@ -30,7 +30,11 @@ def run_light(program: str) -> str:
 
 
 def test_every_file_is_a_method() -> None:
-    files = {path.stem for path in Path(methods.__file__).parent.glob("*.py")} - {"__init__", "base"}
+    files = {path.stem for path in Path(methods.__file__).parent.glob("*.py")} - {
+        "__init__",
+        "base",
+        "_template",
+    }
     assert names() == sorted(files)
     assert "mfm" in names()
 
@@ -44,7 +48,8 @@ def test_cards_need_no_torch() -> None:
 def test_a_card_says_what_the_class_says(name: str) -> None:
     method, told = load(name), card(name)
     assert issubclass(method, Method)
-    for fact in ("family", "paper", "year", "link", "backbones", "defaults", "overrides"):
+    inherited = ("defaults", "overrides", "needs", "minimum_batch", "couples_images")
+    for fact in ("family", "paper", "year", "link", "backbones", *inherited):
         assert told.facts[fact] == getattr(method, fact), fact
     assert told.summary == method.__doc__
     assert told.text == sys.modules[method.__module__].__doc__.rstrip()
@@ -78,15 +83,14 @@ def test_every_override_meets_a_parameter(name: str) -> None:
     for backbone in BACKBONES:
         with torch.device("meta"):
             encoder, info = Encoder(backbone, 64), Info(10, 64, 64)
-            chosen = {key: value for key, (value, _) in resolved(method, encoder.family, info).items()}
-            built = method(method.Config(**chosen), encoder, info)
+            if encoder.family not in method.backbones:
+                continue
+            resolved = method.resolve(method.Config(), encoder.family, info)
+            own = {key: value for key, (value, _) in resolved.items() if "." not in key}
+            built = method(method.Config(**own), encoder, info)
         found |= {parameter for parameter, _ in built.named_parameters()}
     for pattern in method.overrides:
         assert any(fnmatchcase(parameter, pattern) for parameter in found), pattern
-
-
-def resolved(method: type[Method], family: str, info: Info) -> dict[str, tuple[object, str]]:
-    return method.resolve(method.Config(), family, info)
 
 
 def test_an_unknown_method_gets_the_nearest() -> None:
@@ -118,6 +122,91 @@ def test_a_card_is_read_from_the_file_and_not_imported(
     assert told.facts["defaults"] == {"optim.clip": 1.0}
     built = build_pretrain("loud", told.Config, {"method.angle": 3})
     assert loads(f"[method]\nangle = {built.method.angle}") == {"method.angle": 3.0}
+
+
+# ------------------------------------------------------------------- files and other people's packages
+
+
+def test_a_file_is_a_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_bytes(methods.TEMPLATE.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine.py", "./mine.py", str(tmp_path / "mine.py")):
+        assert card(name).name == methods.full_name(name) == str(tmp_path / "mine.py")
+        assert methods.short_name(name) == "mine"
+        assert card(name).facts["status"] == "experimental"
+        assert load(name) is load("mine.py")
+    assert load("mine.py").__name__ == "Sharpen"
+    assert (methods.full_name("mfm"), methods.short_name("mfm")) == ("mfm", "mfm")
+
+
+def test_an_edited_file_is_another_method(tmp_path: Path) -> None:
+    file, text = tmp_path / "mine.py", methods.TEMPLATE.read_text()
+    file.write_text(text)
+    before = load(str(file))
+    file.write_text(text.replace("year = 2026", "year = 2027"))
+    assert (before.year, load(str(file)).year) == (2026, 2027)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (None, "no method file {file}"),
+        ("import this\nclass (", "{file}:2: invalid syntax"),
+        ("class Mine: pass\n", "{file}: no class derived from Method"),
+        ("class Mine(base.Method): pass\n", "{file}: class Mine has no Config"),
+        (
+            "class Mine(Method):\n    class Config:\n        x = y\n",
+            "{file}:2: Config can't be made: name 'y'",
+        ),
+        (b"\xff\xfe", "{file} can't be read as Python"),
+    ],
+)
+def test_a_file_that_is_no_method_is_refused(tmp_path: Path, text: str | bytes | None, told: str) -> None:
+    file = tmp_path / "mine.py"
+    if text is not None:
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    for read in (card, load):
+        if read is load and "Config" in told:
+            continue  # it is the card that needs the settings
+        with pytest.raises(UserError) as error:
+            read(str(file))
+        assert error.value.message.startswith(told.format(file=file))
+
+
+def test_what_a_class_leaves_out_is_the_base_s(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_bytes(methods.TEMPLATE.read_bytes())
+    facts = card(str(tmp_path / "mine.py")).facts
+    for fact in ("needs", "minimum_batch", "couples_images", "defaults", "overrides"):
+        assert facts[fact] == getattr(Method, fact), fact
+    text = methods.TEMPLATE.read_text().replace("year", 'needs = frozenset({"image", "label"})\n    year')
+    (tmp_path / "mine.py").write_text(text)
+    assert card(str(tmp_path / "mine.py")).facts["needs"] == {"image", "label"}
+
+
+def test_an_installed_package_brings_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by its entry point, and read without importing the packages around it."""
+    inner = tmp_path / "theirs" / "vision"
+    inner.mkdir(parents=True)
+    for package in (inner, inner.parent):
+        (package / "__init__.py").write_text("IMPORTED = True\n")
+    (inner / "sharp.py").write_bytes(methods.TEMPLATE.read_bytes())
+    about = tmp_path / "theirs-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(
+        "[sslkit.methods]\nsharper = theirs.vision.sharp\nlost = theirs.gone\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    methods._installed.cache_clear()
+    try:
+        assert {"mfm", "sharper"} <= set(names())
+        assert card("sharper").summary == "Predict an image from its low frequencies."
+        assert "theirs" not in sys.modules
+        assert load("sharper").__module__ == "theirs.vision.sharp"
+        with pytest.raises(UserError, match=r"theirs\.gone, named as a method by an installed package"):
+            card("lost")
+    finally:
+        methods._installed.cache_clear()
 
 
 # ------------------------------------------------------------------------------------------------ clock

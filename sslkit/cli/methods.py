@@ -3,44 +3,131 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sslkit.cli import options
 from sslkit.console import Console
+from sslkit.errors import UserError
+
+if TYPE_CHECKING:
+    from sslkit.contract import Outcome
+    from sslkit.methods import Card
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(help="One method: its card and settings.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="One method, or a file ./mine.py: its card and settings.")
+    ] = None,
     toml: Annotated[bool, typer.Option("--toml", help="The settings as TOML, ready for -c.")] = False,
+    new: Annotated[
+        str | None, typer.Option("--new", metavar="FILE", help="Write a method of 40 lines that trains.")
+    ] = None,
+    test: Annotated[
+        str | None, typer.Option("--test", metavar="METHOD", help="Check a method, or a file ./mine.py.")
+    ] = None,
     json: options.Json = False,
 ) -> None:
-    """What exists; one method's card; its settings as TOML.
+    """What exists; one method's card; its settings as TOML; a file to begin with; the checks of one.
 
-    Read from the methods' files, without importing torch.
+    Read from the methods' files, without importing torch; only --test does.
     """
-    from sslkit import config
+    given = [
+        word for word, value in {"NAME": name, "--new": new, "--test": test}.items() if value is not None
+    ]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} do not go together", "sslkit methods --help")
+    console = Console(json=json)
+    if new is not None:
+        _write_new(new, console)
+    elif test is not None:
+        _test(test, console)
+    elif name is not None:
+        _show(name, toml, console)
+    else:
+        _list(console)
+
+
+def _list(console: Console) -> None:
     from sslkit.methods import card, names
 
-    console = Console(json=json)
-    if name is None:
-        cards = [card(one) for one in names()]
-        document = {"methods": [{"name": one.name, "lines": one.lines, **_plain(one.facts)} for one in cards]}
-        rows = [f"{one.name:<10} {one.facts['year']}  {one.summary.splitlines()[0]}" for one in cards]
-        console.result("\n".join(rows), document)
-        return
+    cards = [card(name) for name in names()]
+    rows = [["method", "family", "year", "needs", "backbones", "lines", "status", "paper"], *map(_row, cards)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    console.result("\n".join(lines), {"methods": [_document(one) for one in cards]})
+
+
+def _row(card: Card) -> list[str]:
+    facts = _document(card)
+    cells = [
+        facts.get(key, "") for key in ("family", "year", "needs", "backbones", "lines", "status", "paper")
+    ]
+    return [card.name, *(", ".join(cell) if isinstance(cell, list) else str(cell) for cell in cells)]
+
+
+def _show(name: str, toml: bool, console: Console) -> None:
+    """One method's card, or its settings as TOML."""
+    from sslkit import config
+    from sslkit.methods import card
+
     chosen = card(name)
-    built = config.build_pretrain(name, chosen.Config, chosen.facts.get("defaults", {}))
+    built = config.build_pretrain(chosen.name, chosen.Config, chosen.facts["defaults"])
     if toml:
         console.result(config.dump(built, f"settings of sslkit pretrain -m {name}").rstrip())
         return
     rows = [chosen.text, "", f"Settings (-s method.KEY=VALUE), {chosen.lines} lines of code:"]
-    for field in dataclasses.fields(chosen.Config):
-        rows.append(f"  {field.name} = {field.default}  # {field.metadata['help']}")
-    console.result("\n".join(rows), {"name": name, "lines": chosen.lines, **_plain(chosen.facts)})
+    fields = dataclasses.fields(chosen.Config)
+    rows += [f"  {field.name} = {field.default}  # {field.metadata['help']}" for field in fields]
+    console.result("\n".join(rows), _document(chosen))
 
 
-def _plain(facts: dict[str, object]) -> dict[str, object]:
-    """The facts that JSON can say."""
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in facts.items()}
+def _write_new(file: str, console: Console) -> None:
+    from sslkit.methods import TEMPLATE
+
+    path = Path(file)
+    if path.suffix != ".py":
+        raise UserError(f"--new {file}: a file that ends in .py expected", f"--new {path.with_suffix('.py')}")
+    if not path.parent.is_dir():
+        raise UserError(f"--new {file}: there is no folder {path.parent}")
+    try:
+        with path.open("x", encoding="utf-8") as opened:
+            opened.write(TEMPLATE.read_text(encoding="utf-8"))
+    except FileExistsError:
+        raise UserError(f"{file} exists", "choose another name") from None
+    except OSError as problem:
+        raise UserError(f"{file} can't be written: {problem.strerror}") from None
+    console.say("a method that predicts an image from its low frequencies. Make it yours, then:")
+    console.say(f"  sslkit methods --test {file}              # does it hold what every method must?")
+    console.say(f"  sslkit pretrain photos/ -m {file}")
+    console.result(file, {"file": file})
+
+
+def _test(name: str, console: Console) -> None:
+    """One line for each check on each backbone; exit code 1 if one fails."""
+    import torch
+
+    from sslkit.contract import contract
+
+    torch.set_num_threads(1)  # the networks are so small that threads would only wait for each other
+    outcomes: list[Outcome] = []
+    for outcome in contract(name):
+        if not outcomes or outcomes[-1].backbone != outcome.backbone:
+            console.say(outcome.backbone)
+        console.say(f"  {outcome.check:<40} {f'FAILED: {outcome.reason}' if outcome.reason else 'ok'}")
+        outcomes.append(outcome)
+    failed = sum(bool(outcome.reason) for outcome in outcomes)
+    verdict = f"{name}: {failed} of {len(outcomes)} checks failed" if failed else f"{name}: all checks hold"
+    document = {"method": name, "failed": failed, "checks": [dataclasses.asdict(one) for one in outcomes]}
+    console.result(verdict, document)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _document(card: Card) -> dict[str, Any]:
+    """The card's facts that JSON can say."""
+    facts = {key: list(value) if isinstance(value, tuple) else value for key, value in card.facts.items()}
+    facts = {key: sorted(value) if isinstance(value, frozenset) else value for key, value in facts.items()}
+    return {"name": card.name, "lines": card.lines, **facts}

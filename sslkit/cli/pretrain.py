@@ -16,7 +16,8 @@ def pretrain(
         typer.Argument(help="Folders, .txt lists, .csv tables, or fractal:N (generated)."),
     ] = None,
     method: Annotated[
-        str | None, typer.Option("-m", "--method", help="How to learn; see sslkit methods.")
+        str | None,
+        typer.Option("-m", "--method", help="How to learn: a name of sslkit methods, or ./mine.py."),
     ] = None,
     backbone: Annotated[
         str | None, typer.Option("-b", "--backbone", help="Any timm model; see sslkit models.")

@@ -20,6 +20,7 @@ from sslkit.backbones import Encoder
 from sslkit.data.decode import UnreadableImage
 from sslkit.data.sources import ImageSet, open_images
 from sslkit.errors import UserError
+from sslkit.methods import short_name
 from sslkit.paths import make_folder, next_folder
 from sslkit.weights import encoder_file, header_of, sha256
 
@@ -130,7 +131,7 @@ def _run_facts(folder: Path) -> dict[str, str]:
         run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         settings = configuration.read(str(folder / "config.toml"))
         return {
-            "method": str(settings["method.name"]),
+            "method": short_name(str(settings["method.name"])),
             "data": str(run["data"]["name"]),
             "data_fingerprint": str(run["data"]["fingerprint"]),
         }

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sslkit import distributed
 from sslkit.frequency.devices import fourier_device, full_precision
 from sslkit.frequency.filters import check_images, check_keep_low
 from sslkit.frequency.masks import Cutoff, at_least_float32, column_weights, kept_bins, low_mask
@@ -41,13 +42,17 @@ class SpectralError:
         "pooled": every scored bin of the batch weighs the same (official): at radius 16 of 224², an image
         that predicts high frequencies weighs 62 times one that predicts low ones. "per_sample": every image
         weighs the same. "balanced": the two tasks weigh the same; a task without images is left out.
+
+        In several processes the counts are those of all, so that the mean over processes is what one
+        process with all the images would get. (The official code pools by GPU.)
         """
         if reduction == "pooled":
-            return _ratio(self.total.sum(), self.count.sum())
+            return _ratio(self.total.sum(), _shared(self.count.sum()))
         if reduction == "per_sample":
-            return _ratio(_ratio(self.total, self.count).sum(), (self.count > 0).sum())
+            return _ratio(_ratio(self.total, self.count).sum(), _shared((self.count > 0).sum()))
         if reduction == "balanced":
             total, count = self._sums()
+            count = _shared(count)
             return _ratio(_ratio(total, count).sum(), (count > 0).sum())
         raise ValueError(f"reduction is {reduction!r}, expected 'pooled', 'per_sample' or 'balanced'")
 
@@ -197,6 +202,11 @@ def _distance(difference: Tensor, part: _Part, gamma: float) -> tuple[Tensor, Te
 
 def _ratio(total: Tensor, count: Tensor) -> Tensor:
     return total / count.where(count > 0, 1)
+
+
+def _shared(count: Tensor) -> Tensor:
+    """The mean of a count over all processes."""
+    return distributed.total(count) / distributed.world()
 
 
 def _computing(prediction: Tensor, target: Tensor) -> torch.dtype:

@@ -1,18 +1,25 @@
 """One paper, one file. The file's name is the method's name; nothing is registered anywhere.
 
-A method's card is read from its source text, so listing methods and checking their settings need no torch;
-`load` imports the one that is wanted.
+A method is one of this folder by its name, anybody's file by its path (`./mine.py`), or a module that an
+installed package names in the entry-point group `sslkit.methods`. Its card is read from the source text, so
+listing methods and checking their settings need no torch; `load` imports the one that is wanted.
 """
 
 from __future__ import annotations
 
 import ast
 import dataclasses
-import importlib
+import hashlib
+import importlib.util
+import os
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
+from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sslkit import config as _config
 from sslkit.errors import UserError, nearest
@@ -21,15 +28,20 @@ if TYPE_CHECKING:
     from sslkit.methods.base import Method
 
 _FOLDER = Path(__file__).parent
+_BASE = _FOLDER / "base.py"
+_GROUP = "sslkit.methods"
+
+TEMPLATE = _FOLDER / "_template.py"
+"""What `sslkit methods --new` writes."""
 
 
 @dataclass(frozen=True)
 class Card:
     """What a method's file says about itself."""
 
-    name: str
+    name: str  # by which it is found again from anywhere: of a file, the absolute path
     text: str  # the file's docstring
-    facts: dict[str, Any]  # family, paper, year, link, backbones, defaults: the class's plain constants
+    facts: dict[str, Any]  # family, paper, year, needs, defaults …: the plain constants of class and base
     Config: type
     lines: int
 
@@ -38,56 +50,172 @@ class Card:
         return str(self.facts.get("summary", ""))
 
 
+class _Source(NamedTuple):
+    """Where a method is written; `module` imports it, or is empty for a file outside of all packages."""
+
+    path: Path
+    module: str
+
+
 def names() -> list[str]:
-    """All methods, sorted."""
-    return sorted(path.stem for path in _FOLDER.glob("*.py") if path.stem not in ("__init__", "base"))
+    """All methods, sorted: ours and those of installed packages."""
+    return sorted({*_ours(), *_installed()})
+
+
+def full_name(name: str) -> str:
+    """The name as it is written into a run: a file's as absolute path, so that it is found from anywhere."""
+    return os.path.abspath(name) if _is_file(name) else name
+
+
+def short_name(name: str) -> str:
+    """The name that people read, and that folders are called by: a file's without folders and ending."""
+    return Path(name).stem if _is_file(name) else name
 
 
 def card(name: str) -> Card:
     """The card of one method, without importing it.
 
     Raises:
-        UserError: no such method.
+        UserError: no such method or file, or the file holds none.
     """
-    if name not in names():
+    source = _source(name)
+    text, tree = _read(source.path)
+    method = _method_class(tree, source.path)
+    facts = {**_inherited(), "summary": ast.get_docstring(method) or "", **_constants(method)}
+    about, made = ast.get_docstring(tree) or "", _config_class(method, source.path)
+    return Card(full_name(name), about, facts, made, text.count("\n"))
+
+
+def load(name: str) -> type[Method]:
+    """The method's class; imports torch.
+
+    Raises:
+        UserError: as `card`.
+    """
+    source = _source(name)
+    text, tree = _read(source.path)
+    wanted = _method_class(tree, source.path).name
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    module = (
+        importlib.import_module(source.module) if source.module else _imported(source.path.resolve(), digest)
+    )
+    method: type[Method] = getattr(module, wanted)
+    return method
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith(".py") or os.sep in name or "/" in name
+
+
+def _source(name: str) -> _Source:
+    if _is_file(name):
+        if not Path(name).is_file():
+            raise UserError(f"no method file {name}", "sslkit methods --new mine.py writes one to begin with")
+        return _Source(Path(name), "")
+    if name in _ours():
+        return _Source(_FOLDER / f"{name}.py", f"sslkit.methods.{name}")
+    if name not in _installed():
         raise UserError(f"unknown method {name!r}", nearest(name, names()))
-    text = (_FOLDER / f"{name}.py").read_text(encoding="utf-8")
-    tree = ast.parse(text)
-    method = _method_class(tree)
-    facts = {"summary": ast.get_docstring(method) or ""}
+    return _origin(_installed()[name])
+
+
+def _ours() -> set[str]:
+    return {path.stem for path in _FOLDER.glob("*.py") if path.stem != "base" and path.stem[0] != "_"}
+
+
+@cache
+def _installed() -> dict[str, str]:
+    """Name → module of the methods that installed packages bring."""
+    from importlib.metadata import entry_points
+
+    return {point.name: point.module for point in entry_points(group=_GROUP)}
+
+
+def _origin(module: str) -> _Source:
+    """The file of an installed module; importlib's own search would import the packages around it."""
+    top, *inner = module.split(".")
+    spec = importlib.util.find_spec(top)
+    for depth in range(len(inner)):
+        name, places = ".".join([top, *inner[: depth + 1]]), spec and spec.submodule_search_locations
+        spec = PathFinder.find_spec(name, places) if places else None
+    if spec is None or spec.origin is None:
+        raise UserError(f"{module}, named as a method by an installed package, can't be found")
+    return _Source(Path(spec.origin), module)
+
+
+@cache
+def _imported(path: Path, digest: str) -> ModuleType:
+    """A file as a module; its name tells contents apart, so that an edited file is another module."""
+    name = f"{path.stem}_{digest}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _read(path: Path) -> tuple[str, ast.Module]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        return text, ast.parse(text)
+    except SyntaxError as problem:
+        raise UserError(f"{path}:{problem.lineno}: {problem.msg}") from None
+    except (OSError, ValueError) as problem:
+        raise UserError(f"{path} can't be read as Python: {problem}") from None
+
+
+def _method_class(tree: ast.Module, path: Path, base: str = "Method") -> ast.ClassDef:
+    """The one class of the file that derives from `base`, called so or as an attribute of a module."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and base in {ast.unparse(b).split(".")[-1] for b in node.bases}:
+            return node
+    raise UserError(f"{path}: no class derived from {base}", "see docs/add-a-method.md")
+
+
+def _constants(method: ast.ClassDef) -> dict[str, Any]:
+    """The plain constants of a class's body by name."""
+    found = {}
     for node in method.body:
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
         if isinstance(target, ast.Name) and isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
             with suppress(ValueError):  # not a plain constant: nothing for the card
-                facts[target.id] = ast.literal_eval(node.value)
-    return Card(name, ast.get_docstring(tree) or "", facts, _config_class(method), text.count("\n"))
+                found[target.id] = _literal(node.value)
+    return found
 
 
-def load(name: str) -> type[Method]:
-    """The method's class; imports torch."""
-    wanted = _method_class(ast.parse((_FOLDER / f"{card(name).name}.py").read_text(encoding="utf-8"))).name
-    method: type[Method] = getattr(importlib.import_module(f"sslkit.methods.{name}"), wanted)
-    return method
+@cache
+def _inherited() -> dict[str, Any]:
+    """What a class that says nothing else has from the base."""
+    return {"status": "experimental", **_constants(_method_class(_read(_BASE)[1], _BASE, "Module"))}
 
 
-def _method_class(tree: ast.Module) -> ast.ClassDef:
-    """The one class of the file that derives from Method."""
-    return next(
-        node
-        for node in tree.body
-        if isinstance(node, ast.ClassDef)
-        and any(isinstance(b, ast.Name) and b.id == "Method" for b in node.bases)
-    )
+def _literal(node: ast.expr) -> Any:
+    """A literal; `frozenset({…})` too, which Python has no literal for."""
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "frozenset" and len(node.args) == 1:
+        return frozenset(ast.literal_eval(node.args[0]))
+    return ast.literal_eval(node)
 
 
-def _config_class(method: ast.ClassDef) -> type:
+def _config_class(method: ast.ClassDef, path: Path) -> type:
     """The nested Config, made from its source alone: it uses nothing but `setting` and plain types."""
-    node = next(n for n in method.body if isinstance(n, ast.ClassDef) and n.name == "Config")
+    node = next((n for n in method.body if isinstance(n, ast.ClassDef) and n.name == "Config"), None)
+    if node is None:
+        problem = f"{path}: class {method.name} has no Config"
+        raise UserError(problem, "a frozen dataclass inside it, with one `setting` for each knob")
     scope: dict[str, Any] = {
         **vars(_config),
         "dataclass": dataclasses.dataclass,
         "__name__": _config.__name__,
     }
-    exec(compile(ast.Module([node], type_ignores=[]), str(_FOLDER), "exec"), scope)
+    try:
+        exec(compile(ast.Module([node], type_ignores=[]), str(path), "exec"), scope)
+    except Exception as problem:
+        cure = "it is read without the rest of the file: only `setting`, AUTO and plain types"
+        raise UserError(f"{path}:{node.lineno}: Config can't be made: {problem}", cure) from None
     made: type = scope["Config"]
     return made

@@ -70,6 +70,7 @@ class MFM(Method):
     year = 2023
     link = "https://arxiv.org/abs/2206.07706"
     backbones = ("vit", "cnn", "swin")
+    status = "tested"
 
     @dataclass(frozen=True)
     class Config:

@@ -14,7 +14,7 @@ from sslkit.console import SILENT, Console
 from sslkit.data.decode import native_side
 from sslkit.data.sources import ImageSet, open_images
 from sslkit.errors import UserError
-from sslkit.methods import load
+from sslkit.methods import load, short_name
 from sslkit.methods.base import Method
 from sslkit.training import checkpoint
 from sslkit.training.device import pick_device
@@ -85,8 +85,8 @@ def resume(path: Path, console: Console = SILENT) -> Path:
 
 def _check(ready: Resolved, console: Console) -> None:
     """Refuse what the method can't do with these images and batches; warn of what changes it."""
-    name, run = ready.config.method_name, ready.config.run
-    method, memory = load(name), run.micro_batch or run.batch_size
+    name, run = short_name(ready.config.method_name), ready.config.run
+    method, memory = load(ready.config.method_name), run.micro_batch or run.batch_size
     if missing := method.needs - {"image"}:
         problem = f"{name} needs {', '.join(sorted(missing))} beside images"
         raise UserError(problem, "sslkit pretrain gives images alone; sslkit methods lists what others need")

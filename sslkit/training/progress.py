@@ -10,6 +10,7 @@ import sslkit
 from sslkit.config import flat
 from sslkit.console import Console
 from sslkit.data.sources import ImageSet
+from sslkit.methods import short_name
 from sslkit.methods.base import Method
 from sslkit.training.optim import learning_rate
 from sslkit.training.resolve import Resolved
@@ -24,7 +25,9 @@ def announce(ready: Resolved, method: Method, images: ImageSet, console: Console
     rest = sum(p.numel() for p in method.parameters()) - encoder
     micro = config.run.micro_batch or batch
     peak = learning_rate(optim.lr, batch, optim.reference_batch)
-    console.say(f"sslkit {sslkit.__version__} pretrain: {config.method_name} on {config.model.backbone}")
+    console.say(
+        f"sslkit {sslkit.__version__} pretrain: {short_name(config.method_name)} on {config.model.backbone}"
+    )
     console.facts(
         {
             "data": f"{info.count:,} images from {images.name}, short side {info.native} px",

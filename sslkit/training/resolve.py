@@ -15,7 +15,7 @@ from timm.models import is_model_in_modules
 from sslkit.backbones import VIT_MODULES
 from sslkit.config import AUTO, PretrainConfig
 from sslkit.errors import UserError
-from sslkit.methods import load
+from sslkit.methods import load, short_name
 from sslkit.methods.base import Info
 from sslkit.paths import next_folder
 from sslkit.training.choices import Chooser, reading_workers
@@ -77,7 +77,7 @@ def resolve(config: PretrainConfig, count: int, native: int, device: torch.devic
     )
     choice(
         "run.out",
-        str(next_folder(Path("runs"), f"{config.method_name}-{_plain(backbone)}")),
+        str(next_folder(Path("runs"), f"{short_name(config.method_name)}-{_plain(backbone)}")),
         "the next free name",
     )
     info, method = Info(count, size, native), load(config.method_name)

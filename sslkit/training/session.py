@@ -20,6 +20,7 @@ from sslkit.data.decode import UnreadableImage
 from sslkit.data.loader import pretraining_loader
 from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError
+from sslkit.methods import short_name
 from sslkit.methods.base import Batch, Clock, Method
 from sslkit.training import checkpoint
 from sslkit.training.device import autocast, to_device
@@ -202,7 +203,7 @@ class Session:
         self._save(self.clock.steps)
         facts = {
             "sslkit": sslkit.__version__,
-            "method": self.config.method_name,
+            "method": short_name(self.config.method_name),
             "data": self.images.fingerprint,
         }
         self.method.eval()

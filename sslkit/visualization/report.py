@@ -21,7 +21,7 @@ import sslkit
 from sslkit.config import PretrainConfig, flat
 from sslkit.console import SILENT, Console
 from sslkit.errors import UserError
-from sslkit.methods import card
+from sslkit.methods import card, short_name
 from sslkit.training.run import RunFolder, read_configuration
 from sslkit.visualization.subject import Subject
 from sslkit.visualization.visualize import KINDS, refusal
@@ -67,7 +67,7 @@ def write_report(run: Path, extra: Mapping[str, Any] | None = None, console: Con
 
 def render(page: Page) -> str:
     """The whole page."""
-    title = f"{page.config.method_name} on {page.config.model.backbone}: {page.run.name}"
+    title = f"{short_name(page.config.method_name)} on {page.config.model.backbone}: {page.run.name}"
     body = "\n".join(section(page) for section in SECTIONS)
     began = escape(str(page.facts.get("started", "unknown date")))
     return f"""<!DOCTYPE html>
@@ -95,7 +95,7 @@ def summary(page: Page) -> str:
     paper = about.facts
     rows = {
         "Status": page.facts.get("status", "unknown"),
-        "Method": f"{config.method_name}: {about.summary}",
+        "Method": f"{short_name(config.method_name)}: {about.summary}",
         "Paper": f"{paper.get('paper', '')} ({paper.get('year', '')}), {paper.get('link', '')}",
         "Backbone": f"{config.model.backbone}, {config.data.size} px",
         "Images": f"{data['count']:,} from {data['name']}, short side {data['native']} px",
@@ -106,9 +106,10 @@ def summary(page: Page) -> str:
         ),
     }
     settings = {name: str(value) for name, value in flat(config).items()}
+    name = escape(short_name(config.method_name))
     return (
         f"<h1>{escape(page.run.name)}</h1>"
-        f'<p class="about">An encoder pre-trained without labels by {escape(config.method_name)}.</p>'
+        f'<p class="about">An encoder pre-trained without labels by {name}.</p>'
         f"{_facts(rows)}<details><summary>All settings</summary>{_facts(settings)}</details>"
     )
 

@@ -138,7 +138,7 @@ class Subject:
 
 def open_run(source: str) -> RunFolder | None:
     """The run folder behind `source`, or None for a method's name; UserError when it is neither."""
-    if Path(source).exists() or os.sep in source:
+    if not source.endswith(".py") and (Path(source).exists() or os.sep in source):
         return RunFolder.open(Path(source))
     card(source)
     return None

@@ -1,0 +1,104 @@
+"""Two processes on this machine: what they tell each other, and every method's step against that of one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, multiprocessing, nn
+
+from sslkit import distributed
+from sslkit.blocks import BatchNorm1d
+from sslkit.contract import BACKBONES, compare_processes
+from sslkit.contract.processes import BACKBONE
+from sslkit.methods import TEMPLATE, card, names, short_name
+
+pytestmark = pytest.mark.slow
+
+WORLD = 2
+METHODS = [name for name in names() if BACKBONES[BACKBONE] in card(name).facts["backbones"]]
+
+
+# -------------------------------------------------------------------------------------------- methods
+
+
+@pytest.fixture(scope="module")
+def differences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Of all methods, and of one that compares an image with its neighbours without gathering them."""
+    lonely = tmp_path_factory.mktemp("methods") / "lonely.py"
+    text = TEMPLATE.read_text(encoding="utf-8")
+    old = "self.encoder.normalize(images)\n"
+    lonely.write_text(text.replace(old, old + "        error = error - error.mean(0)\n"), encoding="utf-8")
+    found = compare_processes([*METHODS, str(TEMPLATE), str(lonely)])
+    return {short_name(name): text for name, text in found.items()}
+
+
+@pytest.mark.parametrize("name", [*METHODS, TEMPLATE.stem])
+def test_two_processes_do_the_step_of_one(differences: dict[str, str], name: str) -> None:
+    assert differences[name] == ""
+
+
+def test_a_difference_is_seen(differences: dict[str, str]) -> None:
+    assert differences["lonely"].startswith("the loss differs by ")
+
+
+# ------------------------------------------------------------------------------------------ functions
+
+
+def rows(count: int = 6) -> Tensor:
+    """float32 [count, 3], not centred"""
+    return torch.randn(count, 3, generator=torch.Generator().manual_seed(3)) + 2
+
+
+def own_rows() -> Tensor:
+    return rows().chunk(distributed.world())[distributed.rank()].requires_grad_()
+
+
+def coupled(every: Tensor, mine: Tensor) -> Tensor:
+    """A loss in which each row meets all rows, each with its own weight: the mean over this process's."""
+    return (torch.tanh(mine @ every.T / 20) * torch.arange(len(every))).sum(1).mean()
+
+
+def conversation() -> dict[str, Tensor]:
+    """What one process has to say; the same lines run alone and in a pair."""
+    mine, said = own_rows(), {}
+    said["gathered"] = distributed.gather(mine)
+    coupled(distributed.gather_with_gradient(mine), mine).backward()  # type: ignore[no-untyped-call]
+    assert mine.grad is not None
+    said["gradient of gathered"] = distributed.gather(mine.grad) / distributed.world()
+
+    mine = own_rows()
+    (distributed.total(mine.sum(0)).square().sum() / distributed.world()).backward()  # type: ignore[no-untyped-call]
+    assert mine.grad is not None
+    said["gradient of total"] = distributed.gather(mine.grad)
+
+    mine, norm = own_rows(), BatchNorm1d(3)
+    nn.init.uniform_(norm.weight, generator=torch.Generator().manual_seed(4))
+    answer = norm(mine)
+    (answer**3).mean().backward()
+    assert mine.grad is not None
+    said["normalised"] = distributed.gather(answer)
+    said["gradient of normalised"] = distributed.gather(mine.grad) / distributed.world()
+    return said | {f"norm.{name}": tensor for name, tensor in norm.state_dict().items()}
+
+
+def talk(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=WORLD)
+    assert (distributed.rank(), distributed.world()) == (rank, WORLD)
+    torch.save(conversation(), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_a_pair_says_what_one_says(tmp_path: Path) -> None:
+    alone: dict[str, Any] = conversation()
+    assert torch.equal(alone["gathered"], rows())
+    multiprocessing.spawn(talk, (str(tmp_path),), nprocs=WORLD)  # type: ignore[no-untyped-call]
+    for rank in range(WORLD):
+        together = torch.load(tmp_path / f"{rank}.pt")
+        assert set(together) == set(alone)
+        for name, tensor in alone.items():
+            assert torch.allclose(together[name], tensor, atol=1e-6), name
