@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -14,6 +14,8 @@ from sslkit import distributed
 from sslkit.blocks import BatchNorm1d
 from sslkit.contract import BACKBONES, compare_processes
 from sslkit.contract.processes import BACKBONE
+from sslkit.frequency import spectral_error
+from sslkit.frequency.losses import Reduction
 from sslkit.methods import TEMPLATE, card, names, short_name
 
 pytestmark = pytest.mark.slow
@@ -82,6 +84,17 @@ def conversation() -> dict[str, Tensor]:
     assert mine.grad is not None
     said["normalised"] = distributed.gather(answer)
     said["gradient of normalised"] = distributed.gather(mine.grad) / distributed.world()
+    images = torch.rand(6, 2, 8, 8, generator=torch.Generator().manual_seed(5))
+    keep_low = torch.tensor([True, False, False, True, True, True])  # the second process lacks a task
+    count = 6 // distributed.world()
+    part = slice(count * distributed.rank(), count * (distributed.rank() + 1))
+    prediction = images[part].flip(3).requires_grad_()
+    for reduction in get_args(Reduction):
+        error = spectral_error(prediction, images[part], keep_low[part], torch.arange(1.0, 7.0)[part])
+        loss = error.reduce(reduction)
+        said[f"{reduction} loss"] = distributed.gather(loss.detach()[None]).mean()
+        (slope,) = torch.autograd.grad(loss, prediction)
+        said[f"gradient of {reduction}"] = distributed.gather(slope) / distributed.world()
     return said | {f"norm.{name}": tensor for name, tensor in norm.state_dict().items()}
 
 
