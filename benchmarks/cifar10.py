@@ -85,8 +85,9 @@ def pretrained(
             sslkit.pretrain(resume=run, console=Console())
     else:
         flags = {"epochs": options.epochs, "batch_size": options.batch_size, "device": options.device}
-        short = options.epochs is not None  # a recipe's rate and warm-up are for its own length and batch
-        settings = ["optim.lr=auto", "schedule.warmup_epochs=auto"] if short else []
+        # A recipe's warm-up, and AdamW's rate in it, are for its own length and batch.
+        short = ["schedule.warmup_epochs=auto"] if options.epochs is not None else []
+        settings = short + ["optim.lr=auto"] * bool(short and method in FINETUNED)
         settings += options.set
         recipe, console = f"{method}-cifar10", Console()
         sslkit.pretrain(
