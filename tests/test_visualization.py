@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from sslkit import config as configuration
-from sslkit import keyed
+from sslkit import keyed, verbs
 from sslkit.augment.geometry import RandomResizedCrop
 from sslkit.config import build_pretrain
 from sslkit.data.sources import open_images
@@ -33,7 +33,7 @@ from sslkit.visualization.report import write_report
 from sslkit.visualization.spectrum import spectrum
 from sslkit.visualization.style import free_path, save
 from sslkit.visualization.subject import Subject
-from sslkit.visualization.visualize import KINDS, draw_reconstruction, draw_views, visualize
+from sslkit.visualization.visualize import KINDS, draw_panels, draw_reconstruction, draw_views, visualize
 
 HOSTILE = "<script>alert('x')</script>&\"quoted\""
 
@@ -275,12 +275,33 @@ def test_composite_is_numpys(run: Path) -> None:
 
 def test_a_run_gives_all_kinds_and_overwrites_none(run: Path, tmp_path: Path) -> None:
     first = visualize(str(run), out=tmp_path, count=2)
-    assert [path.name for path in first] == [f"{kind}.png" for kind in KINDS]
+    assert [path.name for path in first] == [f"{kind}.png" for kind in KINDS if kind != "panels"]
     assert not any(map(blank, first))
     before = first[0].read_bytes()
     again = visualize(str(run), kinds=["masks", "masks"], out=tmp_path, radius=2.0)
     assert [path.name for path in again] == ["masks-2.png"]
     assert first[0].read_bytes() == before != again[0].read_bytes()
+
+
+def test_other_methods_show_their_own_panels(tmp_path: Path) -> None:
+    options = {"backbone": "test_resnet", "size": 32, "epochs": 1, "batch_size": 8, "workers": 0}
+    made = verbs.pretrain("fractal:16", method="simclr", out=tmp_path / "run", **options)
+    written = visualize(str(made), out=tmp_path / "pictures", count=2)
+    assert [path.stem for path in written] == ["masks", "families", "spectrum", "panels", "curves"]
+    subject = Subject(str(made), count=2)
+    figure = draw_panels(subject)
+    shown = {
+        name: [shown_by(a) for a in figure.axes if a.get_title() == name] for name in ("image", "second")
+    }
+    image, index = subject.pictures, torch.arange(2)
+    expected = subject.method.photometry(image, index, 0, 0, "simclr.second")  # type: ignore[operator]
+    assert np.allclose(shown["image"], image.permute(0, 2, 3, 1), atol=1e-6)
+    assert np.allclose(shown["second"], expected.permute(0, 2, 3, 1), atol=1e-6)
+    page = (made / "report.html").read_text(encoding="utf-8")
+    assert "What it does to images" in page
+    assert "What it predicts" not in page
+    with pytest.raises(UserError, match="recon shows masked frequencies, and simclr masks none"):
+        visualize(str(made), kinds=["recon"], out=tmp_path)
 
 
 def test_a_method_without_a_run_and_single_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,6 +327,7 @@ def test_a_method_without_a_run_and_single_files(tmp_path: Path, monkeypatch: py
     [
         ("mfm", {"kinds": ["recom"]}, "unknown kind of picture 'recom'"),
         ("mfm", {"kinds": ["recon"]}, "recon needs a trained run"),
+        ("mfm", {"kinds": ["panels"]}, "panels needs a trained run"),
         ("mfn", {}, "unknown method 'mfn'"),
         ("./nowhere", {}, "is not a run"),
         ("mfm", {"radius": 0.0}, "radius"),

@@ -22,7 +22,9 @@ def visualize(
     ] = None,
     kind: Annotated[
         list[str] | None,
-        typer.Option("-k", "--kind", help="masks, families, views, spectrum, recon, curves; repeatable."),
+        typer.Option(
+            "-k", "--kind", help="masks, families, views, spectrum, recon, panels, curves; repeatable."
+        ),
     ] = None,
     count: Annotated[int, typer.Option("--count", help="How many images.")] = 4,
     radius: Annotated[float | None, typer.Option("--radius", help="Radius of the mask, bins.")] = None,

@@ -24,8 +24,10 @@ PANELS = {
     "std": ("Feature deviation", "of L2-normalised features"),
     "images_per_s": ("Speed", "images per second"),
     "wait": ("Waiting for images", "% of the time"),
+    "chance": ("Loss against guessing", "1 is guessing"),
 }
 """Key of metrics.jsonl → title and the y axis' label, in the order of the picture."""
+COUNTERS = {"step", "epoch", "skipped"}
 COLUMNS, WIDTH, HEIGHT = 3, 2.6, 1.55  # plots in a row, and one plot's frame in inches
 ACROSS, DOWN = WIDTH + 0.85, HEIGHT + 0.85
 ZERO_BASED = ("lr", "grad_norm", "rank", "std", "images_per_s", "wait")
@@ -48,7 +50,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def curves(metrics: Sequence[Mapping[str, Any]], title: str = "Training") -> Figure:
     """One plot per figure over the epochs.
 
-    metrics: lines of metrics.jsonl, with "epoch" and any of the keys of `PANELS`; other losses ("loss_…") get
+    metrics: lines of metrics.jsonl, with "epoch" and any of the keys of `PANELS`; a method's own figures get
     plots of their own. Raises ValueError when there is nothing to draw.
     """
     names = _names(metrics)
@@ -65,14 +67,14 @@ def curves(metrics: Sequence[Mapping[str, Any]], title: str = "Training") -> Fig
 def _names(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
     present = [key for line in metrics for key, value in line.items() if isinstance(value, int | float)]
     found = set(present) if any("epoch" in line for line in metrics) else set()
-    extra = sorted(key for key in found if key.startswith("loss_") and key not in PANELS)
+    own = sorted(found - set(PANELS) - COUNTERS, key=lambda key: (not key.startswith("loss"), key))
     known = [key for key in PANELS if key in found]
     losses = [key for key in known if key.startswith("loss")]
-    return losses + extra + [key for key in known if key not in losses]
+    return losses + own + [key for key in known if key not in losses]
 
 
 def _curve(sheet: Sheet, place: int, name: str, metrics: Sequence[Mapping[str, Any]]) -> None:
-    title, label = PANELS.get(name, (f"Loss, {name.removeprefix('loss_')}", ""))
+    title, label = PANELS.get(name, (name.replace("_", " ").capitalize().replace("Loss ", "Loss, "), ""))
     points = [(line["epoch"], line[name]) for line in metrics if name in line and "epoch" in line]
     epoch, value = np.array(points, dtype=float).T
     if name == "wait":
@@ -89,7 +91,7 @@ def _curve(sheet: Sheet, place: int, name: str, metrics: Sequence[Mapping[str, A
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=float(np.ptp(epoch)) >= 5))
     axes.yaxis.set_major_formatter("{x:g}")
     if name in ZERO_BASED:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.08 * max(float(np.nanmax(value)), 1e-12))
 
 
 def running_mean(values: np.ndarray, width: int) -> np.ndarray:

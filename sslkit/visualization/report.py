@@ -21,7 +21,7 @@ import sslkit
 from sslkit.config import PretrainConfig, flat
 from sslkit.console import SILENT, Console
 from sslkit.errors import UserError
-from sslkit.methods import card, short_name
+from sslkit.methods import card, load, short_name
 from sslkit.training.run import RunFolder, read_configuration
 from sslkit.visualization.subject import Subject
 from sslkit.visualization.visualize import KINDS, refusal
@@ -152,14 +152,17 @@ def finetune(page: Page) -> str:
     return _section("Fine-tuned", _facts(rows)) if rows else ""
 
 
+FREQUENCIES = {
+    "recon": "What it predicts",
+    "spectrum": "What it is given, in space and in frequency",
+    "masks": "Masks",
+}
+
+
 def pictures(page: Page) -> str:
-    """Every kind of picture but the views; a kind that can't be drawn says why."""
-    titles = {
-        "curves": "Training",
-        "recon": "What it predicts",
-        "spectrum": "What it is given, in space and in frequency",
-        "masks": "Masks",
-    }
+    """Every kind of picture that suits the method, but the views; one that can't be drawn says why."""
+    masking = hasattr(load(page.config.method_name), "task")
+    titles = {"curves": "Training"} | (FREQUENCIES if masking else {"panels": "What it does to images"})
     return "".join(_section(title, _picture(page.subject, kind)) for kind, title in titles.items())
 
 

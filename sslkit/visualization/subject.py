@@ -20,7 +20,7 @@ from sslkit.console import SILENT, Console
 from sslkit.data.decode import UnreadableImage, native_side
 from sslkit.data.sources import ENDINGS, ImageSet, open_images
 from sslkit.errors import UserError
-from sslkit.methods import card, load
+from sslkit.methods import card, load, short_name
 from sslkit.methods.base import Info, Method
 from sslkit.training.run import RunFolder, load_method, read_configuration
 
@@ -111,6 +111,13 @@ class Subject:
     def radius(self) -> float:
         """Where low ends and high begins, bins: as asked, the method's, or MFM's for this size."""
         return self._radius or float(getattr(self.method.config, "radius", 16 * self.size / 224))
+
+    @property
+    def name(self) -> str:
+        """The method's, as people read it."""
+        if self.run is None:
+            return short_name(self.source)
+        return short_name(read_configuration(self.run.path / "config.toml").method_name)
 
     @property
     def degradation(self) -> str:

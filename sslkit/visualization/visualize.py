@@ -16,6 +16,7 @@ from sslkit.methods.base import Clock
 from sslkit.visualization.curves import curves, read_metrics
 from sslkit.visualization.families import families
 from sslkit.visualization.masks import masks
+from sslkit.visualization.panels import panels
 from sslkit.visualization.reconstruction import HALVES, reconstruction
 from sslkit.visualization.spectrum import spectrum
 from sslkit.visualization.style import save
@@ -107,6 +108,15 @@ def draw_reconstruction(subject: Subject) -> Figure:
     return reconstruction(panels, tasks, None if subject.degradation else subject.radius)
 
 
+def draw_panels(subject: Subject) -> Figure:
+    images = subject.pictures
+    with torch.no_grad():
+        pictures = subject.method.panels({"image": images, "index": torch.arange(len(images))})
+    if not pictures:
+        raise UserError(f"the method of {subject.source} has no pictures of what it does")
+    return panels(pictures, f"What {subject.name} does to images")
+
+
 def draw_curves(subject: Subject) -> Figure:
     if subject.run is None:  # `visualize` has refused this
         raise ValueError("curves: a run expected, got a method")
@@ -123,7 +133,7 @@ class Kind:
 
     draw: Callable[[Subject], Figure]
     needs_run: bool
-    needs_masking: bool  # of frequencies, as MFM does it: `task`, and panels that hold a composite
+    masking: bool | None  # only for methods that mask frequencies (`task`, as MFM), or only for others
     text: str
 
 
@@ -131,14 +141,14 @@ KINDS = {
     "masks": Kind(
         draw_masks,
         False,
-        False,
+        None,
         "Low-pass, high-pass and band-pass masks at four radii with the number of bins they keep, each above "
         "the image filtered by it.",
     ),
     "families": Kind(
         draw_families,
         False,
-        False,
+        None,
         "Masks of seven shapes at one radius with the share of bins they keep, each above the part of an "
         "image that it keeps and the part that is left out.",
     ),
@@ -152,7 +162,7 @@ KINDS = {
     "spectrum": Kind(
         draw_spectrum,
         False,
-        False,
+        None,
         "Images, their low-pass and high-pass halves and the log-magnitude spectra of all; below them the "
         "radial power and the power law that fits it.",
     ),
@@ -164,10 +174,17 @@ KINDS = {
         "composite of given and predicted frequencies and its error; below each its spectrum, at the end the "
         "error by frequency.",
     ),
+    "panels": Kind(
+        draw_panels,
+        True,
+        False,
+        "Images, and beside each what the method makes of it: views with other colours, hidden patches, "
+        "predictions.",
+    ),
     "curves": Kind(
         draw_curves,
         True,
-        False,
+        None,
         "Loss, the losses of both tasks, learning rate, gradient norm, effective rank, feature deviation, "
         "speed and waiting share over the epochs.",
     ),
@@ -189,8 +206,12 @@ def refusal(kind: str, subject: Subject) -> UserError | None:
     if KINDS[kind].needs_run and subject.run is None:
         problem = f"{kind} needs a trained run, and {subject.source!r} is a method's name"
         return UserError(problem, "give a run folder such as runs/mfm-…-1")
-    if KINDS[kind].needs_masking and not hasattr(subject.method, "task"):
-        return UserError(f"{kind} shows masked frequencies, and the method of {subject.source} masks none")
+    masks_frequencies = hasattr(subject.method, "task")
+    if KINDS[kind].masking is True and not masks_frequencies:
+        problem = f"{kind} shows masked frequencies, and {subject.name} masks none"
+        return UserError(problem, "panels shows what it does")
+    if KINDS[kind].masking is False and masks_frequencies:
+        return UserError(f"{kind} is for methods that mask no frequencies", "recon shows what mfm predicts")
     return None
 
 
