@@ -21,7 +21,7 @@ import sslkit
 from sslkit.config import PretrainConfig, flat
 from sslkit.console import SILENT, Console
 from sslkit.errors import UserError
-from sslkit.methods import card, load, short_name
+from sslkit.methods import card, short_name
 from sslkit.training.run import RunFolder, read_configuration
 from sslkit.visualization.subject import Subject
 from sslkit.visualization.visualize import KINDS, refusal
@@ -161,8 +161,8 @@ FREQUENCIES = {
 
 def pictures(page: Page) -> str:
     """Every kind of picture that suits the method, but the views; one that can't be drawn says why."""
-    masking = hasattr(load(page.config.method_name), "task")
-    titles = {"curves": "Training"} | (FREQUENCIES if masking else {"panels": "What it does to images"})
+    own = FREQUENCIES if page.subject.masks_frequencies else {"panels": "What it does to images"}
+    titles = {"curves": "Training", **own}
     return "".join(_section(title, _picture(page.subject, kind)) for kind, title in titles.items())
 
 

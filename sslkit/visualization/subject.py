@@ -115,9 +115,18 @@ class Subject:
     @property
     def name(self) -> str:
         """The method's, as people read it."""
+        return short_name(self._method_name)
+
+    @property
+    def masks_frequencies(self) -> bool:
+        """Whether the method asks what MFM does, for a `task`."""
+        return hasattr(load(self._method_name), "task")
+
+    @property
+    def _method_name(self) -> str:
         if self.run is None:
-            return short_name(self.source)
-        return short_name(read_configuration(self.run.path / "config.toml").method_name)
+            return self.source
+        return read_configuration(self.run.path / "config.toml").method_name
 
     @property
     def degradation(self) -> str:

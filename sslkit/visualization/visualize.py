@@ -206,11 +206,10 @@ def refusal(kind: str, subject: Subject) -> UserError | None:
     if KINDS[kind].needs_run and subject.run is None:
         problem = f"{kind} needs a trained run, and {subject.source!r} is a method's name"
         return UserError(problem, "give a run folder such as runs/mfm-…-1")
-    masks_frequencies = hasattr(subject.method, "task")
-    if KINDS[kind].masking is True and not masks_frequencies:
+    if KINDS[kind].masking is True and not subject.masks_frequencies:
         problem = f"{kind} shows masked frequencies, and {subject.name} masks none"
         return UserError(problem, "panels shows what it does")
-    if KINDS[kind].masking is False and masks_frequencies:
+    if KINDS[kind].masking is False and subject.masks_frequencies:
         return UserError(f"{kind} is for methods that mask no frequencies", "recon shows what mfm predicts")
     return None
 
