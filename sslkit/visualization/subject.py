@@ -52,6 +52,10 @@ class Subject:
         self.run = open_run(source)
         self._images, self._radius, self._size, self._seed = tuple(images), radius, size, seed
 
+    def prepare(self) -> None:
+        """Load method and images now: what is wrong with them is told before anything is written."""
+        _ = self.method, self.originals
+
     @cached_property
     def images(self) -> ImageSet:
         """All images there are to choose from."""

@@ -56,6 +56,8 @@ def visualize(
     """
     subject = Subject(source, images, count=count, radius=radius, size=size, seed=seed, console=console)
     wanted = _wanted(kinds, subject)
+    if wanted != ["curves"]:
+        subject.prepare()
     folder = out or (subject.run.path / "pictures" if subject.run else Path(f"pictures-{source}"))
     _check_folder(folder)
     figures = {kind: KINDS[kind].draw(subject) for kind in wanted}
