@@ -88,7 +88,8 @@ def pretrained(
         # A recipe's warm-up, and AdamW's rate in it, are for its own length and batch.
         short = ["schedule.warmup_epochs=auto"] if options.epochs is not None else []
         settings = short + ["optim.lr=auto"] * bool(short and method in FINETUNED)
-        settings += options.set
+        # Keys of an image's own past are no negatives: the recipe's queue is for all 50,000.
+        settings += ["method.queue=auto"] * bool(options.images and method == "moco") + options.set
         recipe, console = f"{method}-cifar10", Console()
         sslkit.pretrain(
             images, config=recipe, settings=settings, seed=seed, out=run, console=console, **flags
