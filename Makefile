@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := sslkit tests benchmarks
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint faults clean
 
 demo: .venv/.installed
 	$(BIN)/sslkit demo
@@ -16,6 +16,13 @@ lint: .venv/.installed-dev
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
+
+# The long versions of what tests/test_faults.py runs briefly: some minutes.
+faults: .venv/.installed-dev
+	$(BIN)/python tests/faults/kill.py --times 200
+	$(BIN)/python tests/faults/rot.py --times 2000
+	$(BIN)/python tests/faults/images.py --count 1000
+	$(BIN)/python tests/faults/hostile.py
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

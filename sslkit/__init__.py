@@ -16,6 +16,8 @@ _HOMES = {
     "probe": "sslkit.verbs",
     "export": "sslkit.verbs",
     "visualize": "sslkit.verbs",
+    "check": "sslkit.verbs",
+    "doctor": "sslkit.verbs",
     "load_encoder": "sslkit.weights",
     "Encoder": "sslkit.backbones",
     "Method": "sslkit.methods.base",
@@ -27,6 +29,8 @@ __all__ = [
     "Method",
     "UserError",
     "__version__",
+    "check",
+    "doctor",
     "export",
     "finetune",
     "load_encoder",
@@ -39,7 +43,7 @@ if TYPE_CHECKING:
     from sslkit.backbones import Encoder
     from sslkit.errors import UserError
     from sslkit.methods.base import Method
-    from sslkit.verbs import export, finetune, pretrain, probe, visualize
+    from sslkit.verbs import check, doctor, export, finetune, pretrain, probe, visualize
     from sslkit.weights import load_encoder
 
 

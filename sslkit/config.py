@@ -66,7 +66,9 @@ class Model:
         "of a ResNet: standard (7 × 7, stride 2, pooling), or small (3 × 3, stride 1, no pooling) "
         "for images up to 64 px",
     )
-    init: str = setting("", "start from these weights: a run, a .safetensors file, timm/NAME; empty: random")
+    init: str = setting(
+        "", "start from these weights: a run, a file (also foreign: .pth), timm/NAME; empty: random"
+    )
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,7 @@ def read(path_or_recipe: str) -> dict[str, Any]:
         raise UserError(f"no configuration {path_or_recipe!r}: neither a file nor a recipe", cure)
     try:
         return loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as problem:
+    except (ValueError, RecursionError, OSError) as problem:  # TOML, UTF-8, or numbers of 5,000 digits
         cure = "sslkit methods mfm --toml prints a valid one"
         raise UserError(f"{path} is not readable TOML: {problem}", cure) from None
 

@@ -56,18 +56,19 @@ class Console:
 
     def __init__(self, quiet: bool = False, json: bool = False, log: Path | None = None) -> None:
         self.quiet, self.json, self.log = quiet, json, log
-        self.interactive = not quiet and sys.stderr.isatty()
+        self.interactive = not quiet and bool(sys.stderr) and sys.stderr.isatty()  # None: closed by `2>&-`
         self._progress: Any = None
 
     def say(self, text: str = "") -> None:
         """A line for people."""
+        text = "\n".join(map(visible, text.split("\n")))
         self._copy(text)
         if not self.quiet:
             self._write(sys.stderr, text)
 
     def warn(self, text: str, cure: str = "") -> None:
         """One line that something needs a look, with the remedy; shown even when quiet."""
-        line = f"warning: {text}" + (f" ({cure})" if cure else "")
+        line = visible(f"warning: {text}" + (f" ({cure})" if cure else ""))
         self._copy(line)
         self._write(sys.stderr, line)
 
@@ -137,13 +138,15 @@ class Console:
                 self._progress = None
 
     def _write(self, stream: TextIO, text: str) -> None:
-        """A closed pipe or a full disk behind a stream never stops the work."""
+        """A closed stream, a closed pipe or a full disk behind it never stops the work."""
+        if not stream:
+            return
         try:
             if stream is sys.stderr and self._progress is not None:
                 self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
             else:
                 print(printable(text, stream), file=stream, flush=True)
-        except OSError:
+        except (OSError, ValueError):  # the latter: closed by the program itself
             pass
 
     def _copy(self, text: str) -> None:
@@ -154,6 +157,15 @@ class Console:
                 file.write(text + "\n")
         except OSError:
             self.log = None
+
+
+def visible(text: str) -> str:
+    """One line on which nothing is obeyed by a terminal or a table instead of shown.
+
+    Line ends, tabs, escape sequences, marks that turn the direction of writing and the stray bytes of a file
+    name become Python's escapes, e.g. "\\n" and "\\x1b".
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def printable(text: str, stream: TextIO) -> str:

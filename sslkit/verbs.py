@@ -11,15 +11,18 @@ see, the pictures.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sslkit import config as configuration
 from sslkit.config import AUTO, PretrainConfig
 from sslkit.console import SILENT, Console
 from sslkit.errors import UserError, nearest
 from sslkit.methods import card, full_name
+
+if TYPE_CHECKING:
+    from sslkit.diagnosis import Finding
 
 PRETRAIN_FLAGS = {
     "backbone": "model.backbone",
@@ -47,6 +50,8 @@ def pretrain(
     config: str | Path | None = None,
     settings: Sequence[str] = (),
     resume: str | Path | None = None,
+    allow_data_change: bool = False,
+    overwrite: bool = False,
     console: Console = SILENT,
     **flags: Any,
 ) -> Path:
@@ -57,7 +62,9 @@ def pretrain(
         method: name of a method, or a file with one; "mfm" by default.
         config: a TOML file or a recipe's name.
         settings: "section.key=value" texts, as after --set.
-        resume: continue this run instead; nothing else is needed or allowed.
+        resume: continue this run instead; nothing else is needed, and only `allow_data_change` is allowed.
+        allow_data_change: resume although the images have changed.
+        overwrite: a run that is already at `out` is moved aside, to OUT-old-1.
         flags: the words of PRETRAIN_FLAGS, e.g. `epochs=100, batch_size=256`; None means not given.
 
     Raises:
@@ -65,18 +72,20 @@ def pretrain(
     """
     given = {name: value for name, value in flags.items() if value is not None}
     if resume is not None:
-        if data or given or method or config or settings:
+        if data or given or method or config or settings or overwrite:
             raise UserError(
                 "--resume goes alone: the run knows its own settings", f"sslkit pretrain --resume {resume}"
             )
         from sslkit.training.pretrain import resume as continue_run
 
-        run = continue_run(Path(resume), console)
+        run = continue_run(Path(resume), console, allow_data_change)
     else:
+        if allow_data_change:
+            raise UserError("--allow-data-change belongs to --resume", "sslkit pretrain --resume RUN")
         wanted = pretrain_config(data, method, config, settings, given)
         from sslkit.training.pretrain import pretrain as train
 
-        run = train(wanted, console)
+        run = train(wanted, console, overwrite)
     _write_report(run, console)
     return run
 
@@ -155,6 +164,44 @@ def visualize(
     options |= {"out": Path(options["out"])} if options.get("out") else {}
     options |= {"kinds": [options["kinds"]]} if isinstance(options.get("kinds"), str) else {}
     return run(str(source), [str(image) for image in images], console=console, **options)
+
+
+def check(
+    *data: str | Path,
+    against: Sequence[str | Path] = (),
+    out: str | Path | None = None,
+    workers: int | None = None,
+    console: Console = SILENT,
+) -> Any:
+    """What is wrong with images, before hours are spent on them; an Audit. See sslkit.data.audit.
+
+    Args:
+        against: images that `data` should not share, such as a validation set.
+        out: a new .tsv file with a line for every finding: kind, path, detail.
+
+    Raises:
+        UserError: nothing to look at, or `out` exists or can't be written.
+    """
+    from sslkit.data.audit import audit
+
+    if out is not None and (Path(out).exists() or not Path(out).absolute().parent.is_dir()):
+        reason = "exists" if Path(out).exists() else "lies in no folder"
+        raise UserError(f"--out {out} {reason}", "choose another file; nothing is overwritten")
+    found = audit([str(source) for source in data], [str(other) for other in against], workers, console)
+    if out is not None:
+        try:
+            with Path(out).open("x", encoding="utf-8") as file:
+                file.writelines("\t".join(row) + "\n" for row in found.rows())
+        except OSError as problem:
+            raise UserError(f"--out {out} can't be written: {problem.strerror}", code=1) from None
+    return found
+
+
+def doctor(train: bool = False) -> Iterator[Finding]:
+    """What of the environment could spoil a run, finding by finding. See sslkit.diagnosis."""
+    from sslkit.diagnosis import examine
+
+    return examine(train)
 
 
 def _add_to_report(run: Path, name: str, document: Mapping[str, Any], console: Console) -> None:

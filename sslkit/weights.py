@@ -1,7 +1,7 @@
 """Where weights come from and how they are written: safetensors and JSON, never pickle.
 
 SOURCE is one rule everywhere: a run folder, an exported folder, a .safetensors file with its config.json
-beside it, `timm/NAME` (the only network use) or `random/NAME`.
+beside it, a foreign file (sslkit.foreign), `timm/NAME` (the only network use) or `random/NAME`.
 """
 
 from __future__ import annotations
@@ -12,17 +12,19 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import safetensors
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from sslkit.backbones import Encoder, check_size, native_size
+from sslkit.console import SILENT, Console
 from sslkit.errors import UserError
+from sslkit.foreign import ForeignWeights, is_foreign, read_foreign, read_safetensors
+from sslkit.model_config import read_config, stem_of
 from sslkit.timm_models import Stem
 
 ENCODER_FILE = "encoder.safetensors"
@@ -38,14 +40,26 @@ class Loaded:
     unused: tuple[str, ...]
 
 
-def load_encoder(source: str | Path, size: int | None = None, seed: int = 0) -> Encoder:
+def load_encoder(
+    source: str | Path,
+    size: int | None = None,
+    seed: int = 0,
+    *,
+    backbone: str = "",
+    trust: bool = False,
+    console: Console = SILENT,
+) -> Encoder:
     """An `Encoder` from any SOURCE, in evaluation mode.
 
     Args:
-        source: a run folder, an exported folder, a .safetensors file with its config.json beside it,
-            `timm/NAME` (published weights) or `random/NAME`.
+        source: a run folder, an exported folder, a .safetensors file with its config.json beside it, a
+            foreign file (.pt, .pth, .bin, or .safetensors alone), `timm/NAME` (published weights) or
+            `random/NAME`.
         size: side of the images, pixels; by default the one the weights were made for.
         seed: of the weights of `random/NAME`.
+        backbone: timm's name for a foreign file whose shapes don't tell it.
+        trust: read a foreign pickle with a torch older than 2.10 too.
+        console: hears what was taken from a foreign file.
 
     Raises:
         UserError: it is none of these, or its files do not belong together.
@@ -55,6 +69,11 @@ def load_encoder(source: str | Path, size: int | None = None, seed: int = 0) -> 
         kind, _, name = text.partition("/")
         torch.manual_seed(seed)
         return Encoder(name, size or native_size(name), pretrained=kind == "timm").eval()
+    if is_foreign(source):
+        found = read_foreign(Path(source), backbone, trust)
+        encoder = _from_foreign(Path(source), found, size)
+        console.facts(found.facts())
+        return encoder
     file = encoder_file(Path(source))
     config = read_config(file.parent)
     if config.get("num_classes"):
@@ -65,20 +84,45 @@ def load_encoder(source: str | Path, size: int | None = None, seed: int = 0) -> 
     # A ViT keeps the position embedding it was trained with and resamples it in each forward pass; other
     # models have nothing that depends on the size, or are built for the new one (Swin).
     built = arguments["img_size"] if arguments.get("dynamic_img_size") else side
+    tensors = read_safetensors(file)
+    _refuse_huge_grid(file, tensors, built, arguments.get("patch_size"))
     stem = stem_of(config)
     encoder = Encoder(config["architecture"], built, patch_size=arguments.get("patch_size"), stem=stem)
-    found = load_into(encoder.model, read_tensors(file))
-    if found.missing or found.unused:
-        names = ", ".join((found.missing + found.unused)[:3])
-        cure = "was config.json edited?" if side == made else f"the weights are for images of {made} px"
-        model = encoder.name + (" with the small stem" if stem == "small" else "")
-        raise UserError(f"{file} does not fit {model} at {side} px: {names} …", cure)
-    check_size(encoder.name, side, encoder.stride)
-    encoder.size = side
+    cure = "was config.json edited?" if side == made else f"the weights are for images of {made} px"
+    _fill_(encoder, tensors, file, side, cure)
     with torch.no_grad():
         encoder.mean.copy_(torch.tensor(config["pretrained_cfg"]["mean"]).view_as(encoder.mean))
         encoder.std.copy_(torch.tensor(config["pretrained_cfg"]["std"]).view_as(encoder.std))
     return encoder.eval()
+
+
+def _from_foreign(file: Path, found: ForeignWeights, size: int | None) -> Encoder:
+    """The encoder of a foreign file, with ImageNet's mean and standard deviation."""
+    shape = found.shape
+    keeps_grid = "pos_embed" in found.tensors
+    built = shape.size if keeps_grid else size or shape.size
+    encoder = Encoder(shape.name, built, patch_size=shape.patch_size or None, stem=shape.stem)
+    cure = f"is it another backbone? Its layout: {found.layout}; --backbone NAME says which it is"
+    _fill_(encoder, found.tensors, file, size or shape.size, cure)
+    return encoder.eval()
+
+
+def _fill_(encoder: Encoder, tensors: dict[str, Tensor], file: Path, side: int, cure: str) -> None:
+    """Give the encoder all of the tensors, for images of `side` px; refuse one too few or too many."""
+    found = load_into(encoder.model, tensors)
+    if found.missing or found.unused:
+        names = ", ".join((found.missing + found.unused)[:3])
+        model = encoder.name + (" with the small stem" if encoder.stem == "small" else "")
+        raise UserError(f"{file} does not fit {model} at {side} px: {names} …", cure)
+    check_size(encoder.name, side, encoder.stride)
+    encoder.size = side
+
+
+def _refuse_huge_grid(file: Path, tensors: dict[str, Tensor], built: int, patch: int | None) -> None:
+    """A config.json that asks for more positions than there are: the model would fill the memory first."""
+    side = built // (patch or 32)  # of the grid, patches
+    if "pos_embed" in tensors and side**2 > tensors["pos_embed"].numel():
+        raise UserError(f"{file} has no {side} × {side} positions", "was config.json edited?")
 
 
 class Architecture(NamedTuple):
@@ -90,11 +134,14 @@ class Architecture(NamedTuple):
     stem: Stem
 
 
-def architecture(source: str) -> Architecture:
-    """The architecture of a SOURCE, without reading weights."""
+def architecture(source: str, backbone: str = "") -> Architecture:
+    """The architecture of a SOURCE; `backbone` is for a foreign file whose shapes don't tell it."""
     if source.startswith(("timm/", "random/")):
         name = source.partition("/")[2]
         return Architecture(name, native_size(name), 0, "standard")
+    if is_foreign(source):
+        shape = read_foreign(Path(source), backbone).shape
+        return Architecture(shape.name, shape.size, shape.patch_size, shape.stem)
     config = read_config(encoder_file(Path(source)).parent)
     side, patch = (
         config["pretrained_cfg"]["input_size"][-1],
@@ -103,45 +150,25 @@ def architecture(source: str) -> Architecture:
     return Architecture(str(config["architecture"]), int(side), int(patch), stem_of(config))
 
 
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file; a UserError if it is damaged."""
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError) as problem:
-        raise UserError(f"{file} can't be read: {problem}", "the file is damaged or no safetensors") from None
-
-
 def encoder_file(path: Path) -> Path:
     """The file with the encoder's weights behind a run folder, an exported folder or the file itself."""
     candidates = [path] if path.suffix == ".safetensors" else [path / ENCODER_FILE, path / EXPORT_FILE]
     for file in candidates:
         if file.is_file() and (file.parent / "config.json").is_file():
             return file
+    if (path / ".metadata").is_file():
+        problem = (
+            f"{path} is a distributed checkpoint of torch, and its .metadata a program: it is not opened"
+        )
+        raise UserError(
+            problem, "where it was made: torch.distributed.checkpoint.format_utils.dcp_to_torch_save"
+        )
     if (path / "run.json").is_file():
         raise UserError(f"run {path} has no encoder yet", f"finish it: sslkit pretrain --resume {path}")
     raise UserError(
-        f"{path} is not a run, an exported folder or a .safetensors file with its config.json",
+        f"{path} is not a run, an exported folder or a file of weights",
         "give a run folder such as runs/mfm-…-1, or timm/NAME, or random/NAME",
     )
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The config.json that timm and sslkit share; "sslkit" is a section that timm does not read."""
-    try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        made = config["pretrained_cfg"]
-        config["architecture"], made["input_size"][-1], made["mean"][2], made["std"][2]
-        if stem_of(config) not in get_args(Stem):
-            raise ValueError(f"stem {stem_of(config)!r}")
-    except (AttributeError, ValueError, KeyError, TypeError, IndexError, OSError) as problem:
-        raise UserError(f"{folder / 'config.json'} is not a timm model configuration: {problem!r}") from None
-    return config
-
-
-def stem_of(config: dict[str, Any]) -> Stem:
-    """The stem that a config.json tells of; the model's own where it tells nothing."""
-    stem: Stem = config.get("sslkit", {}).get("stem", "standard")
-    return stem
 
 
 def timm_config(encoder: Encoder) -> dict[str, Any]:

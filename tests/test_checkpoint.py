@@ -7,6 +7,8 @@ import json
 import os
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -186,3 +188,53 @@ def test_files_obey_the_umask_and_hold_no_pickle(tmp_path: Path) -> None:
         assert file.stat().st_mode & 0o777 == 0o640, file.name
         assert file.suffix in (".json", ".safetensors")
     assert set(load_file(path / "model.safetensors")) == set(trained(1)[0].state_dict())
+
+
+def test_a_newer_format_says_who_wrote_it(tmp_path: Path) -> None:
+    path = write(tmp_path, 1)
+    (path / "state.json").write_text(json.dumps({"format": 3, "step": 1, "sslkit": "7.1"}))
+    with pytest.raises(
+        UserError, match=r"format 3, written by sslkit 7\.1; .* reads formats up to 2"
+    ) as error:
+        checkpoint.restore(path, *trained(0))
+    assert error.value.hint == "install sslkit 7.1 or newer"
+    (path / "state.json").write_text(json.dumps({"format": 0, "step": 1}))
+    with pytest.raises(UserError, match="this sslkit reads formats 1 to 2"):
+        checkpoint.restore(path, *trained(0))
+
+
+def test_another_model_is_told_by_its_first_differences(tmp_path: Path) -> None:
+    path = write(tmp_path, 1)
+    other = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5))
+    with pytest.raises(UserError) as error:
+        checkpoint.restore_weights(path, other)
+    assert "0.bias is [4] there, [5] here; 0.weight is [4, 3] there, [5, 3] here (and 4 more)" in str(
+        error.value
+    )
+    assert error.value.code == 2
+
+
+def test_pruning_counts_only_what_verifies(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    (write(tmp_path, 2) / "state.json").write_text("{}")
+    write(tmp_path, 3)
+    assert names(tmp_path) == ["step-00000001", "step-00000002", "step-00000003"]
+    write(tmp_path, 4)
+    assert names(tmp_path) == ["step-00000003", "step-00000004"]
+
+
+def test_left_overs_go_when_their_process_has(tmp_path: Path) -> None:
+    whole = write(tmp_path, 1)
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    for pid in (process.pid, os.getppid(), os.getpid()):
+        shutil.copytree(whole, tmp_path / f"step-00000002.tmp-{pid}")
+    checkpoint.newest(tmp_path)
+    kept = {"step-00000001", f"step-00000002.tmp-{os.getppid()}", f"step-00000002.tmp-{os.getpid()}"}
+    assert set(names(tmp_path)) == kept
+
+
+def test_order_is_that_of_steps_whatever_the_clock_says(tmp_path: Path) -> None:
+    for step, seconds in ((9, 2_000_000_000), (10, 0)):
+        os.utime(write(tmp_path, step), (seconds, seconds))
+    assert checkpoint.newest(tmp_path)[0] == tmp_path / "step-00000010"

@@ -257,12 +257,14 @@ SETTINGS = "--config -c --set -s"
 OUTPUT = "--quiet -q --json"
 FLAGS = {
     "pretrain": f"{TRAINING} {SETTINGS} {OUTPUT} --method -m --backbone -b --init --micro-batch --limit "
-    "--resume --save-every --pictures",
+    "--resume --save-every --pictures --allow-data-change --overwrite",
     "finetune": f"{TRAINING} {SETTINGS} {OUTPUT} --scratch",
     "probe": f"--size --device --precision --workers --seed {OUTPUT} --baseline",
     "visualize": f"--kind -k --count --radius --size --seed --out -o {OUTPUT}",
-    "export": f"--format {OUTPUT}",
+    "export": f"--format --backbone -b --trust {OUTPUT}",
+    "check": f"--against --out -o --workers {OUTPUT}",
     "info": "--json",
+    "doctor": "--train --json",
     "methods": "--toml --new --test --json",
     "models": "--json",
     "demo": "--out -o --quiet -q",

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import pickle
 import random
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -102,6 +105,88 @@ def test_cmyk_is_inks_subtracted_from_white(tmp_path: Path) -> None:
     assert np.abs(pixels(tmp_path / "a.tif") - expected).max() <= 1.01
 
 
+def jpeg(image: Image.Image, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=100, **options)
+    return file.getvalue()
+
+
+def without_adobe_mark(whole: bytes) -> bytes:
+    start = whole.index(b"\xff\xee")
+    return whole[:start] + whole[start + 2 + int.from_bytes(whole[start + 2 : start + 4], "big") :]
+
+
+@pytest.mark.parametrize("ink", [(0, 0, 0, 0), (255, 0, 0, 0), (10, 200, 90, 30), (0, 0, 0, 255)])
+def test_cmyk_jpeg_with_and_without_adobe_s_inversion(tmp_path: Path, ink: tuple[int, ...]) -> None:
+    """Adobe writes 255 for no ink and marks the file; without the mark 255 is full ink."""
+    marked = jpeg(Image.new("CMYK", (16, 12), ink))
+    (tmp_path / "marked.jpg").write_bytes(marked)
+    (tmp_path / "plain.jpg").write_bytes(without_adobe_mark(marked))
+    share = np.array(ink) / 255
+    expected = 255 * (1 - share[:3]) * (1 - share[3])
+    assert np.abs(pixels(tmp_path / "marked.jpg") - expected).max() <= 2
+    assert np.abs(pixels(tmp_path / "plain.jpg") - 255 * share[:3] * share[3]).max() <= 2
+
+
+def test_16_bit_grey_keeps_what_is_declared_transparent(tmp_path: Path) -> None:
+    values = np.linspace(0, 40_000, 192).reshape(12, 16).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png", transparency=int(values[3, 5]))
+    found = pixels(tmp_path / "a.png")
+    assert (found[3, 5] == 255).all()
+    assert np.abs(found[4:] - grey_to_rgb(values / 257)[4:]).max() <= 0.51
+
+
+def test_palette_entries_of_many_opacities(tmp_path: Path) -> None:
+    image, colors = palette_image()
+    image.save(tmp_path / "a.png", transparency=bytes([0, 85, 170, 255]))
+    opacity = np.array([0, 85, 170, 255], np.uint8)[GREY % 4]
+    assert np.abs(pixels(tmp_path / "a.png") - on_white(colors, opacity)).max() <= 0.51
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("profile", [b"", b"junk", b"\0" * 128, b"\xff" * 70_000], ids=len)
+def test_colour_profiles_of_any_kind_change_nothing(tmp_path: Path, form: str, profile: bytes) -> None:
+    options: dict[str, Any] = {"lossless": True} if form == "WEBP" else {}
+    Image.fromarray(COLOR).save(tmp_path / "plain", form, **options)
+    Image.fromarray(COLOR).save(tmp_path / "odd", form, icc_profile=profile, **options)
+    assert np.array_equal(pixels(tmp_path / "odd"), pixels(tmp_path / "plain"))
+
+
+def png_chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def profile_chunk(name: bytes, method: int, body: bytes) -> bytes:
+    return png_chunk(b"iCCP", name + bytes([0, method]) + body)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "reason"),
+    [
+        (profile_chunk(b"x", 0, b"no zlib stream"), ""),  # passed over
+        (profile_chunk(b"x", 7, zlib.compress(b"x")), "damaged header"),
+        (profile_chunk(b"x", 0, zlib.compress(bytes(2**21))), "too large"),
+        (png_chunk(b"iCCP", b""), "damaged header"),
+        (png_chunk(b"cHRM", b"\1"), "cHRM"),
+    ],
+    ids=["stream", "method", "bomb", "empty", "primaries"],
+)
+def test_broken_profiles_of_png_are_passed_over_or_say_why(tmp_path: Path, chunk: bytes, reason: str) -> None:
+    whole = encoded()
+    (tmp_path / "a.png").write_bytes(whole[:33] + chunk + whole[33:])
+    if not reason:
+        assert read_image(str(tmp_path / "a.png")).size == (64, 64)
+        return
+    with pytest.raises(UnreadableImage, match=reason):
+        read_image(str(tmp_path / "a.png"))
+
+
+def test_lab_is_converted(tmp_path: Path) -> None:
+    """L* = 128 / 255 · 100 without colour is the sRGB grey 119 (CIE 1976: Y = ((L* + 16) / 116)³)."""
+    Image.new("LAB", (16, 12), (128, 128, 128)).save(tmp_path / "a.tif")
+    assert np.abs(pixels(tmp_path / "a.tif") - 119).max() <= 1
+
+
 @pytest.mark.parametrize("ending", ["png", "tif", "pgm"])
 def test_16_bits_are_scaled_to_8(tmp_path: Path, ending: str) -> None:
     values = np.linspace(0, 65535, 192).reshape(12, 16).astype(np.uint16)
@@ -175,6 +260,19 @@ def test_exif_orientation(tmp_path: Path, orientation: int, ending: str) -> None
     assert np.array_equal(pixels(tmp_path / f"a.{ending}"), UPRIGHT[orientation](COLOR))
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_of_jpeg(tmp_path: Path, orientation: int) -> None:
+    """Blocks of eight pixels and one grey each, which JPEG at its best keeps to a level."""
+    blocks = np.kron(GREY[:2, :3], np.ones((8, 8), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(blocks).save(tmp_path / "a.jpg", exif=exif, quality=100)
+    expected = UPRIGHT[orientation](grey_to_rgb(blocks).astype(np.int64))
+    found = pixels(tmp_path / "a.jpg")
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= 2
+
+
 @pytest.mark.parametrize(
     "exif",
     [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\xff" * 40],
@@ -238,8 +336,30 @@ def text_bomb() -> bytes:
         (png_header(20_000, 20_000), "more than 64 megapixels"),
         (text_bomb(), ""),
         (encoded(size=(7, 30)), "7x30 pixels, a side under 8"),
+        (encoded(size=(1, 1)), "1x1 pixels, a side under 8"),
+        (encoded(size=(1, 20_000)), "1x20000 pixels, a side under 8"),
+        (encoded(size=(20_000, 1)), "20000x1 pixels, a side under 8"),
+        (b"%!PS-Adobe-3.0\nshowpage\n", "not an image"),
+        (b"\xc5\xd0\xd3\xc6" + bytes(60), "not an image"),
     ],
-    ids=["zero", "html", "eps", "pdf", "jpeg", "png", "chunk", "100MP", "400MP", "text", "tiny"],
+    ids=[
+        "zero",
+        "html",
+        "eps",
+        "pdf",
+        "jpeg",
+        "png",
+        "chunk",
+        "100MP",
+        "400MP",
+        "text",
+        "tiny",
+        "1x1",
+        "1x20000",
+        "20000x1",
+        "ps",
+        "eps-binary",
+    ],
 )
 def test_what_can_not_be_read_says_why_in_one_line(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "a.jpg"
@@ -265,6 +385,84 @@ def test_eight_pixels_and_a_camera_of_64_megapixels_are_allowed(tmp_path: Path) 
     assert read_image(str(tmp_path / "narrow.png")).size == (8, 2000)
     (tmp_path / "large.png").write_bytes(png_header(9248, 6936))
     assert image_size(str(tmp_path / "large.png")) == (9248, 6936)
+
+
+def gif_header(width: int, height: int) -> bytes:
+    """A GIF that claims a size and has one frame of it."""
+    size = struct.pack("<HH", width, height)
+    return b"GIF89a" + size + b"\x80\0\0" + bytes(6) + b"," + bytes(4) + size + b"\0\2\2\x44\1\0;"
+
+
+def tiff_header(width: int, height: int) -> bytes:
+    """A TIFF that claims a size, RGB in one strip that is not there."""
+    tags = {256: width, 257: height, 258: 8, 259: 1, 262: 2, 273: 8, 277: 3, 278: height, 279: 64}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+
+
+def text_bombs(count: int) -> bytes:
+    """A PNG with comments just under the limit of one, unfolding to `count` megabytes."""
+    whole, comment = encoded(), zlib.compress(b"x" * 1_000_000)
+    chunks = [png_chunk(b"zTXt", b"%d\0\0" % number + comment) for number in range(count)]
+    return whole[:33] + b"".join(chunks) + whole[33:]
+
+
+BOMBS = {
+    "png-100MP": lambda: png_header(10_000, 10_000),
+    "png-400MP": lambda: png_header(20_000, 20_000),
+    "png-claims-2e18": lambda: png_header(2**31 - 1, 2**31 - 1),
+    "gif-400MP": lambda: gif_header(20_000, 20_000),
+    "tiff-400MP": lambda: tiff_header(20_000, 20_000),
+    "bmp-100MP": lambda: encoded("BMP")[:18] + struct.pack("<ii", 10_000, 10_000) + encoded("BMP")[26:],
+    "ppm-400MP": lambda: b"P6 20000 20000 255\n",
+    "text": text_bomb,
+    "texts": lambda: text_bombs(500),
+}
+MEASURE = """
+import resource, sys
+from sslkit.data.decode import UnreadableImage, read_image
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    read_image(sys.argv[1])
+except UnreadableImage as error:
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, error.reason)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss counts kilobytes on Linux alone")
+@pytest.mark.parametrize("name", BOMBS)
+def test_bombs_are_refused_with_little_memory(tmp_path: Path, name: str) -> None:
+    (tmp_path / "bomb").write_bytes(BOMBS[name]())
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    line = [sys.executable, "-c", MEASURE, str(tmp_path / "bomb")]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout, "the bomb was read as an image"
+    megabytes, _, reason = done.stdout.partition(" ")
+    assert int(megabytes) < 300
+    assert "text" in name or "megapixels" in reason
+
+
+def test_long_images_are_scaled_as_one_piece(tmp_path: Path) -> None:
+    """2,000 rows are scaled in several strips, by the range of all of them."""
+    values = np.random.default_rng(0).normal(size=(2000, 16)).astype(np.float32)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    low, high = values.min(), values.max()
+    expected = (values.astype(np.float64) - low) * (255 / (float(high) - float(low)))
+    assert np.abs(pixels(tmp_path / "a.tif") - grey_to_rgb(expected)).max() <= 0.51
+
+
+def test_mutations_of_each_format_leave_the_process_alive() -> None:
+    """The script that anyone can run, as anyone runs it; it fails on other errors, deaths and slow files."""
+    script = Path(__file__).parent / "faults" / "images.py"
+    line = [sys.executable, str(script), "--count", "300", "--seed", "5"]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [text.split() for text in done.stdout.splitlines() if " read " in text]
+    assert [words[0] for words in lines] == ["JPEG", "PNG", "WEBP", "GIF", "TIFF"]
+    for words in lines:  # some of both, or the damage would be too little or too much to tell anything
+        assert int(words[1]) > 10
+        assert int(words[3]) > 10
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"])

@@ -57,6 +57,7 @@ def test_a_run_leaves_what_it_promises(tiny: Tiny, tmp_path: Path) -> None:
         "log.txt",
         "encoder.safetensors",
         "config.json",
+        "images.jsonl.gz",
         "checkpoints",
         "pictures",
     }
@@ -378,12 +379,12 @@ def test_nothing_but_damage_fails(tiny: Tiny, photos: Path, tmp_path: Path) -> N
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny: Tiny, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"the loss is (nan|inf)|is not finite") as error:
+    with pytest.raises(UserError, match="not finite 3 times in a row") as error:
         pretrain(tiny("run", **{"optim.lr": 1e38, "optim.clip": 0.0, "run.save_every": "1"}))
     assert error.value.code == 1
     assert status(tmp_path / "run") == "failed"
     for line in metrics(tmp_path / "run"):
-        assert line["loss"] is not None
+        assert line["loss"] is not None or line["nonfinite"]
     for file in (tmp_path / "run/checkpoints").glob("*/model.safetensors"):
         assert all(tensor.isfinite().all() for tensor in load_file(file).values())
 
@@ -413,7 +414,7 @@ def test_a_method_is_loaded_from_what_was_saved(tiny: Tiny, tmp_path: Path) -> N
     config = tiny("run")
     ready = dataclasses.replace(config)
     run = RunFolder.create(Path(ready.run.out))
-    run.update(kind="pretrain", status="running", data={"count": 16, "native": 36})
+    run.update(kind="pretrain", status="running", data={"count": 16, "native": 36, "fingerprint": ""})
     (run.path / "config.toml").write_text(configuration.dump(ready))
     with pytest.raises(UserError, match="has saved nothing yet"):
         load_method(run.path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -223,5 +224,132 @@ def test_sigterm_of_a_process_and_kill_minus_nine(tiny: Tiny, tmp_path: Path) ->
         process.kill()
     run = Path(config.run.out)
     assert status(run) == "running"  # it could not say otherwise
+    resume(run)
+    assert_same_end(run, whole)
+
+
+# ---------------------------------------------------------------------------------- what else may happen
+
+
+def test_sigusr1_saves_and_goes_on(tiny: Tiny) -> None:
+    whole = pretrain(tiny("whole"))
+    seen: list[list[str]] = []
+
+    class Asking(Console):
+        def event(self, document: Any) -> None:
+            seen.append(sorted(path.name for path in (run / "checkpoints").iterdir()))
+            if document["step"] == 5:
+                signal.raise_signal(signal.SIGUSR1)
+
+    config = tiny("saved")
+    run = Path(config.run.out)
+    pretrain(config, Asking(quiet=True))
+    assert seen[4:7] == [[], ["step-00000005"], ["step-00000005"]]
+    assert_same_end(run, whole)
+
+
+def test_a_signal_while_the_last_step_is_saved_lets_it_finish(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sslkit.training import checkpoint
+
+    write = checkpoint.commit
+
+    def asked(*given: Any) -> Path:
+        signal.raise_signal(signal.SIGTERM)
+        return write(*given)
+
+    monkeypatch.setattr(checkpoint, "commit", asked)
+    assert status(pretrain(tiny("run"))) == "completed"
+
+
+@pytest.mark.parametrize("key", ["data.workers", "run.micro_batch"])
+def test_workers_and_micro_batch_may_change(tiny: Tiny, key: str) -> None:
+    """The order of images is the same: so are the weights, and with micro-batches nearly so."""
+    whole = pretrain(tiny("whole"))
+    run = run_until(tiny("stopped"), 5, lambda: signal.raise_signal(signal.SIGTERM))
+    file = run / "config.toml"
+    section, name = key.split(".")
+    text = file.read_text()
+    assert f"\n{name} = 0 " in text
+    file.write_text(text.replace(f"\n{name} = 0 ", f"\n{name} = 2 "))
+    resume(run)
+    if key == "data.workers":
+        assert_same_end(run, whole)
+    ours, theirs = (load_file(path / "encoder.safetensors") for path in (run, whole))
+    for tensor, name in ((ours[name], name) for name in ours):
+        assert torch.allclose(tensor, theirs[name], atol=1e-3), (section, name)
+
+
+def test_changed_settings_are_listed(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_until(tiny("stopped"), 5, lambda: signal.raise_signal(signal.SIGTERM))
+    text = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(text.replace("\nlr = 0.05", "\nlr = 0.01"))
+    resume(run, Console(quiet=True))
+    assert "config.toml has changed since step 5: optim.lr 0.05 → 0.01" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('backbone = "test_vit"', 'backbone = "test_vit2"', "model.backbone test_vit → test_vit2"),
+        ("\nsize = 32", "\nsize = 64", "data.size 32 → 64"),
+        ('name = "adamw"', 'name = "sgd"', "optim.name adamw → sgd"),
+    ],
+)
+def test_another_network_is_refused_with_the_difference(tiny: Tiny, old: str, new: str, message: str) -> None:
+    run = run_until(tiny("stopped"), 5, lambda: signal.raise_signal(signal.SIGTERM))
+    text = (run / "config.toml").read_text()
+    assert old in text
+    (run / "config.toml").write_text(text.replace(old, new))
+    with pytest.raises(UserError, match=message) as error:
+        resume(run)
+    assert error.value.code == 2
+    (run / "config.toml").write_text(text)
+    resume(run)
+
+
+def test_changed_images_are_named_and_may_be_allowed(
+    tiny: Tiny, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_until(tiny("stopped"), 5, lambda: signal.raise_signal(signal.SIGTERM))
+    (photos / "02.png").rename(photos / "new.png")
+    (photos / "03.png").unlink()
+    with pytest.raises(
+        UserError, match=r"16 then, 15 now: \+1 \(new\.png\) −2 \(02\.png, 03\.png\)"
+    ) as error:
+        resume(run)
+    assert "--allow-data-change" in error.value.hint
+    resume(run, Console(quiet=True), allow_data_change=True)
+    assert "warning: the images have changed" in capsys.readouterr().err
+    assert status(run) == "completed"
+    assert json.loads((run / "run.json").read_text())["data"]["count"] == 15
+
+
+def test_a_moved_folder_is_the_same_images(tiny: Tiny, photos: Path) -> None:
+    run = run_until(tiny("stopped"), 5, lambda: signal.raise_signal(signal.SIGTERM))
+    moved = photos.rename(photos.with_name("moved"))
+    text = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(text.replace(str(photos), str(moved)))
+    (moved / "04.png").unlink()
+    with pytest.raises(UserError, match=r"now: \+0 −1 \(04\.png\)"):
+        resume(run)
+
+
+def test_a_run_of_the_first_format_goes_on(tiny: Tiny) -> None:
+    """Without settings in state.json, and without a list of images."""
+    whole = pretrain(tiny("whole"))
+    run = run_until(tiny("stopped"), 5, lambda: signal.raise_signal(signal.SIGTERM))
+    (run / "images.jsonl.gz").unlink()
+    folder = run / "checkpoints/step-00000005"
+    (folder / "state.json").write_text(json.dumps({"format": 1, "step": 5, "images_seen": 20}))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    content = (folder / "state.json").read_bytes()
+    manifest["files"]["state.json"] = {
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    manifest["format"] = 1
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     resume(run)
     assert_same_end(run, whole)

@@ -125,8 +125,7 @@ def test_sha256_of_the_standard_message(tmp_path: Path) -> None:
 
 
 def test_places_that_are_no_source(tmp_path: Path) -> None:
-    torch.save({}, tmp_path / "weights.pth")
-    for place in (tmp_path, tmp_path / "absent", tmp_path / "weights.pth", tmp_path / "absent.safetensors"):
+    for place in (tmp_path, tmp_path / "absent", tmp_path / "absent.pth", tmp_path / "absent.safetensors"):
         with pytest.raises(UserError, match="is not a run, an exported folder") as caught:
             load_encoder(place)
         assert caught.value.code == 2

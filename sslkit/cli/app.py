@@ -14,7 +14,7 @@ from typing import Any
 import typer
 
 from sslkit import __version__
-from sslkit.console import printable
+from sslkit.console import printable, visible
 from sslkit.errors import UserError
 
 UsageError: Any = typer.BadParameter.__base__
@@ -45,16 +45,30 @@ def _root(
 
 def _add_commands() -> None:
     """Each command's file holds one function with its options; none imports torch before it runs."""
-    from sslkit.cli import demo, export, finetune, info, methods, models, pretrain, probe, visualize
+    from sslkit.cli import (
+        check,
+        demo,
+        doctor,
+        export,
+        finetune,
+        info,
+        methods,
+        models,
+        pretrain,
+        probe,
+        visualize,
+    )
 
     app.command()(pretrain.pretrain)
     app.command()(finetune.finetune)
     app.command()(probe.probe)
     app.command()(visualize.visualize)
     app.command()(export.export)
+    app.command()(check.check)
     app.command()(info.info)
     app.command()(methods.methods)
     app.command()(models.models)
+    app.command()(doctor.doctor)
     app.command()(demo.demo)
 
 
@@ -76,14 +90,26 @@ def main() -> None:
         code = _tell("interrupted", "", 130)
     except BrokenPipeError:
         code = 1
+    except (RuntimeError, ImportError) as error:
+        code = _tell_of_import(error)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _tell(message: str, hint: str, code: int) -> int:
     for line in (f"error: {message}", f"hint: {hint}" if hint else ""):
-        if line:
-            print(printable(line, sys.stderr), file=sys.stderr)
+        if line and sys.stderr:
+            print(printable(visible(line), sys.stderr), file=sys.stderr)
     return code
+
+
+def _tell_of_import(error: RuntimeError | ImportError) -> int:
+    """The cure if torch and torchvision do not fit together; anything else is a bug, with its traceback."""
+    from sslkit.diagnosis import broken_import
+
+    known = broken_import(error)
+    if known is None:
+        raise error
+    return _tell(known.message, known.hint, known.code)
 
 
 def _usage_hint(error: Any) -> str:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sslkit.cli import options
-from sslkit.console import Console
+from sslkit.console import Console, visible
+
+if TYPE_CHECKING:
+    from sslkit.data.audit import Audit, Finding
+
+EXAMPLES = 3
+"""Images that are named of each finding; --out lists all."""
+BAR = 40
 
 
 def check(
@@ -30,6 +38,44 @@ def check(
 
     console = Console(quiet, json)
     audit = verbs.check(*data, against=against or (), out=out, workers=workers, console=console)
-    console.result("\n".join(audit.lines()), audit.to_document())
+    console.result("\n".join(_lines(audit)), audit.to_document())
     if audit.findings:
         raise typer.Exit(1)
+
+
+def _lines(audit: Audit) -> list[str]:
+    """The audit as text."""
+    seen = audit.seen
+    of = visible(seen.images.name) + (
+        f" against {visible(audit.against.images.name)}" if audit.against else ""
+    )
+    lines = [f"{len(seen.images):,} images: {of} ({audit.rate:.0f} images/s)"]
+    lines += [f"  {kind:<20} {count:>9,}" for kind, count in seen.kinds.most_common()]
+    lines += ["short side, pixels", *_bars(audit.histogram())]
+    if audit.classes:
+        (most, *_, least) = audit.classes.items()
+        lines += ["classes"]
+        lines += [
+            f"  {len(audit.classes)}, from {least[1]:,} images ({visible(least[0])}) to {most[1]:,} "
+            f"({visible(most[0])})"
+        ]
+    if huge := seen.huge():
+        lines += [
+            f"{huge:,} images over 16 megapixels: made smaller once, they would be read faster every epoch"
+        ]
+    for finding in audit.findings:
+        lines += _finding(finding)
+    return lines if audit.findings else [*lines, "no findings"]
+
+
+def _bars(histogram: Mapping[str, int]) -> list[str]:
+    longest = max(histogram.values(), default=1)
+    bars = {sides: "#" * -(-BAR * count // longest) for sides, count in histogram.items()}
+    return [f"  {sides:<20} {count:>9,}  {bars[sides]}".rstrip() for sides, count in histogram.items()]
+
+
+def _finding(finding: Finding) -> list[str]:
+    lines = [f"{finding.kind}: {finding.count:,} images, {visible(finding.advice)}"]
+    lines += [f"  {visible(path)}  {visible(detail)}" for path, detail in finding.rows[:EXAMPLES]]
+    more = finding.count - EXAMPLES
+    return [*lines, f"  and {more:,} more; --out FILE lists all"] if more > 0 else lines

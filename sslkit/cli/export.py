@@ -12,9 +12,19 @@ from sslkit.console import Console
 
 
 def export(
-    source: Annotated[str, typer.Argument(help="A run, an exported folder, timm/NAME or random/NAME.")],
+    source: Annotated[
+        str, typer.Argument(help="A run, an exported folder, a file of weights, timm/NAME or random/NAME.")
+    ],
     out: Annotated[str | None, typer.Argument(help="Folder to make; by default exports/NAME-N.")] = None,
     format: Annotated[str, typer.Option("--format", help="timm or onnx.")] = "timm",
+    backbone: Annotated[
+        str,
+        typer.Option("-b", "--backbone", help="Of a foreign file whose tensors leave it open: timm's name."),
+    ] = "",
+    trust: Annotated[
+        bool,
+        typer.Option("--trust", help="Read a foreign .pt, .pth or .bin with a torch older than 2.10 too."),
+    ] = False,
     quiet: options.Quiet = False,
     json: options.Json = False,
 ) -> None:
@@ -22,5 +32,5 @@ def export(
     from sslkit import verbs
 
     console = Console(quiet, json)
-    made = verbs.export(source, out, format=format, console=console)
+    made = verbs.export(source, out, format=format, backbone=backbone, trust=trust, console=console)
     console.result(str(made.folder), dataclasses.asdict(made))

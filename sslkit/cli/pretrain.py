@@ -42,6 +42,12 @@ def pretrain(
     resume: Annotated[
         str | None, typer.Option("--resume", metavar="RUN", help="Continue a run; goes alone.")
     ] = None,
+    allow_data_change: Annotated[
+        bool, typer.Option("--allow-data-change", help="Resume although the images have changed.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Move a run that is at --out aside, to OUT-old-1.")
+    ] = False,
     save_every: Annotated[
         str | None, typer.Option("--save-every", help="30s, 10m, 2h, 5e (epochs), 500 (steps).")
     ] = None,
@@ -68,6 +74,8 @@ def pretrain(
         config=config,
         settings=settings or [],
         resume=resume,
+        allow_data_change=allow_data_change,
+        overwrite=overwrite,
         console=console,
         backbone=backbone,
         init=init,

@@ -6,14 +6,17 @@ our own limit on pixels, read from the header before any memory is taken.
 
 from __future__ import annotations
 
+import os
+import stat
 import statistics
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from numpy.typing import NDArray
+from PIL import Image, ImageChops, UnidentifiedImageError
 
 from sslkit.errors import UserError
 
@@ -27,6 +30,7 @@ MAX_PIXELS = 64 * 2**20
 MIN_SIDE = 8
 """A shorter side holds no picture, and a crop of it no frequencies."""
 
+_STRIP = 256  # rows that are scaled at once
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -60,9 +64,15 @@ def read_image(path: str) -> Image.Image:
     Raises:
         UnreadableImage: missing, damaged, of another format, more than 64 megapixels, a side under 8 pixels.
     """
+    return read_with_kind(path)[0]
+
+
+def read_with_kind(path: str) -> tuple[Image.Image, str]:
+    """`read_image`, and format and mode of the file as Pillow names them, such as "PNG I;16"."""
     with _opened(path) as image:
+        kind = f"{image.format} {image.mode}"
         image.load()
-        return _turned(_to_rgb(image), _orientation(image))
+        return _turned(_to_rgb(image), _orientation(image)), kind
 
 
 def image_size(path: str) -> tuple[int, int]:
@@ -103,9 +113,11 @@ def native_side(images: ImageSet, sample: int = 64) -> int:
 def _opened(path: str) -> Iterator[Image.Image]:
     """The opened, not yet decoded file; whatever goes wrong inside becomes UnreadableImage."""
     try:
-        with warnings.catch_warnings(), open(path, "rb") as file:
+        with warnings.catch_warnings(), open(path, "rb", opener=_without_waiting) as file:
             # Pillow warns of large images, odd metadata and truncated EXIF; none of it is the user's concern.
             warnings.simplefilter("ignore")
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise UnreadableImage(path, "not a file but a pipe, a socket or a device")
             with Image.open(file, formats=FORMATS) as image:
                 _check_size(path, *image.size)
                 yield image
@@ -113,6 +125,11 @@ def _opened(path: str) -> Iterator[Image.Image]:
         raise
     except Exception as error:  # Pillow raises OSError, ValueError, SyntaxError, struct.error, EOFError, …
         raise UnreadableImage(path, _reason(error)) from error
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Opens what has become a named pipe without waiting for somebody to write into it."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _check_size(path: str, width: int, height: int) -> None:
@@ -125,7 +142,7 @@ def _check_size(path: str, width: int, height: int) -> None:
 def _reason(error: Exception) -> str:
     """One printable line for any exception."""
     if isinstance(error, UnidentifiedImageError):
-        return "not an image of a known format (" + ", ".join(FORMATS) + ")"
+        return "not an image of a known format (" + ", ".join(FORMATS) + "), or a damaged header"
     if isinstance(error, Image.DecompressionBombError):
         return f"more than {MAX_PIXELS // 2**20} megapixels"
     if isinstance(error, OSError) and error.strerror:
@@ -153,10 +170,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         return _scaled(image).convert("RGB")
     if image.has_transparency_data:
-        with_alpha = image.convert("RGBA")
+        straight = image.convert("LA") if image.mode == "La" else image  # Pillow goes one step at a time
+        with_alpha = straight if straight.mode == "RGBA" else straight.convert("RGBA")
         page = Image.new("RGB", image.size, "white")
         page.paste(with_alpha, mask=with_alpha.getchannel("A"))
         return page
+    if image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
+        # Adobe stores inks inverted and marks the file; Pillow inverts back whether or not the mark is there.
+        image = ImageChops.invert(image)
     return image.convert("RGB")
 
 
@@ -164,14 +185,32 @@ def _scaled(image: Image.Image) -> Image.Image:
     """A one-channel image of 16 or 32 bits as 8-bit grey.
 
     The range is the customary one where the values fit it ([0, 65535] for integers, [0, 1] for floats),
-    else the image's own minimum and maximum. Values that are not finite count as the lower end.
+    else the image's own minimum and maximum. Values that are not finite count as the lower end; the value
+    that a 16-bit PNG declares transparent becomes white.
     """
-    values = np.asarray(image).astype(np.float64)
-    finite = np.isfinite(values)
-    low, high = 0.0, 1.0 if image.mode == "F" else 65535.0
-    inside = values[finite]
-    if inside.size and (inside.min() < low or inside.max() > high):
-        low, high = float(inside.min()), float(inside.max())
+    values = np.asarray(image)
+    clear = image.info.get("transparency") if image.mode.startswith("I") else None
+    if values.dtype.itemsize == 2:
+        shades = (np.arange(65536) * (255 / 65535)).round().astype(np.uint8)
+        if isinstance(clear, int):
+            shades[clear] = 255
+        return Image.fromarray(shades[values])
+    low, high = _range(values, 1.0 if image.mode == "F" else 65535.0)
     # A constant image outside the customary range has no range of its own; it becomes black.
-    grey = (np.where(finite, values, low) - low) * (255.0 / max(high - low, np.finfo(np.float64).tiny))
-    return Image.fromarray(grey.round().astype(np.uint8))
+    scale = 255.0 / max(high - low, np.finfo(np.float64).tiny)
+    grey = np.empty(values.shape, np.uint8)
+    for first in range(0, len(values), _STRIP):  # float64 of the whole image would be eight times its size
+        strip = values[first : first + _STRIP].astype(np.float64)
+        strip[~np.isfinite(strip)] = low
+        grey[first : first + _STRIP] = ((strip - low) * scale).round()
+    return Image.fromarray(grey)
+
+
+def _range(values: NDArray[Any], customary: float) -> tuple[float, float]:
+    """(0, customary) where all finite values lie in it, else their minimum and maximum."""
+    finite = np.isfinite(values)
+    if not finite.any():
+        return 0.0, customary
+    low = float(values.min(where=finite, initial=np.inf if values.dtype.kind == "f" else values.max()))
+    high = float(values.max(where=finite, initial=-np.inf if values.dtype.kind == "f" else values.min()))
+    return (0.0, customary) if low >= 0 and high <= customary else (low, high)

@@ -18,8 +18,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from sslkit import keyed
+from sslkit.console import SILENT, Console
 from sslkit.data.decode import UnreadableImage
 from sslkit.data.sources import ImageSet
+from sslkit.data.workers import LOOK, unbroken
 from sslkit.errors import UserError
 
 ViewTransform = Callable[[Image.Image, np.random.Generator], Mapping[str, Tensor]]
@@ -106,6 +108,7 @@ def pretraining_loader(
     steps: int,
     steps_per_epoch: int,
     workers: int,
+    console: Console = SILENT,
 ) -> Generator[dict[str, Any], None, None]:
     """Batches of steps `start_step` … `steps` - 1.
 
@@ -121,10 +124,18 @@ def pretraining_loader(
 
     Raises:
         UserError: while iterating, when an image and all its replacements are unreadable.
+        WorkersLost: while iterating, when workers die or hang again and again at one batch. Before that they
+            are started anew there, with a warning.
     """
-    batches = KeyedBatches(len(images), batch_size, seed, start_step, steps, steps_per_epoch)
     views = ViewDataset(images, transform, seed)
-    return _checked(images.name, _data_loader(views, batches, _collate_views, workers))
+    KeyedBatches(len(images), batch_size, seed, start_step, steps, steps_per_epoch)  # refuses at once
+
+    def loader(delivered: int) -> DataLoader[Any]:
+        first = start_step + delivered
+        batches = KeyedBatches(len(images), batch_size, seed, first, steps, steps_per_epoch)
+        return _data_loader(views, batches, _collate_views, workers)
+
+    return _checked(images.name, unbroken(loader, console))
 
 
 def evaluation_loader(
@@ -139,7 +150,12 @@ def evaluation_loader(
     order = range(len(images))
     batches = [list(order[first : first + batch_size]) for first in range(0, len(order), batch_size)]
     labels = None if images.labels is None else torch.tensor(images.labels, dtype=torch.int64)
-    for views, index in _data_loader(_Ordered(images, transform), batches, _collate_readable, workers):
+    dataset = _Ordered(images, transform)
+
+    def loader(delivered: int) -> DataLoader[Any]:
+        return _data_loader(dataset, batches[delivered:], _collate_readable, workers)
+
+    for views, index in unbroken(loader, SILENT):
         if len(index):
             yield views, None if labels is None else labels[index], index
 
@@ -169,6 +185,7 @@ def _data_loader(
         worker_init_fn=_start_worker,
         prefetch_factor=_PREFETCH if workers else None,
         pin_memory=torch.cuda.is_available(),
+        timeout=LOOK if workers else 0,
         # Its own generator: DataLoader would otherwise take a number from the global one, which is saved
         # and restored with a run.
         generator=torch.Generator().manual_seed(0),
@@ -178,6 +195,8 @@ def _data_loader(
 def _start_worker(worker: int) -> None:
     # Ctrl-C reaches the whole process group, but only the main process decides when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGUSR1"):  # "save now", not "die"
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     # SIGTERM stays as torch has set it: a worker ends quietly when its parent asks.
     torch.set_num_threads(1)
 
@@ -198,7 +217,7 @@ def _collate_readable(items: Sequence[tuple[Tensor, int] | None]) -> tuple[Tenso
     return views, index
 
 
-def _checked(name: str, batches: DataLoader[Any]) -> Generator[dict[str, Any], None, None]:
+def _checked(name: str, batches: Iterator[Any]) -> Generator[dict[str, Any], None, None]:
     """An exception does not come through a worker unchanged, so an empty batch stands for it until here."""
     for batch in batches:
         if "index" not in batch:

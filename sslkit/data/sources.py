@@ -7,7 +7,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from PIL import Image
@@ -88,7 +88,7 @@ def open_images(sources: Sequence[str], limit: int | None = None) -> ImageSet:
         raise UserError("no images given", hint="name a folder, a .txt or .csv list, or fractal:1000")
     if limit is not None and limit < 1:
         raise UserError(f"limit {limit}: at least 1 image expected")
-    paths = sorted({path for source in sources for path in _paths_of(source)})
+    paths = sorted({path for source in sources for path in _paths_of(source)}, key=os.fsencode)
     if limit is not None and limit < len(paths):
         # The first `limit` names would be a few folders, that is, a few classes.
         paths = [paths[i] for i in sorted(keyed.permutation(len(paths), 0, 0, 0, limit))]
@@ -96,13 +96,13 @@ def open_images(sources: Sequence[str], limit: int | None = None) -> ImageSet:
 
 
 def images_in(folder: str) -> list[str]:
-    """Absolute names of the image files under `folder`, sorted by code point whatever the locale.
+    """Absolute names of the image files under `folder`, sorted by their bytes whatever the locale.
 
     Hidden files and folders are left out (`._*` of macOS too), links to folders are followed, each real
     folder once, and folders that may not be entered are passed over. May be empty.
     """
     root = os.path.abspath(folder)
-    return sorted(_scan(root)) if os.path.isdir(root) else []
+    return sorted(_scan(root), key=os.fsencode) if os.path.isdir(root) else []
 
 
 def none_found(source: str) -> UserError:
@@ -138,6 +138,8 @@ def _paths_of(source: str) -> list[str]:
     if not os.path.exists(source):
         raise UserError(f"{source}: no such file or folder", "fractal:2000 stands for generated images")
     if os.path.isdir(source):
+        if not os.access(source, os.R_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise UserError(f"{source}: the folder may not be read", "chmod u+rx, or ask its owner")
         found = images_in(source)
         if not found:
             raise none_found(source)
@@ -191,8 +193,17 @@ def _scan(root: str) -> Iterator[str]:
         except OSError:
             continue
         seen.add((identity.st_dev, identity.st_ino))
-        pending += [entry.path for entry in reversed(visible) if entry.is_dir()]
-        yield from (e.path for e in visible if e.name.lower().endswith(ENDINGS) and e.is_file())
+        pending += [entry.path for entry in reversed(visible) if _is(os.DirEntry.is_dir, entry)]
+        named = (entry for entry in visible if entry.name.lower().endswith(ENDINGS))
+        yield from (entry.path for entry in named if _is(os.DirEntry.is_file, entry))
+
+
+def _is(kind: Callable[[os.DirEntry[str]], bool], entry: os.DirEntry[str]) -> bool:
+    """False for a link that leads to itself, or to where nobody may look, which raise."""
+    try:
+        return kind(entry)
+    except OSError:
+        return False
 
 
 def _common_folder(paths: Sequence[str]) -> str:

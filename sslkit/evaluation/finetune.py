@@ -62,19 +62,19 @@ def finetune(
         UserError: what was asked for can't work; nothing was written.
     """
     wanted = finetune_config(source, data, None if config is None else str(config), settings, flags)
-    plan = make_plan(wanted)
+    plan = make_plan(wanted, console)
     run = RunFolder(make_folder(Path(plan.config.run.out)))
     with console.copied_to(run.path / "log.txt"):
         announce(plan, console)
         return _Session(plan, run, console).go()
 
 
-def make_plan(wanted: FinetuneConfig) -> Plan:
+def make_plan(wanted: FinetuneConfig, console: Console = SILENT) -> Plan:
     """Everything resolved, opened and built; nothing is written. Raises UserError."""
     device = pick_device(wanted.run.device)
     train_set, validation = open_labelled(wanted.data.source, wanted.data.split_seed)
     size = None if wanted.data.size == AUTO else wanted.data.size
-    encoder = load_encoder(wanted.model.source, size, wanted.run.seed)
+    encoder = load_encoder(wanted.model.source, size, wanted.run.seed, console=console)
     scratch = wanted.model.scratch or wanted.model.source.startswith("random/")
     given = Given(len(train_set), encoder.family, encoder.size, scratch, device.type == "cpu")
     config, reasons = resolve(wanted, given)

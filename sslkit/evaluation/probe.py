@@ -54,7 +54,9 @@ def probe(
     """
     _check(sources, baselines, k)
     place = pick_device(device)
-    encoders = {source: load_encoder(source, size, seed) for source in dict.fromkeys(sources)}
+    encoders = {
+        source: load_encoder(source, size, seed, console=console) for source in dict.fromkeys(sources)
+    }
     train, validation = open_labelled(data)
     if len(validation) < 2:
         raise UserError(f"{data}: one validation image, two or more expected")

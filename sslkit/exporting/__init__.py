@@ -17,14 +17,21 @@ Format = Literal["timm", "onnx"]
 
 
 def export(
-    source: str | Path, out: str | Path | None = None, *, format: Format = "timm", console: Console = SILENT
+    source: str | Path,
+    out: str | Path | None = None,
+    *,
+    format: Format = "timm",
+    backbone: str = "",
+    trust: bool = False,
+    console: Console = SILENT,
 ) -> ExportResult:
     """Write the encoder of `source` for use without sslkit, and prove the file.
 
     Args:
-        source: a run folder, an exported folder, a .safetensors file, `timm/NAME` or `random/NAME`.
+        source: a run folder, an exported folder, a file of weights, `timm/NAME` or `random/NAME`.
         out: a folder that does not exist yet; by default `exports/NAME-N`.
         format: "timm" (safetensors and config.json) or "onnx" (normalisation inside, dynamic batch).
+        backbone, trust: for foreign files, see `weights.load_encoder`.
 
     Raises:
         UserError: source or format unknown, `out` exists, or (code 1) the reloaded file gives other
@@ -33,7 +40,9 @@ def export(
     if format not in get_args(Format):
         raise UserError(f"unknown export format {format!r}", nearest(format, get_args(Format)))
     folder = Path(out) if out is not None else default_folder(source)
-    result = {"timm": export_timm, "onnx": export_onnx}[format](source, folder)
+    result = {"timm": export_timm, "onnx": export_onnx}[format](
+        source, folder, backbone=backbone, trust=trust, console=console
+    )
     console.facts(
         {
             "file": f"{result.file} ({result.bytes / 1e6:.1f} MB)",

@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +28,8 @@ images = numpy.zeros((1, 3, {size}, {size}), dtype="float32")  # RGB in [0, 1]; 
 vectors = session.run(None, {{"images": images}})[0]  # [1, {width}]"""
 
 
-def export_onnx(source: str | Path, out: Path) -> ExportResult:
-    """Write `out`/model.onnx, open it with onnxruntime, and compare.
+def export_onnx(source: str | Path, out: Path, **loading: Any) -> ExportResult:
+    """Write `out`/model.onnx, open it with onnxruntime, and compare. `loading` goes to `load_encoder`.
 
     Raises:
         UserError: the packages are missing, `source` is no source of weights, `out` exists, the model
@@ -37,7 +38,7 @@ def export_onnx(source: str | Path, out: Path) -> ExportResult:
     missing = [package for package in NEEDS if importlib.util.find_spec(package) is None]
     if missing:
         raise UserError(f"ONNX export needs {', '.join(missing)}", "pip install 'sslkit[onnx]'")
-    encoder = load_encoder(source)
+    encoder = load_encoder(source, **loading)
     expected = reference(source, encoder)
     with new_folder(out) as folder:
         file = folder / ONNX_FILE

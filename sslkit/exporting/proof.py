@@ -20,6 +20,7 @@ from sslkit.backbones import Encoder
 from sslkit.data.decode import UnreadableImage
 from sslkit.data.sources import ImageSet, open_images
 from sslkit.errors import UserError
+from sslkit.foreign import is_foreign
 from sslkit.methods import short_name
 from sslkit.paths import make_folder, next_folder
 from sslkit.weights import encoder_file, header_of, sha256
@@ -111,14 +112,15 @@ def new_folder(path: Path) -> Iterator[Path]:
 def default_folder(source: str | Path) -> Path:
     """exports/NAME-N with the first number that is free; NAME is that of the run, file or model."""
     path = Path(source)
-    stem = path.parent.name if path.suffix == ".safetensors" else path.resolve().name
+    own = path.parent.name if path.suffix == ".safetensors" else path.resolve().name
+    stem = path.name.split(".")[0] if is_foreign(path) else own
     return next_folder(Path("exports"), stem)
 
 
 def provenance(source: str | Path, encoder: Encoder) -> dict[str, str]:
     """Metadata of an exported file: who wrote it, from which method and data, as far as is known."""
     facts = {"sslkit": sslkit.__version__, "backbone": encoder.name, "source": Path(source).name}
-    if _is_model_name(source):
+    if _is_model_name(source) or is_foreign(source):
         return facts
     file = encoder_file(Path(source))
     kept = {key: value for key, value in header_of(file)[2].items() if key not in ("format", *facts)}

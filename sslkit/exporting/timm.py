@@ -6,6 +6,7 @@ timm builds a ResNet with its own stem; a small one takes two lines more, which 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -37,15 +38,15 @@ timm.models.load_checkpoint(model, {file!r})
 model.eval()"""
 
 
-def export_timm(source: str | Path, out: Path) -> ExportResult:
+def export_timm(source: str | Path, out: Path, **loading: Any) -> ExportResult:
     """Write `out` for `timm.create_model("local-dir:OUT", pretrained=True)`, reload it so, and compare.
 
-    An encoder with the small stem is reloaded as the returned lines say.
+    An encoder with the small stem is reloaded as the returned lines say. `loading` goes to `load_encoder`.
 
     Raises:
         UserError: `source` is no source of weights, `out` exists, or (code 1) the features differ.
     """
-    encoder = load_encoder(source)
+    encoder = load_encoder(source, **loading)
     expected = reference(source, encoder)
     with new_folder(out) as folder:
         file = write_encoder(encoder, folder, EXPORT_FILE, provenance(source, encoder))

@@ -10,7 +10,7 @@ from typing import Any
 from sslkit.errors import UserError
 
 LARGEST_HEADER = 4 << 20
-"""Bytes; thirty thousand tensors' worth. The library itself would take 100 MB, and ten times that to parse."""
+"""Bytes, enough for thirty thousand tensors. The library itself takes 100 MB."""
 
 
 def check_header(file: Path) -> None:
@@ -28,7 +28,9 @@ def check_header(file: Path) -> None:
                 raise ValueError(f"its header claims {length:,} bytes")
             json.loads(opened.read(length), object_pairs_hook=_once)
     except (OSError, ValueError, RecursionError) as problem:
-        reason = f"its header is no JSON ({problem})" if isinstance(problem, json.JSONDecodeError) else problem
+        reason = (
+            f"its header is no JSON ({problem})" if isinstance(problem, json.JSONDecodeError) else problem
+        )
         raise UserError(f"{file} can't be read: {reason}", "the file is damaged or no safetensors") from None
 
 

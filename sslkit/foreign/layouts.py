@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 CONTAINERS = ("state_dict_ema", "model_ema", "teacher", "state_dict", "model", "student")
-"""Where a checkpoint keeps its weights, the better copy first: an average or a teacher before what it follows."""
+"""Where a checkpoint keeps its weights, averages and teachers before what they follow."""
 
 WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
 """What DistributedDataParallel and torch.compile put before every name."""
@@ -36,7 +36,7 @@ class Layout:
 
 
 def unwrapped(document: Any) -> tuple[str, dict[str, Tensor]]:
-    """(container, tensors by name) of a checkpoint; the container is "" where it is the tensors themselves."""
+    """(container, tensors by name) of a checkpoint; no container ("") where it is the tensors themselves."""
     if not isinstance(document, Mapping):
         return "", {}
     for container in CONTAINERS:

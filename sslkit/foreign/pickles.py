@@ -1,9 +1,9 @@
 """A .pt, .pth or .bin file read without running what is in it: two walls and three limits.
 
-Such a file is a pickle, a small program. Before torch sees it, the program is read as text: every name it calls
-must be on our list, and a name that only describes a run (argparse.Namespace, yacs' CfgNode) stands for an empty
-object, whatever it holds. Then `torch.load(weights_only=True)` reads it, with its own list. Size and compression
-are checked in the archive's directory, so that a small file can't fill the memory.
+Such a file is a pickle, a small program. Before torch sees it, the program is read as text: every name that
+it calls must be on our list, and a name that only describes a run (argparse.Namespace, yacs' CfgNode) stands
+for an empty object, whatever it holds. Then `torch.load(weights_only=True)` reads it, with a list of its own.
+Sizes are checked in the archive's directory, so that a small file can't fill the memory.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MOST_DIRECTORY = 1 << 20
 """Bytes of the archive's directory; those of three thousand tensors take 200,000."""
 
 TENSORS = re.compile(
-    r"collections OrderedDict|_codecs encode|__builtin__ (set|bytearray)"
+    r"collections OrderedDict|_codecs encode|__builtin__ set"
     r"|torch\._utils _rebuild_(tensor|tensor_v2|parameter)|torch\.nn\.parameter Parameter"
     r"|torch (\w+Storage|Size|device|b?float\d+|u?int\d+|bool)|torch\.storage (Untyped|Typed)Storage"
 )
@@ -49,9 +49,6 @@ _CLEAN = "where it was made: torch.save({'model': file['model']}, 'clean.pth'), 
 
 class _Nothing:
     """Stands for an object whose class is not imported; takes any state and keeps none."""
-
-    def __new__(cls, *_: Any) -> _Nothing:
-        return super().__new__(cls)
 
     def __init__(self, *_: Any) -> None: ...
 
@@ -116,6 +113,9 @@ def _names_in_archive(file: Path) -> Iterator[str]:
 def _names_in_legacy(file: Path) -> Iterator[str]:
     """The same for files from before torch 1.6: five pickles in a row, then bare numbers."""
     with file.open("rb") as opened:
+        if opened.read(2) == b"PK":
+            _refuse(file, "an archive that is cut off")
+        opened.seek(0)
         for _ in range(5):
             yield from _names(file, opened)
 
@@ -128,7 +128,8 @@ def _names(file: Path, stream: BinaryIO | io.BytesIO) -> Iterator[str]:
         if instruction.name == "GLOBAL":
             yield str(argument)
         elif instruction.name in ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4"):
-            _refuse(file, f"its pickle calls a name in a hidden way ({instruction.name})")
+            problem = f"{file} is a pickle that calls names in a hidden way ({instruction.name})"
+            raise UserError(problem, _CLEAN)
 
 
 def _stand_in(file: Path, name: str) -> Any:

@@ -11,55 +11,129 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import sslkit
 from sslkit.errors import UserError
+from sslkit.training.locks import alive
 from sslkit.weights import save, sha256
 
-FORMAT = 1
+FORMAT = 2
 KEEP = 2
+"""Verified checkpoints that stay when older ones are pruned."""
+FILES = {"model.safetensors", "optimizer.safetensors", "state.json"}
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: lambda state: {"sslkit": "0.1", "config": {}, "micro_batch": 0, **state, "format": 2},
+}
+"""Format → what makes its state.json that of the next one."""
+
+
+class SaveFailed(UserError):
+    """A checkpoint could not be written; the ones before it are as they were."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint holds of a method and its optimizer."""
+
+    weights: dict[str, Tensor]
+    rest: dict[str, Tensor]  # the optimizer's state and the random generators'
+
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.nbytes for part in (self.weights, self.rest) for tensor in part.values())
+
+
+def snapshot(method: nn.Module, optimizer: torch.optim.Optimizer, copy: bool = False) -> Snapshot:
+    """The present state; with `copy`, on the CPU and untouched by later steps."""
+    parts = method.state_dict(), {**_optimizer_tensors(optimizer), **_generator_states()}
+    if not copy:
+        return Snapshot(*parts)
+    return Snapshot(*({name: t.detach().to("cpu", copy=True) for name, t in part.items()} for part in parts))
 
 
 def write(
     folder: Path, step: int, method: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
 ) -> Path:
-    """Commit a checkpoint for `step` finished steps, then prune to the newest two.
+    """Commit a checkpoint for `step` finished steps; raises what `commit` raises."""
+    return commit(folder, step, snapshot(method, optimizer), state)
+
+
+def commit(folder: Path, step: int, content: Snapshot, state: dict[str, Any]) -> Path:
+    """Write, flush, rename; then prune to the newest two that verify.
 
     Raises:
         UserError: a weight is not finite; such a checkpoint would only hide the fault.
+        SaveFailed: the disk is full, or refuses; nothing is left behind.
     """
     final = folder / f"step-{step:08d}"
     if final.is_dir():
         return final
-    weights = method.state_dict()
-    broken = [name for name, tensor in weights.items() if not bool(torch.isfinite(tensor).all())]
+    broken = [name for name, tensor in content.weights.items() if not bool(torch.isfinite(tensor).all())]
     if broken:
         raise UserError(
             f"step {step}: weight {broken[0]} is not finite, so no checkpoint was written", code=1
         )
-    temporary = folder / f"{final.name}.tmp-{os.getpid()}"
+    temporary = _temporary(final)
+    try:
+        _fill(temporary, content, {"format": FORMAT, "step": step, "sslkit": sslkit.__version__, **state})
+        temporary.rename(final)
+    except (OSError, RuntimeError, SafetensorError) as problem:  # a full disk shows as any of the three
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise _save_failed(folder, step, content.bytes, problem) from problem
+    with suppress(OSError):  # committed already; what can't be flushed or pruned is no failed save
+        _flush(folder)
+        _prune(folder, final)
+    return final
+
+
+def _fill(temporary: Path, content: Snapshot, state: dict[str, Any]) -> None:
+    """All files of a checkpoint, each on the disk before the next, the manifest last."""
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save(weights, temporary / "model.safetensors")
-    save({**_optimizer_tensors(optimizer), **_generator_states()}, temporary / "optimizer.safetensors")
-    _write_json(temporary / "state.json", {"format": FORMAT, "step": step, **state})
-    files = {
-        file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)}
-        for file in sorted(temporary.iterdir())
-    }
-    for name in files:
-        _flush(temporary / name)
+    save(content.weights, temporary / "model.safetensors")
+    save(content.rest, temporary / "optimizer.safetensors")
+    _write_json(temporary / "state.json", state)
+    files = {}
+    for file in sorted(temporary.iterdir()):
+        _flush(file)
+        files[file.name] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
     _write_json(temporary / "manifest.json", {"format": FORMAT, "files": files})
-    temporary.rename(final)
-    _flush(folder)
-    for old in committed(folder)[KEEP:]:
-        shutil.rmtree(old)
-    return final
+    _flush(temporary)
+
+
+def _save_failed(folder: Path, step: int, needed: int, problem: Exception) -> SaveFailed:
+    reason = (isinstance(problem, OSError) and problem.strerror) or str(problem).splitlines()[0]
+    room = ""
+    with suppress(OSError):
+        room = f"; it needs {needed:,} bytes, {shutil.disk_usage(folder).free:,} are free"
+    return SaveFailed(
+        f"step {step} was not saved in {folder}: {reason}{room}", "make room; older checkpoints are whole", 1
+    )
+
+
+def _prune(folder: Path, written: Path) -> None:
+    """Remove what is older than the newest two that verify; `written` was hashed a moment ago."""
+    verified = 0
+    for path in committed(folder):
+        if verified >= KEEP:  # under a temporary name first, so that half of one never looks like a whole
+            shutil.rmtree(path.rename(_temporary(path)), ignore_errors=True)
+        else:
+            verified += path == written or not fault(path)
+
+
+def _temporary(final: Path) -> Path:
+    return final.with_name(f"{final.name}.tmp-{os.getpid()}")
 
 
 def committed(folder: Path) -> list[Path]:
@@ -72,8 +146,7 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
 
     A broken one is set aside with the ending .bad; nothing is deleted.
     """
-    for left in folder.glob("step-*.tmp-*"):  # of a process that died while it saved
-        shutil.rmtree(left, ignore_errors=True)
+    _sweep(folder)
     notices: list[str] = []
     for path in committed(folder):
         problem = fault(path)
@@ -88,6 +161,14 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
     return None, notices
 
 
+def _sweep(folder: Path) -> None:
+    """Remove what processes left behind that died while they saved."""
+    for left in folder.glob("step-*.tmp-*"):
+        owner = left.name.rpartition("-")[2]
+        if owner.isdecimal() and not alive(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def whole(folder: Path) -> Path | None:
     """The newest checkpoint that verifies; changes nothing, so that a running run can be looked at."""
     return next((path for path in committed(folder) if not fault(path)), None)
@@ -96,7 +177,12 @@ def whole(folder: Path) -> Path | None:
 def fault(path: Path) -> str:
     """Why a checkpoint can't be trusted; empty if it can."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        text = (path / "manifest.json").read_text(encoding="utf-8")
+        manifest = json.loads(text)
+        if text != _as_json(manifest):
+            return "manifest.json: not as it was written"
+        if missing := FILES - manifest["files"].keys():
+            return f"manifest.json: nothing about {min(missing)}"
         for name, facts in manifest["files"].items():
             if not (path / name).is_file():
                 return f"{name} is missing"
@@ -104,16 +190,34 @@ def fault(path: Path) -> str:
                 return f"{name} has {(path / name).stat().st_size} bytes, not {facts['bytes']}"
             if sha256(path / name) != facts["sha256"]:
                 return f"{name} has another SHA-256"
-    except (OSError, ValueError, KeyError, TypeError) as problem:
+        if manifest["format"] != json.loads((path / "state.json").read_bytes())["format"]:
+            return "manifest.json: another format than in state.json"  # the one number without a hash
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         return f"manifest.json: {problem!r}"
     return ""
 
 
+def read_state(path: Path) -> dict[str, Any]:
+    """state.json in the present format, whatever format it was written in.
+
+    Raises:
+        UserError: a format that this version can't read.
+    """
+    state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    wrote = f"{path} has format {state['format']}, written by sslkit {state.get('sslkit', '?')}"
+    if state["format"] > FORMAT:
+        problem = f"{wrote}; this is {sslkit.__version__}, which reads formats up to {FORMAT}"
+        raise UserError(problem, f"install sslkit {state.get('sslkit', '')} or newer".replace("  ", " "))
+    while state["format"] < FORMAT:
+        if state["format"] not in MIGRATIONS:
+            raise UserError(f"{wrote}; this sslkit reads formats {min(MIGRATIONS)} to {FORMAT}")
+        state = MIGRATIONS[state["format"]](state)
+    return state
+
+
 def restore(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Put weights, optimizer state and random generators back; returns state.json."""
-    state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    if state["format"] != FORMAT:
-        raise UserError(f"{path} has format {state['format']}, this sslkit reads {FORMAT}")
+    state = read_state(path)
     restore_weights(path, method)
     tensors = load_file(path / "optimizer.safetensors")
     torch.set_rng_state(tensors.pop("generator.cpu"))
@@ -133,11 +237,22 @@ def restore_weights(path: Path, method: nn.Module) -> None:
     Raises:
         UserError: they are another model's.
     """
-    try:
-        method.load_state_dict(load_file(path / "model.safetensors"))
-    except RuntimeError as problem:
-        first = str(problem).splitlines()[1].strip() if "\n" in str(problem) else str(problem)
-        raise UserError(f"{path} does not fit config.toml: {first}", "was config.toml edited?") from None
+    theirs, ours = load_file(path / "model.safetensors"), method.state_dict()
+    differences = [
+        f"{name} is {_shape(theirs.get(name))} there, {_shape(ours.get(name))} here"
+        for name in sorted(theirs.keys() | ours.keys())
+        if _shape(theirs.get(name)) != _shape(ours.get(name))
+    ]
+    if differences:
+        more = f" (and {len(differences) - 2} more)" if len(differences) > 2 else ""
+        raise UserError(
+            f"{path} does not fit config.toml: {'; '.join(differences[:2])}{more}", "was config.toml edited?"
+        )
+    method.load_state_dict(theirs)
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "missing" if tensor is None else f"{list(tensor.shape)}"
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -157,8 +272,12 @@ def _generator_states() -> dict[str, Tensor]:
     return states
 
 
+def _as_json(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=1) + "\n"
+
+
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    path.write_text(_as_json(content), encoding="utf-8")
     _flush(path)
 
 

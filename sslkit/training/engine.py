@@ -4,18 +4,23 @@
 
 It yields after each optimizer step; saving, logging and pictures are the caller's business, in the open.
 No callbacks, and no host synchronisation: every figure stays a tensor until somebody reads it.
+
+A loss or gradient that is not finite changes no weight. On the CPU the update is left out. Elsewhere the host
+would have to wait for the device to know, so there the gradients become zero instead: the optimizer's
+momentum and weight decay act once more, and nothing that is not finite reaches its state.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sslkit.errors import UserError
 from sslkit.methods.base import Batch, Clock
 from sslkit.training.device import Precision, autocast, to_device
 from sslkit.training.optim import CosineSchedule, clip_gradients_
@@ -32,6 +37,9 @@ class Step:
     lr: float  # the largest of the groups
     wait: float  # seconds spent waiting for the batch
     bad: list[tuple[str, str]]  # unreadable images met: (path, reason)
+    finite: Tensor = field(default_factory=lambda: torch.tensor(True))  # else the update was left out
+    index: Tensor | None = None  # int64 [B], the batch's images
+    micro_batch: int = 0  # images at once in memory; 0: the whole batch
 
 
 def train(
@@ -54,7 +62,11 @@ def train(
         batches: one per step, starting with that of `clock.step`.
         clip: norm to which gradients are clipped, of "all" or of each "tensor"; 0: never.
         micro_batch: images at once in memory, gradients are accumulated; 0: the whole batch. Losses that
-            pool over the batch (MFM's) are then pooled over the micro-batch.
+            pool over the batch (MFM's) are then pooled over the micro-batch. It is halved for good when
+            memory runs out; the batch of a step stays what it is.
+
+    Raises:
+        UserError: there is too little memory even for the method's smallest batch.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     source = iter(batches)
@@ -65,16 +77,36 @@ def train(
         batch = next(source)
         wait = time.perf_counter() - asked
         schedule.apply(number)
-        parts = split(to_device(batch, device), micro_batch)
-        whole = len(batch["index"])
-        outputs = [_backward(method, part, now, device, precision, whole) for part in parts]
+        moved, whole = to_device(batch, device), len(batch["index"])
+        parts = split(moved, micro_batch)
+        while (outputs := _accumulated(method, parts, now, device, precision)) is None:
+            optimizer.zero_grad(set_to_none=True)
+            micro_batch = smaller(micro_batch or whole, whole, getattr(method, "minimum_batch", 1))
+            parts = split(moved, micro_batch)
         grad_norm = clip_gradients_(parameters, clip, clip_by)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        method.after_step(now)
         metrics, embedding = _gathered(outputs, [len(part["index"]) / whole for part in parts])
+        finite = grad_norm.isfinite() & metrics["loss"].isfinite()
+        if device.type != "cpu":
+            _zero_unless_(finite, parameters)
+        updates = device.type != "cpu" or bool(finite)
+        if updates:
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if updates:
+            method.after_step(now)
         rate = max(group["lr"] for group in optimizer.param_groups)
-        yield Step(now, metrics, embedding, grad_norm.detach(), rate, wait, batch.get("bad", []))
+        yield Step(
+            now,
+            metrics,
+            embedding,
+            grad_norm.detach(),
+            rate,
+            wait,
+            batch.get("bad", []),
+            finite.detach(),
+            batch["index"],
+            micro_batch,
+        )
 
 
 def split(batch: Batch, size: int) -> list[Batch]:
@@ -86,6 +118,46 @@ def split(batch: Batch, size: int) -> list[Batch]:
         {name: value[start : start + size] for name, value in batch.items()}
         for start in range(0, count, size)
     ]
+
+
+def smaller(size: int, whole: int, minimum: int) -> int:
+    """About half of `size` images at once, such that no part of a batch of `whole` is under `minimum`.
+
+    Raises:
+        UserError: there is no such number.
+    """
+    for half in range(-(-size // 2), max(minimum, 1) - 1, -1):
+        if half < size and (whole % half == 0 or whole % half >= minimum):
+            return half
+    raise UserError(
+        f"out of memory with {size} of {whole} images at once, and fewer are impossible",
+        "a smaller --size or --backbone, or --precision bfloat16",
+        code=1,
+    )
+
+
+def _accumulated(
+    method: Any, parts: list[Batch], clock: Clock, device: torch.device, precision: Precision
+) -> list[dict[str, Tensor]] | None:
+    """The gradients of all parts, added up; None if memory ran out on the way."""
+    whole = sum(len(part["index"]) for part in parts)
+    try:
+        return [_backward(method, part, clock, device, precision, whole) for part in parts]
+    except (torch.OutOfMemoryError, MemoryError):
+        pass
+    except RuntimeError as problem:  # so says the CPU's allocator
+        if "can't allocate memory" not in str(problem):
+            raise
+    if device.type == "cuda":  # only here, when the exception and the graph that it held are gone
+        torch.cuda.empty_cache()
+    return None
+
+
+def _zero_unless_(finite: Tensor, parameters: list[torch.nn.Parameter]) -> None:
+    """Replace all gradients by zeros on the device if `finite` says no; a product would keep the NaN."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad = parameter.grad.where(finite, 0.0)
 
 
 def _backward(

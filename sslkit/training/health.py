@@ -60,22 +60,31 @@ class Interval:
     def __init__(self) -> None:
         self.steps = 0
         self.wait = 0.0
-        self._metrics: dict[str, list[Tensor]] = {}
+        self._metrics: dict[str, list[tuple[int, Tensor]]] = {}  # (which step of the interval, value)
         self._rows: list[Tensor] = []
+        self._finite: list[Tensor] = []
 
     def add(self, step: Step) -> None:
-        self.steps += 1
         self.wait += step.wait
+        self._finite.append(step.finite)
         for name, value in {**step.metrics, "grad_norm": step.grad_norm}.items():
-            self._metrics.setdefault(name, []).append(value)
+            self._metrics.setdefault(name, []).append((self.steps, value))
+        self.steps += 1
         if step.embedding is not None:
             self._rows.append(step.embedding)
             while sum(map(len, self._rows[1:])) >= ROWS:
                 self._rows.pop(0)
 
     def figures(self) -> dict[str, float]:
-        """Means of the metrics (steps without a task left out), effective rank and feature std."""
-        means = {name: mean(name, values) for name, values in self._metrics.items()}
+        """Means of the metrics, effective rank and feature std.
+
+        Steps without a task are left out, and so are those whose update was, unless there is no other.
+        """
+        finite = torch.stack(self._finite).tolist() if self._finite else []
+        means = {}
+        for name, values in self._metrics.items():
+            kept = [value for step, value in values if finite[step]]
+            means[name] = mean(name, kept or [value for _, value in values])
         if self._rows:
             rows = torch.cat(self._rows)[-ROWS:]
             means |= {"rank": effective_rank(rows), "std": feature_std(rows)}

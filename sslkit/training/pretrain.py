@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import torch
 
 import sslkit
 from sslkit import config as configuration
-from sslkit.config import PretrainConfig
+from sslkit.config import AUTO, PretrainConfig
 from sslkit.console import SILENT, Console
 from sslkit.data.decode import native_side
 from sslkit.data.sources import ImageSet, open_images
@@ -17,16 +19,21 @@ from sslkit.errors import UserError
 from sslkit.methods import load, short_name
 from sslkit.methods.base import Method
 from sslkit.training import checkpoint
+from sslkit.training.changes import image_changes, list_images, setting_changes, settings_of
 from sslkit.training.device import pick_device
+from sslkit.training.locks import locked
 from sslkit.training.progress import announce
 from sslkit.training.resolve import Resolved, interval, resolve
-from sslkit.training.run import RunFolder, build_method, describe, read_configuration
+from sslkit.training.run import RunFolder, build_method, describe, read_configuration, refuse
 from sslkit.training.session import Session
 from sslkit.weights import load_encoder, load_into, tensors_for
 
 
-def pretrain(config: PretrainConfig, console: Console = SILENT) -> Path:
+def pretrain(config: PretrainConfig, console: Console = SILENT, overwrite: bool = False) -> Path:
     """Train an encoder without labels; returns the run's folder.
+
+    Args:
+        overwrite: a run that is already at `run.out` is moved aside, not refused.
 
     Raises:
         UserError: anything that can't work, before any work starts.
@@ -34,53 +41,95 @@ def pretrain(config: PretrainConfig, console: Console = SILENT) -> Path:
     """
     device = pick_device(config.run.device)
     interval(config.run.save_every)
+    if config.run.out != AUTO:
+        refuse(Path(config.run.out), overwrite)
     images = open_images(config.data.sources, config.data.limit or None)
     config = _anchored(config)
     ready = resolve(config, len(images), native_side(images), device)
     _check(ready, console)
     method = _prepared(ready, images, device, console)
-    run = RunFolder.create(Path(ready.config.run.out))
-    run.update(status="running", **describe(images, ready.info, device))
-    header = f"sslkit {sslkit.__version__}: `sslkit pretrain -c {run.path / 'config.toml'}` repeats this run"
-    (run.path / "config.toml").write_text(configuration.dump(ready.config, header), encoding="utf-8")
-    with console.copied_to(run.path / "log.txt"):
+    run = RunFolder.create(Path(ready.config.run.out), overwrite)
+    with locked(run.path, console), console.copied_to(run.path / "log.txt"), _told_if_full(run.path):
+        run.update(status="running", **describe(images, ready.info, device))
+        header = (
+            f"sslkit {sslkit.__version__}: `sslkit pretrain -c {run.path / 'config.toml'}` repeats this run"
+        )
+        (run.path / "config.toml").write_text(configuration.dump(ready.config, header), encoding="utf-8")
+        list_images(images, run.path)
         announce(ready, method, images, console)
         return Session(ready, method, images, run, device, console).go(start=0)
 
 
-def resume(path: Path, console: Console = SILENT) -> Path:
+def resume(path: Path, console: Console = SILENT, allow_data_change: bool = False) -> Path:
     """Continue a run at the very step of its newest whole checkpoint.
 
+    Args:
+        allow_data_change: go on although the images are not those the run began with.
+
     Raises:
-        UserError: not a run, already complete, or its images have changed.
+        UserError: not a run, already complete, in use, or its images or its network have changed.
     """
     run = RunFolder.open(path)
-    facts, config = run.facts, read_configuration(path / "config.toml")
-    if facts.get("status") == "completed":
+    if run.facts.get("status") == "completed":
         raise UserError(
             f"{path} is already complete", f"sslkit probe {path} DATA, or pretrain --init {path} to go on"
         )
+    with locked(path, console), console.copied_to(path / "log.txt"), _told_if_full(path):
+        return _resumed(run, console, allow_data_change)
+
+
+def _resumed(run: RunFolder, console: Console, allow_data_change: bool) -> Path:
+    config, data = read_configuration(run.path / "config.toml"), run.facts["data"]
     device = pick_device(config.run.device)
     images = open_images(config.data.sources, config.data.limit or None)
-    if images.fingerprint != facts["data"]["fingerprint"]:
-        was = facts["data"]["count"]
-        raise UserError(
-            f"the images have changed since {path} began: {was} then, {len(images)} now", "restore them"
-        )
-    ready = resolve(config, len(images), facts["data"]["native"], device)  # settings newer than the run
+    if images.fingerprint != data["fingerprint"]:
+        _accept_images(run, images, console, allow_data_change)
+    ready = resolve(config, len(images), data["native"], device)  # settings newer than the run
+    found, notices = checkpoint.newest(run.path / "checkpoints")
+    for notice in notices:
+        console.warn(notice)
+    state = checkpoint.read_state(found) if found else {}
+    for change in setting_changes(state.get("config", {}), settings_of(config)):
+        console.warn(f"config.toml has changed since step {state['step']}: {change}")
     method = build_method(config, ready.info).to(device)
     session = Session(ready, method, images, run, device, console)
-    with console.copied_to(path / "log.txt"):
-        found, notices = checkpoint.newest(path / "checkpoints")
-        for notice in notices:
-            console.warn(notice)
-        start = checkpoint.restore(found, method, session.optimizer)["step"] if found else 0
-        if found is None:
-            _start_weights(ready, method, images, console)
-        run.forget_after(start)
-        run.update(status="running")
-        console.say(f"resuming {path} at step {start} of {session.clock.steps}")
-        return session.go(start)
+    session.micro_batch = state.get("micro_batch") or session.micro_batch
+    start = checkpoint.restore(found, method, session.optimizer)["step"] if found else 0
+    if start > session.clock.steps:
+        raise UserError(
+            f"{run.path} is at step {start} of now only {session.clock.steps}", "more schedule.epochs"
+        )
+    if found is None:
+        _start_weights(ready, method, images, console)
+    run.forget_after(start)
+    run.update(status="running")
+    console.say(f"resuming {run.path} at step {start} of {session.clock.steps}")
+    return session.go(start)
+
+
+def _accept_images(run: RunFolder, images: ImageSet, console: Console, allowed: bool) -> None:
+    """Go on with other images than the run's, if that is wanted."""
+    was, changes = run.facts["data"]["count"], image_changes(images, run.path)
+    said = f"the images have changed since {run.path} began: {was} then, {len(images)} now: {changes}".rstrip(
+        ": "
+    )
+    if not allowed:
+        raise UserError(said, "restore them, or --allow-data-change to go on with these")
+    console.warn(said)
+    run.update(data={**run.facts["data"], "count": len(images), "fingerprint": images.fingerprint})
+    list_images(images, run.path)
+
+
+@contextmanager
+def _told_if_full(path: Path) -> Iterator[None]:
+    """What the disk refuses outside the loop ends the run in one line."""
+    try:
+        yield
+    except OSError as problem:
+        reason = problem.strerror or str(problem)
+        raise UserError(
+            f"{problem.filename or path}: {reason}", "make room, or mend the folder", code=1
+        ) from None
 
 
 def _check(ready: Resolved, console: Console) -> None:
@@ -117,7 +166,7 @@ def _prepared(ready: Resolved, images: ImageSet, device: torch.device, console: 
 def _start_weights(ready: Resolved, method: Method, images: ImageSet, console: Console) -> None:
     if ready.config.model.init:
         init = ready.config.model.init
-        other = load_encoder(init)
+        other = load_encoder(init, backbone=ready.config.model.backbone, console=console)
         found = load_into(method.encoder.model, tensors_for(other, method.encoder.model))
         if found.missing:
             problem = f"--init {init} ({other.name}) lacks {found.missing[0]} of {method.encoder.name}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,11 +58,12 @@ def tell_reasons(config: Any, reasons: Mapping[str, str], console: Console) -> N
 
 def note(line: dict[str, Any]) -> str:
     """The figures beside the bar."""
+    line = {name: math.nan if value is None else value for name, value in line.items()}
     parts = [f"epoch {line['epoch']:.2f}", f"loss {line['loss']:.4f}"]
     parts += [
         f"{name.removeprefix('loss_')} {value:.4f}"
         for name, value in line.items()
-        if name.startswith("loss_") and value is not None
+        if name.startswith("loss_") and not math.isnan(value)
     ]
     parts += [f"lr {line['lr']:.2e}", f"{line['images_per_s']:.0f} images/s", f"waiting {line['wait']:.0%}"]
     if "rank" in line:

@@ -48,7 +48,8 @@ def resolve(config: PretrainConfig, count: int, native: int, device: torch.devic
     choice = Chooser(config)
     large = device.type == "cuda"
     if config.model.init:
-        made, reason = architecture(config.model.init), f"that of {config.model.init}"
+        named = "" if config.model.backbone == AUTO else config.model.backbone
+        made, reason = architecture(config.model.init, named), f"that of {config.model.init}"
         choice("model.backbone", made.name, reason)
         choice("data.size", made.size, reason)
         choice("model.patch_size", made.patch_size, reason)

@@ -1,17 +1,19 @@
 """The run folder: one place for everything a run leaves behind, never an existing one.
 
 config.toml  run.json  metrics.jsonl  log.txt  skipped.tsv  encoder.safetensors  config.json
-checkpoints/  pictures/  report.html
+checkpoints/  pictures/  report.html  images.jsonl.gz  nonfinite.jsonl  run.lock (while it trains)
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import platform
 import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,8 +30,9 @@ from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError
 from sslkit.methods import card, load
 from sslkit.methods.base import Info, Method
-from sslkit.paths import make_folder
+from sslkit.paths import make_folder, next_folder
 from sslkit.training import checkpoint
+from sslkit.training.locks import refuse_if_locked
 from sslkit.weights import ENCODER_FILE, write_encoder
 
 FORMAT = 1
@@ -42,14 +45,15 @@ class RunFolder:
         self.path = path
 
     @classmethod
-    def create(cls, path: Path) -> RunFolder:
-        """A new, empty run folder.
+    def create(cls, path: Path, overwrite: bool = False) -> RunFolder:
+        """A new, empty run folder; with `overwrite` a run that is there moves aside, to PATH-old-N.
 
         Raises:
             UserError: it exists, or can't be written.
         """
-        if (path / "run.json").is_file():
-            raise UserError(f"{path} exists", f"continue it with --resume {path}, or choose another --out")
+        refuse(path, overwrite)
+        if overwrite and path.exists():
+            path.rename(next_folder(path.parent, f"{path.name}-old"))
         make_folder(path)
         (path / "checkpoints").mkdir()
         (path / "pictures").mkdir()
@@ -65,6 +69,9 @@ class RunFolder:
         run = cls(path)
         if run.facts.get("kind") != "pretrain":
             raise UserError(f"{path} is not a pre-training run", "give a folder such as runs/mfm-…-1")
+        data = run.facts.get("data")
+        if not isinstance(data, dict) or not {"count", "fingerprint", "native"} <= set(data):
+            raise UserError(f"{path / 'run.json'} does not tell of the run's images", "was it edited?")
         return run
 
     @property
@@ -72,7 +79,7 @@ class RunFolder:
         """run.json."""
         try:
             facts: dict[str, Any] = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-        except ValueError as problem:
+        except (ValueError, RecursionError) as problem:
             raise UserError(f"{self.path / 'run.json'} can't be read: {problem}") from None
         if not isinstance(facts, dict):
             raise UserError(f"{self.path / 'run.json'} is not that of a run")
@@ -83,28 +90,74 @@ class RunFolder:
         old = self.facts if (self.path / "run.json").is_file() else {}
         temporary = self.path / f".run.json.{os.getpid()}"
         document = {**old, **facts, "heartbeat": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-        temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(self.path / "run.json")
+        try:
+            temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+            temporary.replace(self.path / "run.json")
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
 
     def log(self, metrics: Mapping[str, float | None]) -> dict[str, float | None]:
         """Write one line of metrics.jsonl, and return it: six digits, NaN (a task absent) as null."""
-        line = {name: _short(value) for name, value in metrics.items()}
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        line = rounded(metrics)
+        self.append("metrics.jsonl", json.dumps(line))
         return line
 
+    def append(self, name: str, line: str) -> None:
+        """Add a line to one of the run's files, whole or, where the disk is full, not at all (OSError)."""
+        content = f"{line}\n".encode()
+        with (self.path / name).open("ab", buffering=0) as file:
+            before = file.tell()
+            try:
+                if file.write(content) != len(content):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                file.truncate(before)
+                raise
+
     def forget_after(self, step: int) -> None:
-        """Drop the lines of metrics.jsonl from `step` on: a resumed run writes them again."""
-        file = self.path / "metrics.jsonl"
-        if not file.is_file():
-            return
-        lines = file.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if _step_of(line) <= step]
-        file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        """Drop the lines of later steps: a resumed run writes them again."""
+        for name in ("metrics.jsonl", "nonfinite.jsonl"):
+            file = self.path / name
+            if not file.is_file():
+                continue
+            lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+            temporary = self.path / f".{name}"
+            kept = "".join(f"{line}\n" for line in lines if _step_of(line) <= step)
+            temporary.write_text(kept, encoding="utf-8")
+            temporary.replace(file)
 
     def finish(self, encoder: Encoder, metadata: dict[str, str]) -> None:
         """Write the product, in the names and with the config.json that timm opens."""
         write_encoder(encoder, self.path, ENCODER_FILE, metadata)
+
+
+def refuse(path: Path, overwrite: bool = False) -> None:
+    """Whatever would hinder a run there, told before any work.
+
+    Raises:
+        UserError: it exists, is in use, is too long a name, or no place where this process may write.
+    """
+    try:  # the longest name that a run will write
+        (path / "checkpoints" / "step-00000000.tmp-00000000" / "optimizer.safetensors").lstat()
+    except FileNotFoundError:
+        pass
+    except OSError as problem:
+        raise UserError(f"can't create {path}: {problem.strerror}", "choose another folder") from None
+    refuse_if_locked(path)
+    if (path / "run.json").is_file():
+        if not overwrite:
+            cure = f"continue it with --resume {path}, choose another --out, or --overwrite to move it aside"
+            raise UserError(f"{path} exists", cure)
+    elif os.path.lexists(path):
+        cure = "choose another folder; nothing is overwritten"
+        raise UserError(f"{path} exists" + (" and is no run" if overwrite else ""), cure)
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    try:  # by making one: permissions alone don't tell of file systems that are read-only
+        os.rmdir(tempfile.mkdtemp(prefix=".sslkit-", dir=above))
+    except OSError as problem:
+        cure = "choose another folder"
+        raise UserError(f"can't create {path}: {above}: {problem.strerror}", cure) from None
 
 
 def read_configuration(path: Path) -> PretrainConfig:
@@ -166,6 +219,11 @@ def load_method(path: Path) -> Method:
 def _is_command_line() -> bool:
     """Called by the console script or `python -m sslkit`, not from somebody's program."""
     return Path(sys.argv[0]).name in ("sslkit", "sslkit.exe") or Path(sys.argv[0]).parent.name == "sslkit"
+
+
+def rounded(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Figures as they are written: six digits, NaN (a task absent) as null."""
+    return {name: _short(value) for name, value in metrics.items()}
 
 
 def _short(value: float | None) -> float | None:

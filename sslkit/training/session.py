@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import signal
+import platform
 import time
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 import sslkit
 from sslkit.augment.geometry import CenterCrop
@@ -19,25 +19,27 @@ from sslkit.console import Bar, Console
 from sslkit.data.decode import UnreadableImage
 from sslkit.data.loader import pretraining_loader
 from sslkit.data.sources import ImageSet
+from sslkit.data.workers import WorkersLost
 from sslkit.errors import UserError
 from sslkit.methods import short_name
 from sslkit.methods.base import Batch, Clock, Method
-from sslkit.training import checkpoint
+from sslkit.training.changes import settings_of
 from sslkit.training.device import autocast, to_device
 from sslkit.training.engine import Step, train
 from sslkit.training.health import Interval, advice
+from sslkit.training.nonfinite import NonFinite
 from sslkit.training.optim import CosineSchedule, build_optimizer, learning_rate, parameter_groups
 from sslkit.training.progress import note
 from sslkit.training.resolve import Resolved, interval
-from sslkit.training.run import RunFolder
+from sslkit.training.run import RunFolder, rounded
+from sslkit.training.signals import Interrupted, Wishes, listening
 from sslkit.training.skipped import Skipped
+from sslkit.training.writer import Writer
+
+Result = TypeVar("Result")
 
 PICTURED = 8
 """Images of the set that every picture of a run shows."""
-
-
-class Interrupted(SystemExit):
-    """A run that was asked to stop, and saved; carries the exit code (130 or 143)."""
 
 
 class Session:
@@ -73,16 +75,26 @@ class Session:
         self.skipped = Skipped(run, len(self.images), config.data.max_bad)
         self.save_every = interval(config.run.save_every)
         self.saved = time.monotonic()
-        self.warned = False
+        self.warned = self.full = False
+        self.nonfinite = NonFinite(run, self.clock.steps)
+        self.writer = Writer(run.path / "checkpoints", device.type != "cpu", console)
+        self.micro_batch = config.run.micro_batch
+        self.fingerprint = run.facts["data"]["fingerprint"]
 
     def go(self, start: int) -> Path:
         """Run the loop from `start`, and leave the product."""
-        try:
-            self._loop(start)
-            return self._finish()
-        except Exception:
-            self.run.update(status="failed")
-            raise
+        with listening() as wishes:
+            try:
+                self._loop(start, wishes)
+                return self._finish()
+            except Interrupted:
+                self._note(self.run.update, status="interrupted")
+                raise
+            except Exception:
+                with suppress(UserError):  # a save in flight is finished; what went wrong is told already
+                    self.writer.settle()
+                self._note(self.run.update, status="failed")
+                raise
 
     def _batches(self, start: int) -> Generator[dict[str, Any], None, None]:
         return pretraining_loader(
@@ -94,13 +106,13 @@ class Session:
             steps=self.clock.steps,
             steps_per_epoch=self.clock.steps_per_epoch,
             workers=self.config.data.workers,
+            console=self.console,
         )
 
-    def _loop(self, start: int) -> None:
-        config, clock = self.config, self.clock.at(start)
+    def _loop(self, start: int, wishes: Wishes) -> None:
+        config, done = self.config, start
         with (
-            _stop_signals() as stop,
-            self.console.bar("training", clock.steps, start, each=True) as bar,
+            self.console.bar("training", self.clock.steps, start, each=True) as bar,
             closing(self._batches(start)) as batches,  # ends its workers now, not when garbage is collected
         ):
             steps = train(
@@ -108,27 +120,37 @@ class Session:
                 batches,
                 self.optimizer,
                 self.schedule,
-                clock,
+                self.clock.at(start),
                 device=self.device,
                 precision=config.run.precision,
                 clip=config.optim.clip,
                 clip_by=config.optim.clip_by,
-                micro_batch=config.run.micro_batch,
+                micro_batch=self.micro_batch,
             )
-            for step in self._logged(steps, bar):
-                if self._picture_due(step.clock):
-                    self._picture(step.clock)
-                if stop or self._save_due(step.clock):
-                    self._save(step.clock.step + 1)
-                if stop:
-                    self._interrupted(stop[0], step.clock)
+            try:
+                for step in self._logged(steps, bar):
+                    done = step.clock.step + 1
+                    if self._picture_due(step.clock):
+                        self._note(self._picture, step.clock)
+                    if wishes.stop:
+                        self._interrupted(wishes.stop, done)
+                    self.writer.settle(wait=False)
+                    if wishes.save or self._save_due(step.clock):
+                        wishes.save = False
+                        self._save(done)
+            except WorkersLost:
+                self._save(done)  # what was learned is kept; nothing is wrong with it
+                self.writer.settle()
+                raise
 
     def _logged(self, steps: Iterator[Step], bar: Bar) -> Iterator[Step]:
         """The steps, with figures written at each log interval."""
         figures, began = Interval(), time.monotonic()
         for step in steps:
             figures.add(step)
-            self.skipped.add(step.bad)
+            self._note(self.skipped.add, step.bad)
+            self._note(self.nonfinite.add, step)
+            self._look_at_memory(step)
             if step.clock.every(self.config.run.log_every):
                 seconds = time.monotonic() - began
                 line = self._line(step, figures, seconds)
@@ -149,19 +171,39 @@ class Session:
             "wait": figures.wait / seconds,
             "skipped": len(self.skipped),
         }
-        if not np.isfinite(numbers["loss"]):
-            raise UserError(
-                f"step {done}: the loss is {numbers['loss']}",
-                f"resume with a smaller lr in {self.run.path / 'config.toml'}; checkpoints before are whole",
-                code=1,
-            )
+        if self.micro_batch:
+            line["micro_batch"] = self.micro_batch
+        self._note(self.nonfinite.settle)
+        if self.nonfinite.count:
+            line["nonfinite"] = self.nonfinite.count
         problem = advice(numbers, self.method.encoder.width, done / step.clock.steps)
         if problem and not self.warned:
             self.console.warn(f"step {done}: {problem}")
         self.warned = self.warned or problem is not None
-        logged = self.run.log(line)
+        self._note(self.run.log, line)
+        logged = rounded(line)
         self.console.event(logged)
         return logged
+
+    def _look_at_memory(self, step: Step) -> None:
+        if step.micro_batch != self.micro_batch:
+            self.micro_batch = step.micro_batch
+            self.console.warn(
+                f"step {step.clock.step + 1}: out of memory; from here on {step.micro_batch} of "
+                f"{self.config.run.batch_size} images at once, the batch of a step stays",
+                f"--micro-batch {step.micro_batch} avoids the attempt",
+            )
+
+    def _note(self, write: Callable[..., Result], *given: Any, **named: Any) -> None:
+        """Bookkeeping never ends a run: where the disk refuses, that is said once, and training goes on."""
+        try:
+            write(*given, **named)
+        except OSError as problem:
+            if not self.full:
+                self.console.warn(
+                    f"{self.run.path}: {problem.strerror or problem}; training goes on", "make room"
+                )
+            self.full = True
 
     def _save_due(self, clock: Clock) -> bool:
         number, unit = self.save_every
@@ -170,9 +212,17 @@ class Session:
         return clock.every(max(1, round(number * clock.steps_per_epoch if unit == "epochs" else number)))
 
     def _save(self, step: int) -> None:
-        state = {"images_seen": step * self.config.run.batch_size}
-        checkpoint.write(self.run.path / "checkpoints", step, self.method, self.optimizer, state)
-        self.run.update(step=step)
+        state = {
+            "images_seen": step * self.config.run.batch_size,
+            "micro_batch": self.micro_batch,
+            "config": settings_of(self.config),
+            "data": self.fingerprint,
+            "world": 1,
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        }
+        self._note(self.nonfinite.settle)
+        self.writer.save(step, self.method, self.optimizer, state)
+        self._note(self.run.update, step=step)
         self.saved = time.monotonic()
 
     def _picture_due(self, clock: Clock) -> bool:
@@ -193,21 +243,32 @@ class Session:
             pixels = (grid.permute(1, 2, 0) * 255).round().byte().numpy()
             Image.fromarray(pixels).save(self.run.path / "pictures" / f"step-{clock.step + 1:08d}.png")
 
-    def _interrupted(self, number: int, clock: Clock) -> None:
-        self.run.update(status="interrupted", step=clock.step + 1)
+    def _interrupted(self, number: int, done: int) -> None:
+        self._save(done)
+        self.writer.settle()
+        saved = "and saved" if not self.writer.failures else "but not saved"
         cure = f"sslkit pretrain --resume {self.run.path}"
-        self.console.say(f"stopped at step {clock.step + 1} and saved; go on with: {cure}")
+        self.console.say(f"stopped at step {done} {saved}; go on with: {cure}")
         raise Interrupted(128 + number)
 
     def _finish(self) -> Path:
         self._save(self.clock.steps)
+        self.writer.settle()
+        cure = f"make room, then: sslkit pretrain --resume {self.run.path}"
+        if self.writer.failures:
+            raise UserError(f"{self.run.path}: the last step is done and not saved", cure, code=1)
         facts = {
             "sslkit": sslkit.__version__,
             "method": short_name(self.config.method_name),
-            "data": self.images.fingerprint,
+            "data": self.fingerprint,
         }
         self.method.eval()
-        self.run.finish(self.method.encoder, facts)
+        try:
+            self.run.finish(self.method.encoder, facts)
+        except (OSError, RuntimeError, SafetensorError) as problem:
+            raise UserError(
+                f"{self.run.path}: the encoder can't be written: {problem}", cure, code=1
+            ) from None
         self.run.update(
             status="completed", step=self.clock.steps, finished=time.strftime("%Y-%m-%dT%H:%M:%S%z")
         )
@@ -225,25 +286,3 @@ def pictured_batch(images: ImageSet, size: int, device: torch.device) -> Batch:
         if len(views) == PICTURED:
             break
     return to_device({"image": torch.stack(list(views.values())), "index": torch.tensor(list(views))}, device)
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """A list that receives the first SIGINT or SIGTERM; a second one leaves at once."""
-    seen: list[int] = []
-
-    def receive(number: int, frame: object) -> None:
-        if seen:
-            raise Interrupted(128 + number)
-        seen.append(number)
-
-    try:
-        old = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread, e.g. inside a notebook server: signals are its business
-        yield seen
-        return
-    try:
-        yield seen
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sslkit.console import visible
 from sslkit.errors import UserError
 from sslkit.training.run import RunFolder
 
@@ -28,12 +29,13 @@ class Skipped:
         Raises:
             UserError: now there are too many.
         """
-        new = [(path, reason) for path, reason in dict(bad).items() if path not in self._paths]
+        shown = {visible(path): visible(reason) for path, reason in bad}
+        new = {path: reason for path, reason in shown.items() if path not in self._paths}
         if not new:
             return
-        self._paths |= {path for path, _ in new}
-        with (self._run.path / "skipped.tsv").open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.writelines(f"{_one_line(path)}\t{_one_line(reason)}\n" for path, reason in new)
+        self._paths |= new.keys()
+        with (self._run.path / "skipped.tsv").open("a", encoding="utf-8") as file:
+            file.writelines(f"{path}\t{reason}\n" for path, reason in new.items())
         if len(self) > self._allowed:
             raise UserError(
                 f"{len(self)} of {self._count} images can't be read, more than {self._allowed}",
@@ -42,12 +44,8 @@ class Skipped:
             )
 
     def _listed(self) -> set[str]:
-        """Paths that an earlier part of the run has listed."""
+        """Paths, made visible, that an earlier part of the run has listed."""
         file = self._run.path / "skipped.tsv"
         if not file.is_file():
             return set()
         return {line.split("\t")[0] for line in file.read_text(encoding="utf-8").splitlines()}
-
-
-def _one_line(text: str) -> str:
-    return text.replace("\t", " ").replace("\n", " ").replace("\r", " ")

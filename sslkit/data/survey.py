@@ -1,0 +1,107 @@
+"""One look at every image of a set, by several processes; 97 bytes of each are kept (see likeness.py)."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from signal import SIG_IGN, SIGINT, signal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sslkit.console import Bar
+from sslkit.data import fractal
+from sslkit.data.decode import UnreadableImage, read_with_kind
+from sslkit.data.likeness import LOOK, Looks, look_at
+from sslkit.data.sources import ImageSet
+from sslkit.errors import UserError
+
+HUGE = 16 * 10**6
+"""Pixels above which decoding is what training would wait for."""
+
+_CHUNK = 32  # images handed to a process at once
+Chunk = tuple[Looks, list[int], Counter[str], list[tuple[int, str]]]
+
+
+@dataclass
+class Seen:
+    """One image set after a look at every image."""
+
+    images: ImageSet
+    looks: Looks  # [N]; zeros where the image can't be read
+    readable: NDArray[np.bool_]  # [N]
+    kinds: Counter[str] = field(default_factory=Counter)  # "JPEG RGB" → images
+    bad: list[tuple[str, str]] = field(default_factory=list)  # (path, reason)
+
+    def short_sides(self) -> NDArray[np.int64]:
+        """Of the readable images, in pixels."""
+        sides: NDArray[np.int64] = np.minimum(self.looks["width"], self.looks["height"]).astype(np.int64)
+        return sides[self.readable]
+
+    def huge(self) -> int:
+        """Images of more than HUGE pixels."""
+        return int((self.looks["width"].astype(np.int64) * self.looks["height"] > HUGE).sum())
+
+
+def see(images: ImageSet, workers: int | None, bar: Bar) -> Seen:
+    """Decode every image.
+
+    Args:
+        workers: processes that decode; 0 decodes in this one, None takes one for each core.
+        bar: advanced as images are read.
+
+    Raises:
+        UserError: a process died while it decoded.
+    """
+    seen = Seen(images, np.zeros(len(images), LOOK), np.zeros(len(images), bool))
+    chunks = [range(first, min(first + _CHUNK, len(images))) for first in range(0, len(images), _CHUNK)]
+    parts = [[images.paths[index] for index in chunk] for chunk in chunks]
+    for chunk, (looks, readable, kinds, bad) in zip(chunks, _mapped(_read, parts, workers), strict=True):
+        here = [chunk[position] for position in readable]
+        seen.looks[here] = looks
+        seen.readable[here] = True
+        seen.kinds += kinds
+        seen.bad += [(images.paths[chunk[position]], reason) for position, reason in bad]
+        bar.advance(len(chunk))
+    return seen
+
+
+def _read(paths: Sequence[str]) -> Chunk:
+    """Looks of what can be read, their positions, kinds of files, and (position, reason) of the others."""
+    looks, readable, kinds, bad = [], [], Counter[str](), []
+    for position, path in enumerate(paths):
+        try:
+            image, kind = (
+                (fractal.draw(path), "generated RGB") if fractal.is_name(path) else read_with_kind(path)
+            )
+        except UnreadableImage as error:
+            bad.append((position, error.reason))
+            continue
+        looks.append(look_at(image))
+        readable.append(position)
+        kinds[kind] += 1
+    return np.array(looks, LOOK), readable, kinds, bad
+
+
+def _mapped(
+    read: Callable[[Sequence[str]], Chunk], parts: Sequence[Sequence[str]], workers: int | None
+) -> Iterator[Chunk]:
+    """`read` of each part, in order, by processes."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = min(cores if workers is None else workers, len(parts))
+    if count <= (1 if workers is None else 0):
+        yield from map(read, parts)
+        return
+    pool = ProcessPoolExecutor(count, initializer=signal, initargs=(SIGINT, SIG_IGN))
+    try:
+        yield from pool.map(read, parts)
+    except BrokenProcessPool:
+        raise UserError(
+            "a process that read images died", "out of memory? --workers 1 needs least of it", code=1
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,118 @@
+"""Batches although workers die or hang: they are started anew at the batch that is missing."""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from sslkit.console import Console
+from sslkit.errors import UserError
+
+RESTARTS = 3
+"""How often workers are started anew for one batch."""
+PATIENCE = 300.0
+"""Seconds for one batch: storage may be slow, but a worker may also hang for ever."""
+LOOK = 5.0
+"""Seconds between two looks at whether the workers live; the loader's `timeout`."""
+SMALL = 1 << 30
+"""Bytes of shared memory under which it is worth a word."""
+
+
+DIED = "a process that reads images died (out of memory?)"
+
+
+class WorkersLost(UserError):
+    """The processes that read images died or hung, and restarting them did not help."""
+
+
+class _Lost(Exception):
+    """Workers died or hung."""
+
+
+def unbroken(loader: Callable[[int], DataLoader[Any]], console: Console) -> Generator[Any, None, None]:
+    """All batches of `loader(0)`. When workers are lost, `loader(n)` goes on after the n delivered ones."""
+    delivered = lost = 0
+    while True:
+        try:
+            with _workers(loader(delivered)) as batches:
+                for batch in _patiently(batches):
+                    delivered, lost = delivered + 1, 0
+                    yield batch
+            return
+        except _Lost as problem:
+            lost += 1
+            if lost > RESTARTS:
+                raise WorkersLost(
+                    f"the processes that read images failed {lost} times at the same batch: {problem}",
+                    f"fewer --workers (data.workers in config.toml); 0 shows the fault{_shared_memory()}",
+                    code=1,
+                ) from None
+            console.warn(f"{problem}; reading starts again at the same batch ({lost} of {RESTARTS})")
+
+
+def _patiently(batches: Iterator[Any]) -> Iterator[Any]:
+    """The batches; _Lost when a worker is dead, or when one takes longer than anybody waits."""
+    while True:
+        asked = time.monotonic()
+        while True:
+            try:
+                batch = next(batches)
+                break
+            except StopIteration:
+                return
+            except (OSError, EOFError) as problem:  # it died while it handed a batch over
+                if str(problem).startswith("Caught "):  # what a worker itself met and reported
+                    raise
+                raise _Lost(DIED) from None
+            except RuntimeError as problem:
+                if (reason := _why_lost(str(problem), time.monotonic() - asked)) is None:
+                    raise
+                if reason:
+                    raise _Lost(reason) from None
+        yield batch
+
+
+def _why_lost(text: str, waited: float) -> str | None:
+    """From DataLoader's words: why its workers are of no use; "" to wait on; None for another fault."""
+    if text.startswith("DataLoader timed out"):
+        return f"no batch came for {waited:.0f} s" if waited >= PATIENCE else ""
+    if text.startswith("DataLoader worker"):
+        return DIED
+    if "shared memory" in text or "</torch_" in text or "Too many open files" in text:
+        return "images can't be handed over: " + text.strip().splitlines()[-1]
+    return None
+
+
+@contextmanager
+def _workers(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
+    """A pass over the loader; when its processes are lost, none of them stays."""
+    before, on_death = set(multiprocessing.active_children()), signal.getsignal(signal.SIGCHLD)
+    batches = iter(loader)
+    children = set(multiprocessing.active_children()) - before
+    if threading.current_thread() is threading.main_thread():
+        # torch's handler raises wherever the main thread happens to be, even inside an optimizer's step;
+        # `_patiently` looks after the workers instead.
+        signal.signal(signal.SIGCHLD, on_death)
+    try:
+        yield batches
+    except _Lost:
+        for child in children:  # one that hangs would not listen to anything gentler
+            child.kill()
+        raise
+
+
+def _shared_memory() -> str:
+    """A word on /dev/shm, through which batches travel, where it is small."""
+    try:
+        room = shutil.disk_usage("/dev/shm").total
+    except OSError:
+        return ""
+    return f"; /dev/shm has only {room / 2**20:.0f} MB (docker: --shm-size=2g)" if room < SMALL else ""

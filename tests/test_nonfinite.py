@@ -1,0 +1,222 @@
+"""What is not finite changes no weight and is listed; what does not fit into memory is done in parts."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sslkit.config import PretrainConfig
+from sslkit.console import Console
+from sslkit.errors import UserError
+from sslkit.methods.base import Clock
+from sslkit.methods.mfm import MFM
+from sslkit.training.engine import Step, _zero_unless_, smaller, train
+from sslkit.training.optim import CosineSchedule
+from sslkit.training.pretrain import pretrain, resume
+from sslkit.visualization.report import write_report
+
+Tiny = Callable[..., PretrainConfig]
+CPU = torch.device("cpu")
+
+
+class Line(nn.Module):
+    """loss = mean(weight · x); runs out of memory above `room` images."""
+
+    minimum_batch = 1
+
+    def __init__(self, room: int = 1000, error: type[Exception] = torch.OutOfMemoryError) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.room, self.error, self.updates, self.sizes = room, error, 0, []
+
+    def forward(self, batch: dict[str, Tensor], clock: Clock) -> dict[str, Tensor]:
+        self.sizes.append(len(batch["x"]))
+        if len(batch["x"]) > self.room:
+            raise self.error("can't allocate memory: you tried to allocate 99 bytes")
+        return {"loss": (self.weight * batch["x"]).mean()}
+
+    def after_step(self, clock: Clock) -> None:
+        self.updates += 1
+
+
+def walk(method: Line, values: list[list[float]], micro_batch: int = 0) -> list[Step]:
+    optimizer = torch.optim.AdamW(method.parameters(), lr=0.1)
+    schedule = CosineSchedule(optimizer, 10**9, 0, 0.0, 0.0)
+    batches = [{"x": torch.tensor(x), "index": torch.arange(len(x))} for x in values]
+    clock = Clock(0, len(values), 10)
+    return list(train(method, batches, optimizer, schedule, clock, device=CPU, micro_batch=micro_batch))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_an_update_that_is_not_finite_is_left_out(value: float) -> None:
+    method, other = Line(), Line()
+    done = walk(method, [[1.0], [value], [2.0]])
+    walk(other, [[1.0], [2.0]])
+    assert [bool(step.finite) for step in done] == [True, False, True]
+    assert method.updates == 2
+    assert method.weight.item() == pytest.approx(other.weight.item(), rel=1e-6)
+
+
+def test_on_a_device_the_gradient_becomes_zero_without_a_look_at_it() -> None:
+    layers = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(1))]
+    layers[0].grad, layers[1].grad = torch.tensor([math.nan, 1.0]), torch.full((3,), math.inf)
+    _zero_unless_(torch.tensor(False), layers)
+    assert layers[0].grad.tolist() == [0, 0]
+    assert layers[1].grad.tolist() == [0, 0, 0]
+    assert layers[2].grad is None
+    layers[0].grad = torch.tensor([3.0, -1.0])
+    _zero_unless_(torch.tensor(True), layers[:1])
+    assert layers[0].grad.tolist() == [3, -1]
+
+
+# ------------------------------------------------------------------------------------------- whole runs
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int]], None]:
+    """poison({3, 4}) → MFM's loss is NaN in these steps, counted from 0."""
+    honest = MFM.forward
+
+    def plan(steps: set[int]) -> None:
+        def forward(self: MFM, batch: Any, clock: Clock) -> dict[str, Tensor]:
+            out = honest(self, batch, clock)
+            return {**out, "loss": out["loss"] * (math.nan if clock.step in steps else 1)}
+
+        monkeypatch.setattr(MFM, "forward", forward)
+
+    return plan
+
+
+def listed(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "nonfinite.jsonl").read_text().splitlines()]
+
+
+def test_three_apart_are_skipped_counted_and_listed(tiny: Tiny, poison: Callable[[set[int]], None]) -> None:
+    poison({2, 4, 5})
+    run = pretrain(tiny("run", **{"run.log_every": 2}))
+    assert [line["step"] for line in listed(run)] == [3, 5, 6]
+    assert all(len(line["images"]) == 4 and line["loss"] is None for line in listed(run))
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["loss"] is None for line in metrics] == [False, False, True, False, False, False]
+    assert metrics[-1]["nonfinite"] == 3
+    assert all(tensor.isfinite().all() for tensor in load_file(run / "encoder.safetensors").values())
+    write_report(run)
+
+
+def test_three_in_a_row_end_the_run(tiny: Tiny, poison: Callable[[set[int]], None]) -> None:
+    poison({5, 6, 7, 8})
+    config = tiny("run", **{"run.save_every": "3"})
+    with pytest.raises(UserError, match="step 8: loss or gradients not finite 3 times in a row") as error:
+        pretrain(config)
+    run = Path(config.run.out)
+    assert error.value.code == 1
+    assert str(run / "nonfinite.jsonl") in error.value.hint
+    assert [line["step"] for line in listed(run)] == [6, 7, 8]
+    poison(set())
+    resume(run)
+    assert [line["step"] for line in listed(run)] == [6]  # resumed at step 6, saved after that one
+
+
+def test_four_in_all_end_a_short_run(tiny: Tiny, poison: Callable[[set[int]], None]) -> None:
+    poison({1, 3, 5, 7})
+    with pytest.raises(UserError, match=r"step 8: .* not finite in 4 steps"):
+        pretrain(tiny("run"))
+
+
+@pytest.mark.parametrize("method", ["mfm", "mae", "simmim", "simclr", "moco", "byol", "dino"])
+def test_constant_images_have_finite_gradients(tmp_path: Path, method: str) -> None:
+    """Spectra that are exactly zero, patches without deviation, features that are all alike."""
+    from sslkit import verbs
+
+    (tmp_path / "flat").mkdir()
+    for number in range(8):
+        Image.fromarray(np.full((40, 40, 3), 255 * (number % 2), np.uint8)).save(
+            tmp_path / f"flat/{number}.png"
+        )
+    run = verbs.pretrain(
+        tmp_path / "flat", method=method, backbone="test_vit", size=32, epochs=2, batch_size=4, workers=0,
+        device="cpu", precision="float32", pictures=0, out=tmp_path / "run",
+        settings=["run.log_every=1", "model.patch_size=8"],
+    )  # fmt: skip
+    assert not (run / "nonfinite.jsonl").exists()
+
+
+# ---------------------------------------------------------------------------------------- out of memory
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError, RuntimeError])
+def test_a_batch_that_does_not_fit_is_done_in_halves(error: type[Exception]) -> None:
+    method, roomy = Line(3, error), Line()
+    done = walk(method, [[1.0, 2.0, 3.0, 4.0, 5.0, 7.0, 8.0]] * 2)
+    walk(roomy, [[1.0, 2.0, 3.0, 4.0, 5.0, 7.0, 8.0]] * 2)
+    assert method.sizes == [7, 4, 2, 2, 2, 1, 2, 2, 2, 1]  # for good, not tried again
+    assert [step.micro_batch for step in done] == [2, 2]
+    assert done[0].metrics["loss"].item() == pytest.approx(30 / 7)
+    assert method.weight.item() == pytest.approx(roomy.weight.item())
+
+
+def test_when_nothing_fits_it_is_one_line() -> None:
+    with pytest.raises(UserError, match="out of memory with 1 of 4 images at once") as error:
+        walk(Line(0), [[1.0, 2.0, 3.0, 4.0]])
+    assert error.value.code == 1
+
+
+def test_another_runtime_error_is_not_swallowed() -> None:
+    class Broken(Line):
+        def forward(self, batch: dict[str, Tensor], clock: Clock) -> dict[str, Tensor]:
+            raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        walk(Broken(), [[1.0, 2.0]])
+
+
+@pytest.mark.parametrize(
+    ("size", "whole", "minimum", "expected"),
+    [(8, 8, 1, 4), (7, 7, 1, 4), (2, 8, 1, 1), (4, 7, 2, None), (7, 7, 3, 4), (8, 8, 5, None), (5, 9, 2, 3)],
+)
+def test_halves_leave_no_part_too_small(size: int, whole: int, minimum: int, expected: int | None) -> None:
+    if expected is None:
+        with pytest.raises(UserError):
+            smaller(size, whole, minimum)
+    else:
+        assert smaller(size, whole, minimum) == expected
+
+
+def test_a_run_says_it_notes_it_and_keeps_it(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    honest = MFM.forward
+
+    def forward(self: MFM, batch: Any, clock: Clock) -> dict[str, Tensor]:
+        if len(batch["index"]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return honest(self, batch, clock)
+
+    whole = pretrain(tiny("whole", **{"run.micro_batch": 2}))
+    monkeypatch.setattr(MFM, "forward", forward)
+
+    class Stop(Console):
+        def event(self, document: Any) -> None:
+            if document["step"] == 5:
+                raise KeyError
+
+    config = tiny("run", **{"run.save_every": "3"})
+    with pytest.raises(KeyError):
+        pretrain(config, Stop(quiet=True))
+    assert "step 1: out of memory; from here on 2 of 4 images at once" in capsys.readouterr().err
+    run = Path(config.run.out)
+    assert json.loads((run / "metrics.jsonl").read_text().splitlines()[0])["micro_batch"] == 2
+    resume(run, Console(quiet=True))
+    assert "out of memory" not in capsys.readouterr().err  # it begins with what fitted
+    ours, theirs = (load_file(path / "encoder.safetensors") for path in (run, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

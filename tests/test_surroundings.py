@@ -1,0 +1,78 @@
+"""What surrounds a run may be broken: its output, its log, its locale, its home."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import write_photos
+
+WORDS = ["-b", "test_vit", "--size", "32", "--batch-size", "8", "--epochs", "2", "--workers", "0"]
+WORDS += ["--device", "cpu", "--precision", "float32", "--pictures", "0", "-s", "run.log_every=1"]
+
+
+def shell(line: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    words = " ".join([sys.executable, "-m", "sslkit", "pretrain", "bilder-ü", *WORDS, "-o", "run"])
+    return subprocess.run(
+        ["bash", "-c", line.replace("SSLKIT", words)],
+        cwd=folder,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "OMP_NUM_THREADS": "1",
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=240,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_photos(tmp_path / "bilder-ü", 16)
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "line",
+    [
+        "SSLKIT >&-",
+        "SSLKIT 2>&-",
+        "SSLKIT >&- 2>&- <&-",
+        "SSLKIT >/dev/full 2>/dev/full",
+        "SSLKIT 2>&1 | true; exit ${PIPESTATUS[0]}",
+        "SSLKIT --json >&-",
+    ],
+)
+def test_output_that_goes_nowhere(folder: Path, line: str) -> None:
+    done = shell(line, folder)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    assert (folder / "run/encoder.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"LC_ALL": "C"},
+        {"PYTHONIOENCODING": "ascii"},
+        {"HOME": "/nonexistent/home", "XDG_CACHE_HOME": "/nonexistent/cache"},
+    ],
+    ids=lambda environment: next(iter(environment)),
+)
+def test_locale_and_home(folder: Path, environment: dict[str, str]) -> None:
+    done = shell("SSLKIT", folder, **environment)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    assert (folder / "run/report.html").is_file()
+
+
+@pytest.mark.slow
+def test_no_home_at_all(folder: Path) -> None:
+    done = shell("unset HOME; SSLKIT", folder)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
