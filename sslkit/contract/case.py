@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import inspect
 import traceback
-from collections import deque
 from collections.abc import Iterable
 from functools import cached_property
 from itertools import islice
@@ -23,7 +22,7 @@ from sslkit.errors import UserError
 from sslkit.methods import card, load
 from sslkit.methods.base import Batch, Clock, Method, Transform
 from sslkit.training.device import Precision, to_device
-from sslkit.training.engine import train
+from sslkit.training.engine import Step, train
 from sslkit.training.optim import CosineSchedule
 from sslkit.training.resolve import resolve
 from sslkit.training.run import build_method
@@ -111,13 +110,13 @@ class Case:
         optimizer: torch.optim.Optimizer | None = None,
         precision: Precision = "float32",
         stop: int | None = None,
-    ) -> None:
+    ) -> list[Step]:
         """The steps of `clock`, at most `stop`, by the real engine: batches in turn, AdamW if not told."""
         optimizer = optimizer or torch.optim.AdamW(trainable(method).values(), lr=1e-3)
         steady = CosineSchedule(optimizer, 10**9, warmup=0, warmup_lr=0.0, min_lr=0.0)
         turns = (self.batches[step % len(self.batches)] for step in range(clock.step, clock.steps))
         steps = train(method, batches or turns, optimizer, steady, clock, device=CPU, precision=precision)
-        deque(islice(steps, stop), maxlen=0)
+        return list(islice(steps, stop))
 
     def trained(self) -> Method:
         """A method after an epoch of two steps, so that weights which begin at zero have left it."""

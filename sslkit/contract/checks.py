@@ -114,7 +114,8 @@ def labels_change_nothing(case: Case) -> None:
 
 def bfloat16_is_finite(case: Case) -> None:
     method = case.build()
-    case.train(method, FIRST, precision="bfloat16")
+    steps = case.train(method, FIRST, precision="bfloat16")
+    demand(all(bool(step.finite) for step in steps), "a loss or gradient in bfloat16 is not finite")
     wild = [name for name, tensor in method.state_dict().items() if not bool(tensor.isfinite().all())]
     demand(not wild, f"{wild[:3]} are not finite after two steps in bfloat16")
 
