@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import argparse
 import platform
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from frequency import medians
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
@@ -70,20 +69,6 @@ def torchvision_forms(images: Tensor) -> dict[str, Callable[[], object]]:
     }
 
 
-def medians(calls: Sequence[Callable[[], object]], repeats: int, device: str) -> list[float]:
-    """Seconds of each call; the calls take turns, so that a busy machine hurts all alike."""
-    times: list[list[float]] = [[] for _ in calls]
-    for repeat in range(repeats + 1):
-        for call, record in zip(calls, times, strict=True):
-            start = time.perf_counter()
-            call()
-            if device != "cpu":
-                torch.cuda.synchronize()
-            if repeat:
-                record.append(time.perf_counter() - start)
-    return [statistics.median(record) for record in times]
-
-
 def largest_difference(images: Tensor) -> float:
     """Between both sides for equal parameters: jitter in a random order, then blur."""
     count = len(images)
@@ -124,8 +109,8 @@ def compare(count: int, size: int, repeats: int, device: str) -> None:
     forms = torchvision_forms(images)
     *theirs, mine = medians([*forms.values(), ours], repeats, device)
     print(f"{count} images at {size} px, two views each, microseconds per view:")
-    for name, seconds in zip([*forms, "sslkit"], [*theirs, mine], strict=True):
-        print(f"{name:>10} {1e6 * seconds / (2 * count):8.1f}")
+    for name, milliseconds in zip([*forms, "sslkit"], [*theirs, mine], strict=True):
+        print(f"{name:>10} {1e3 * milliseconds / (2 * count):8.1f}")
     difference = largest_difference(images[:64].float() / 255)
     print(
         f"{min(theirs) / mine:.1f} × the fastest torchvision form; largest difference {difference:.1e} of 1"

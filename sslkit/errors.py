@@ -1,4 +1,4 @@
-"""The one exception a user may see, and how it finds the nearest name."""
+"""The one exception a user may see, how it finds the nearest name, and how others fit into its line."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ class UserError(Exception):
         self.message = message
         self.hint = hint
         self.code = code
+
+
+def first_line(problem: BaseException) -> str:
+    """What any exception says, in one line; the name of its class where it says nothing."""
+    return (str(problem).strip().splitlines() or [type(problem).__name__])[0]
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 import timm
 from timm.models import ResNet
 from torch import nn
 
-from sslkit.errors import UserError, nearest
+from sslkit.errors import UserError, first_line, nearest
 
 Stem = Literal["standard", "small"]
 """How a ResNet begins: as timm builds it, or for images up to 64 px."""
+
+
+def named_patch(name: str) -> int:
+    """The side of a ViT's patches as the model's name tells it, pixels; 0 where it tells none."""
+    found = re.search(r"patch(\d+)", name)
+    return int(found[1]) if found else 0
 
 
 def create_model(name: str, stem: Stem = "standard", **arguments: Any) -> Any:
@@ -29,14 +36,12 @@ def create_model(name: str, stem: Stem = "standard", **arguments: Any) -> Any:
     try:
         model = timm.create_model(name, **arguments)
     except OSError as problem:
-        reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
         raise UserError(
-            f"the weights of {name} can't be fetched: {reason}", "is there a network?"
+            f"the weights of {name} can't be fetched: {first_line(problem)}", "is there a network?"
         ) from problem
     except (AssertionError, TypeError, ValueError, RuntimeError) as problem:
-        reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
         raise UserError(
-            f"backbone {name} can't be built with {arguments}: {reason}", "try another --size"
+            f"backbone {name} can't be built with {arguments}: {first_line(problem)}", "try another --size"
         ) from problem
     if stem == "small":
         shrink_stem_(model, name)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from building import two_views
 from torch import Tensor, nn
 
 from sslkit.backbones import Encoder
@@ -26,12 +27,6 @@ def make(backbone: str = "test_vit", size: int = 32, **knobs: Any) -> Any:
     encoder = Encoder(backbone, size, patch_size=8 if backbone == "test_vit" else None)
     config = BYOL.Config(**{"hidden": 32, "projection": 8, "blur": (1.0, 0.1), **knobs})
     return BYOL(config, encoder, Info(count=32, size=size, native=size))
-
-
-def batch_of(count: int, size: int = 32, seed: int = 1) -> dict[str, Tensor]:
-    random = torch.Generator().manual_seed(seed)
-    views = {name: torch.rand(count, 3, size, size, generator=random) for name in ("first", "second")}
-    return {**views, "index": torch.arange(count)}
 
 
 # ------------------------------------------------------------------------------------------------- loss
@@ -63,7 +58,7 @@ def by_hand(network: nn.Sequential, rows: Tensor) -> Tensor:
 
 
 def test_a_step_s_loss_by_hand() -> None:
-    method, batch = make(**UNCHANGED), batch_of(6)
+    method, batch = make(**UNCHANGED), two_views(6)
     with torch.no_grad():
         for parameter in method.target_projector.parameters():
             parameter.add_(0.1)  # else it could be taken for the online one
@@ -79,7 +74,7 @@ def test_a_step_s_loss_by_hand() -> None:
 
 
 def test_views_may_change_places() -> None:
-    batch = batch_of(6)
+    batch = two_views(6)
     swapped = {**batch, "first": batch["second"], "second": batch["first"]}
     losses = [make(**UNCHANGED)(views, CLOCK)["loss"].item() for views in (batch, swapped)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
@@ -88,7 +83,7 @@ def test_views_may_change_places() -> None:
 @pytest.mark.parametrize("backbone", ["test_vit", "test_resnet"])
 def test_the_target_has_no_gradient_and_all_else_has(backbone: str) -> None:
     method = make(backbone, 64)
-    figures = method(batch_of(4, 64), CLOCK)
+    figures = method(two_views(4, 64), CLOCK)
     figures["loss"].backward()
     for name, parameter in method.named_parameters():
         assert parameter.requires_grad != name.startswith("target_"), name
@@ -99,7 +94,7 @@ def test_the_target_has_no_gradient_and_all_else_has(backbone: str) -> None:
 def test_the_target_s_batch_norm_learns_from_its_own_batches() -> None:
     method = make("test_resnet", 64)
     means = {name: buffer.clone() for name, buffer in method.named_buffers() if name.endswith("running_mean")}
-    method(batch_of(4, 64), CLOCK)
+    method(two_views(4, 64), CLOCK)
     moved = {name: buffer.clone() for name, buffer in method.named_buffers() if name in means}
     assert sum(name.startswith("target_") for name in means) > 2
     assert all((moved[name] - means[name]).abs().max() > 0 for name in means)
@@ -143,7 +138,7 @@ def test_accumulated_steps_update_the_target_once() -> None:
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
     schedule = CosineSchedule(optimizer, 1000, warmup=0, warmup_lr=0.0, min_lr=0.0)
     steps = train(
-        method, [batch_of(8)], optimizer, schedule, Clock(0, 1000, 1000), device=torch.device("cpu"),
+        method, [two_views(8)], optimizer, schedule, Clock(0, 1000, 1000), device=torch.device("cpu"),
         micro_batch=2,
     )  # fmt: skip
     next(steps)
@@ -166,7 +161,7 @@ def spreads(method: Any, steps: int) -> list[float]:
     """projection_std of every step on noise, in which there is nothing to learn."""
     optimizer, found = torch.optim.AdamW(method.parameters(), lr=1e-2), []
     for step in range(steps):
-        figures = method(batch_of(8, seed=step), CLOCK.at(step))
+        figures = method(two_views(8, seed=step), CLOCK.at(step))
         optimizer.zero_grad()
         figures["loss"].backward()
         optimizer.step()
@@ -247,7 +242,7 @@ def test_the_two_views_are_treated_differently() -> None:
 
 def test_panels_show_both_views_as_they_are_trained_on() -> None:
     method = make(jitter_share=0.0, grayscale=0.0, blur=(0.0, 0.0), solarize=(0.0, 1.0))
-    images = batch_of(8)["first"]
+    images = two_views(8)["first"]
     panels = method.panels({"image": images, "index": torch.arange(8)})
     assert list(panels) == ["image", "first", "second"]
     assert torch.equal(panels["first"], images)

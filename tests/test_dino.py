@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from building import unfreshened
 from PIL import Image
 from torch import Tensor, nn
 
@@ -35,14 +36,11 @@ def make(backbone: str = "test_vit", size: int = 32, patch: int | None = 8, **kn
     return DINO(DINO.Config(**{**chosen, **given}), encoder, info)
 
 
-def unfreshened(method: DINO) -> DINO:
-    """Student and teacher random and different: fresh ones hide mistakes behind what is equal."""
-    generator = torch.Generator().manual_seed(1)
+def worn(method: DINO) -> DINO:
+    """Student and teacher random and different, and a centre that is not zero."""
     with torch.no_grad():
-        for parameter in method.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
-        method.centre.normal_(std=0.1, generator=generator)
-    return method
+        method.centre.normal_(std=0.1, generator=torch.Generator().manual_seed(2))
+    return unfreshened(method)
 
 
 def random(*shape: int, seed: int = 2) -> Tensor:
@@ -136,7 +134,7 @@ def official_head(head: Head, vectors: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("norm_last_layer", [True, False])
 def test_forward_is_the_official_formula(norm_last_layer: bool) -> None:
-    method = unfreshened(make(norm_last_layer=norm_last_layer))
+    method = worn(make(norm_last_layer=norm_last_layer))
     batch = batch_for(method)
     crops = photographed(method, batch)
     assert [crop.shape[-1] for crop in crops] == [32, 32] + 8 * [16]
@@ -167,7 +165,7 @@ def test_forward_is_the_official_formula(norm_last_layer: bool) -> None:
 
 
 def test_the_teacher_sees_large_crops_only() -> None:
-    method = unfreshened(make())
+    method = worn(make())
     batch = batch_for(method)
     other = {name: 1 - crop if name.startswith("local") else crop for name, crop in batch.items()}
     first, second = method(batch, CLOCK), method(other, CLOCK)
@@ -177,7 +175,7 @@ def test_the_teacher_sees_large_crops_only() -> None:
 
 
 def test_softmaxes_are_float32_under_autocast() -> None:
-    method = unfreshened(make())
+    method = worn(make())
     batch = batch_for(method)
     with torch.autocast("cpu", torch.bfloat16):
         out = method(batch, CLOCK)
@@ -207,7 +205,7 @@ def test_the_centre_follows_the_mean_answer() -> None:
 
 
 def test_the_centre_moves_after_the_loss_and_once_in_a_step_of_many_parts() -> None:
-    whole, parts = unfreshened(make(momentum=1.0)), unfreshened(make(momentum=1.0))
+    whole, parts = worn(make(momentum=1.0)), worn(make(momentum=1.0))
     batch = batch_for(whole)
     clock = Clock(step=20, steps=21, steps_per_epoch=10)
     run(whole, clock, batch)
@@ -228,7 +226,7 @@ def test_the_teacher_s_temperature_warms_up_by_epoch() -> None:
 def test_a_colder_teacher_is_surer() -> None:
     batch = batch_for(make())
     knobs = {"teacher_temperature": 0.07, "warmup_teacher_epochs": 5}
-    method = unfreshened(make(**knobs))
+    method = worn(make(**knobs))
     entropy = [
         method(batch, Clock(step, 100, steps_per_epoch=10))["teacher_entropy"].item() for step in (0, 40)
     ]
@@ -239,7 +237,7 @@ def test_a_colder_teacher_is_surer() -> None:
 
 
 def test_rows_have_length_one_and_logits_are_cosines() -> None:
-    method = unfreshened(make())
+    method = worn(make())
     assert not method.student_head.length.requires_grad
     head = Head(12, method.config)
     with torch.no_grad():
@@ -302,7 +300,7 @@ def test_weight_decay_rises_for_matrices_only() -> None:
 
 
 def test_the_teacher_is_exported_and_follows_the_student() -> None:
-    method = unfreshened(make(momentum=0.9))
+    method = worn(make(momentum=0.9))
     teacher = {"encoder": method.student, "teacher_head": method.student_head}
     before = {name: weights(getattr(method, name)) for name in teacher}
     clock = Clock(step=25, steps=100, steps_per_epoch=10)
@@ -316,7 +314,7 @@ def test_the_teacher_is_exported_and_follows_the_student() -> None:
 
 
 def test_a_momentum_of_one_keeps_the_teacher() -> None:
-    method = unfreshened(make(momentum=1.0))
+    method = worn(make(momentum=1.0))
     before = {name: weights(getattr(method, name)) for name in ("encoder", "teacher_head", "student")}
     run(method, Clock(step=20, steps=22, steps_per_epoch=10), batch_for(method))
     assert not changed(before["encoder"], method.encoder)

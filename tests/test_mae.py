@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from building import batch_of, unfreshened
 from torch import Tensor, nn
 
 from sslkit.backbones import Encoder
@@ -27,21 +28,8 @@ def make(backbone: str = "test_vit", size: int = 32, patch: int | None = 8, **kn
     return MAE(MAE.Config(**{**SMALL, **knobs}), encoder, Info(count=16, size=size, native=size))
 
 
-def unfreshened(method: MAE) -> MAE:
-    """Every parameter random: fresh ones hide mistakes behind zeros and ones."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in method.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
-    return method
-
-
 def random(*shape: int) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(2))
-
-
-def batch_of(pictures: Tensor) -> dict[str, Tensor]:
-    return {"image": pictures, "index": torch.arange(len(pictures))}
 
 
 # ---------------------------------------------------------------------------------------------- patches

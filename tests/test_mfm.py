@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from building import batch_of, unfreshened
 from test_frequency_reference import (
     MEAN,
     STD,
@@ -44,22 +45,9 @@ def make(
     return kind(config, encoder, Info(count=16, size=size, native=size))
 
 
-def unfreshened(method: Any) -> Any:
-    """Every parameter random: fresh ones hide mistakes behind zeros and ones."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in method.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
-    return method
-
-
 def images(count: int, size: int = 32) -> Tensor:
     """float64 [count, 3, size, size] in [0, 1]"""
     return torch.rand(count, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-
-
-def batch_of(pictures: Tensor) -> dict[str, Tensor]:
-    return {"image": pictures, "index": torch.arange(len(pictures))}
 
 
 # ------------------------------------------------------------------------------------------------- head

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from building import two_views
 from torch import Tensor, nn
 
 from sslkit.backbones import Encoder
@@ -28,12 +29,6 @@ def make(backbone: str = "test_vit", size: int = 32, **knobs: Any) -> Any:
     encoder = Encoder(backbone, size, patch_size=8 if backbone == "test_vit" else None)
     config = MoCo.Config(**{"queue": 16, "blur": 0.5, "projection": 8, **knobs})
     return MoCo(config, encoder, Info(count=32, size=size, native=size))
-
-
-def batch_of(count: int, size: int = 32, seed: int = 1) -> dict[str, Tensor]:
-    random = torch.Generator().manual_seed(seed)
-    views = {name: torch.rand(count, 3, size, size, generator=random) for name in ("first", "second")}
-    return {**views, "index": torch.arange(count)}
 
 
 def unit(count: int, width: int, seed: int) -> Tensor:
@@ -124,7 +119,7 @@ def official_losses(
 def test_six_steps_are_the_official_ones() -> None:
     """Updating the key encoder after the step equals updating it before the next keys."""
     method = make(**UNCHANGED, momentum=0.9)
-    batches = [batch_of(4, seed=seed) for seed in range(6)]
+    batches = [two_views(4, seed=seed) for seed in range(6)]
     expected = official_losses(method, batches, rate=0.5, momentum=0.9)
     optimizer, losses = torch.optim.SGD(method.parameters(), lr=0.5), []
     for step, batch in enumerate(batches):
@@ -139,7 +134,7 @@ def test_six_steps_are_the_official_ones() -> None:
 
 
 def test_a_symmetric_step_is_the_mean_of_both_directions_over_one_queue() -> None:
-    batch = batch_of(4)
+    batch = two_views(4)
     swapped = {**batch, "first": batch["second"], "second": batch["first"]}
     one_way = [make(**UNCHANGED)(views, CLOCK)["loss"].item() for views in (batch, swapped)]
     method = make(**UNCHANGED, symmetric=True)
@@ -151,7 +146,7 @@ def test_a_symmetric_step_is_the_mean_of_both_directions_over_one_queue() -> Non
 
 def test_figures_say_where_training_stands() -> None:
     method = make(queue=64)
-    figures = method(batch_of(4), CLOCK)
+    figures = method(two_views(4), CLOCK)
     assert figures["chance"].item() == pytest.approx(figures["loss"].item() / math.log(65))
     assert figures["queue_age"] == 16
     assert figures["momentum"].item() == pytest.approx(0.999)
@@ -160,9 +155,9 @@ def test_figures_say_where_training_stands() -> None:
         for weight in [*method.head.parameters(), *method.key_head.parameters()]:
             weight.zero_()
         method.head[-1].bias.fill_(1), method.key_head[-1].bias.fill_(1)
-        found = method(batch_of(4), CLOCK)
+        found = method(two_views(4), CLOCK)
         method.queue.copy_(F.normalize(torch.ones(64, 8), dim=1))
-        collapsed = method(batch_of(4), CLOCK)
+        collapsed = method(two_views(4), CLOCK)
     assert (found["accuracy"], found["accuracy_5"]) == (1, 1)
     assert (collapsed["accuracy"], collapsed["accuracy_5"]) == (0, 0)  # all equal: nothing is found
     assert collapsed["chance"].item() == pytest.approx(1)
@@ -170,7 +165,7 @@ def test_figures_say_where_training_stands() -> None:
 
 def test_only_the_query_s_side_is_trained() -> None:
     method = make()
-    method(batch_of(4), CLOCK)["loss"].backward()
+    method(two_views(4), CLOCK)["loss"].backward()
     for name, parameter in method.named_parameters():
         assert parameter.requires_grad != name.startswith("key_"), name
         assert (parameter.grad is not None) == parameter.requires_grad, name
@@ -213,12 +208,12 @@ def test_the_queue_is_at_most_half_of_the_images(count: int, queue: int) -> None
 
 def test_a_saved_queue_goes_on_bit_by_bit() -> None:
     method, other = make(), make()
-    method(batch_of(5), CLOCK)
+    method(two_views(5), CLOCK)
     other.queue.zero_()
     other.load_state_dict(method.state_dict())
     assert torch.equal(other.queue, method.queue)
     assert other.pointer.tolist() == [5]
-    losses = [m(batch_of(5, seed=2), CLOCK)["loss"] for m in (method, other)]
+    losses = [m(two_views(5, seed=2), CLOCK)["loss"] for m in (method, other)]
     assert torch.equal(*losses)
     assert torch.equal(other.queue, method.queue)
 
@@ -262,7 +257,7 @@ def test_accumulated_steps_update_the_key_encoder_once() -> None:
     clock = Clock(0, 1000, 1000)
     schedule = CosineSchedule(optimizer, 1000, warmup=0, warmup_lr=0.0, min_lr=0.0)
     steps = train(
-        method, [batch_of(8)], optimizer, schedule, clock, device=torch.device("cpu"), micro_batch=2
+        method, [two_views(8)], optimizer, schedule, clock, device=torch.device("cpu"), micro_batch=2
     )
     next(steps)
     torch.testing.assert_close(
@@ -290,7 +285,7 @@ def keys_of_a_process(rank: int, folder: str) -> None:
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
     )
-    method, whole = make("test_resnet", 64, **UNCHANGED), batch_of(8, 64)
+    method, whole = make("test_resnet", 64, **UNCHANGED), two_views(8, 64)
     batch = {name: value.chunk(2)[rank] for name, value in whole.items()}
     figures = method(batch, CLOCK)
     found = {"queue": method.queue, "pointer": method.pointer, "loss": figures["loss"].detach()}
@@ -302,7 +297,7 @@ def keys_of_a_process(rank: int, folder: str) -> None:
 def test_two_processes_shuffle_what_batch_norm_sees(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(keys_of_a_process, (str(tmp_path),), nprocs=2)
     found = [torch.load(tmp_path / str(rank)) for rank in (0, 1)]
-    method, batch = make("test_resnet", 64, **UNCHANGED), batch_of(8, 64)
+    method, batch = make("test_resnet", 64, **UNCHANGED), two_views(8, 64)
     order = shuffle(8, CLOCK, "moco.shuffle0", torch.device("cpu"))
     with torch.no_grad():
         shuffled = torch.cat([method.key(batch["second"][own]) for own in order.chunk(2)])[order.argsort()]
@@ -344,7 +339,7 @@ def test_a_cnn_gets_the_paper_s_sgd_and_a_vit_adamw() -> None:
 
 
 def test_views_and_panels_are_different_pictures_of_one_image() -> None:
-    method, images = make(), batch_of(8)["first"]
+    method, images = make(), two_views(8)["first"]
     panels = method.panels({"image": images, "index": torch.arange(8)})
     assert list(panels) == ["image", "first", "second"]
     assert torch.equal(panels["image"], images)

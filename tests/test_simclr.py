@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from building import two_views
 from torch import Tensor
 
 from sslkit.backbones import Encoder
@@ -26,12 +27,6 @@ def make(size: int = 32, **knobs: Any) -> SimCLR:
     }
     config = SimCLR.Config(**{**chosen, **knobs})
     return SimCLR(config, Encoder("test_vit", size, patch_size=8), info)
-
-
-def batch_of(count: int, size: int = 32) -> dict[str, Tensor]:
-    random = torch.Generator().manual_seed(1)
-    views = {name: torch.rand(count, 3, size, size, generator=random) for name in ("first", "second")}
-    return {**views, "index": torch.arange(count)}
 
 
 def loss_of(vectors: Tensor, temperature: float) -> float:
@@ -103,7 +98,7 @@ def test_half_precision_vectors_are_compared_in_float32() -> None:
 
 
 def test_forward_compares_the_two_views_of_an_image() -> None:
-    method, batch = make().eval(), batch_of(6)
+    method, batch = make().eval(), two_views(6)
     views = [method.photometry(batch[n], batch["index"], 0, 0, f"simclr.{n}") for n in ("first", "second")]
     with torch.no_grad():
         vectors = torch.cat([method.head(method.encoder.vector(view)) for view in views])

@@ -69,7 +69,7 @@ class ImageSet:
         digest = hashlib.sha256()
         for position, path in enumerate(self.paths):
             label = "" if self.labels is None else self.classes[self.labels[position]]
-            digest.update(os.fsencode(f"{path.removeprefix(root)}\0{label}\0{_bytes(path)}\n"))
+            digest.update(os.fsencode(f"{path.removeprefix(root)}\0{label}\0{file_bytes(path)}\n"))
         return digest.hexdigest()
 
 
@@ -214,7 +214,7 @@ def _common_folder(paths: Sequence[str]) -> str:
         return ""
 
 
-def _bytes(path: str) -> int:
+def file_bytes(path: str) -> int:
     """Size of a file; 0 for a generated image, -1 for a file that is gone."""
     if fractal.is_name(path):
         return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -18,6 +17,7 @@ from sslkit.data import fractal
 from sslkit.data.decode import UnreadableImage, read_with_kind
 from sslkit.data.likeness import LOOK, Looks, look_at
 from sslkit.data.sources import ImageSet
+from sslkit.data.workers import usable_cores
 from sslkit.errors import UserError
 
 HUGE = 16 * 10**6
@@ -91,8 +91,7 @@ def _mapped(
     read: Callable[[Sequence[str]], Chunk], parts: Sequence[Sequence[str]], workers: int | None
 ) -> Iterator[Chunk]:
     """`read` of each part, in order, by processes."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = min(cores if workers is None else workers, len(parts))
+    count = min(usable_cores() if workers is None else workers, len(parts))
     if count <= (1 if workers is None else 0):
         yield from map(read, parts)
         return

@@ -1,8 +1,12 @@
-"""Batches although workers die or hang: they are started anew at the batch that is missing."""
+"""Processes that read images: room for them, and batches although they die or hang.
+
+Lost workers are started anew at the batch that is missing.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
 import signal
 import threading
@@ -27,6 +31,11 @@ SMALL = 1 << 30
 
 
 DIED = "a process that reads images died (out of memory?)"
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class WorkersLost(UserError):

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import torch
 
+from sslkit.data.workers import usable_cores
 from sslkit.diagnosis.finding import Finding
-from sslkit.training.choices import reading_workers, usable_cores
+from sslkit.errors import first_line
+from sslkit.training.choices import reading_workers
 from sslkit.training.device import pick_device, pick_precision
 
 GIGABYTE = 1e9
@@ -51,9 +53,11 @@ def fft_finding(device: torch.device) -> Finding:
     try:
         difference = float((torch.fft.rfft2(images.to(device)).cpu() - expected).abs().max())
     except (RuntimeError, NotImplementedError) as problem:
-        reason = (str(problem).splitlines() or [""])[0]
         return Finding(
-            f"FFT {device}", "warning", f"none: {reason}", "filters are computed on the CPU: slower"
+            f"FFT {device}",
+            "warning",
+            f"none: {first_line(problem)}",
+            "filters are computed on the CPU: slower",
         )
     text = f"rfft2 is off by {difference:.0e} from the definition"
     return Finding.judged(
@@ -75,7 +79,7 @@ def _device(device: torch.device) -> Finding:
         free, total = torch.cuda.mem_get_info(device)
         torch.ones(8, device=device).sum().item()
     except RuntimeError as problem:
-        reason = (str(problem).splitlines() or [""])[0]
+        reason = first_line(problem)
         return Finding(str(device), "error", f"does not work: {reason}", "check nvidia-smi and the driver")
     size = f"{free / GIGABYTE:.1f} of {total / GIGABYTE:.1f} GB free"
     text = f"{torch.cuda.get_device_name(device)}, {size}, {pick_precision('auto', device)}"

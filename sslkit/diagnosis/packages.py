@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sslkit.diagnosis.finding import Finding
-from sslkit.errors import UserError
+from sslkit.errors import UserError, first_line
 
 PACKAGES = ("torch", "torchvision", "timm", "Pillow", "safetensors", "numpy")
 
@@ -91,8 +91,7 @@ def broken_import(problem: BaseException) -> UserError | None:
         reason = mismatch(*_builds())
     except metadata.PackageNotFoundError:
         reason = ""
-    first = text.splitlines()[0]
-    return UserError(f"{reason or 'torch and torchvision do not fit'}: {first}", _pair_cure())
+    return UserError(f"{reason or 'torch and torchvision do not fit'}: {first_line(problem)}", _pair_cure())
 
 
 def _version(name: str, version: str, wanted: str) -> Finding:
@@ -143,8 +142,10 @@ def _imports() -> Finding:
             import_module(name)
         except Exception as problem:  # a broken build raises what it likes
             known = broken_import(problem)
-            first = (str(problem).splitlines() or [type(problem).__name__])[0]
             return Finding(
-                "imports", "error", f"{name}: {first}", known.hint if known else f"reinstall {name}"
+                "imports",
+                "error",
+                f"{name}: {first_line(problem)}",
+                known.hint if known else f"reinstall {name}",
             )
     return Finding("imports", "ok", "all of them")

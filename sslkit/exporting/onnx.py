@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sslkit.backbones import Encoder
-from sslkit.errors import UserError
+from sslkit.errors import UserError, first_line
 from sslkit.exporting.proof import ExportResult, new_folder, prove, provenance, reference
 from sslkit.weights import load_encoder
 
@@ -93,7 +93,7 @@ def _write(encoder: Encoder, file: Path, metadata: dict[str, str]) -> None:
                 dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
             )
         except torch.onnx.errors.OnnxExporterError as problem:
-            reason = str(problem).strip().splitlines()[0]
+            reason = first_line(problem)
             raise UserError(f"{encoder.name} can't be written as ONNX: {reason}", code=1) from problem
         assert program is not None  # with dynamo=True
         program.model.metadata_props.update(metadata)

@@ -69,10 +69,7 @@ def read_foreign(file: Path, backbone: str = "", trust: bool = False) -> Foreign
     layout = recognised(*unwrapped(document))
     if not layout.tensors:
         raise UserError(f"{file} holds no tensors of a backbone", "give a file with a model's state dict")
-    if (
-        sum(tensor.numel() * tensor.element_size() for tensor in layout.tensors.values())
-        > file.stat().st_size
-    ):
+    if sum(tensor.nbytes for tensor in layout.tensors.values()) > file.stat().st_size:
         raise UserError(f"{file} claims tensors that are larger than itself", "the file is damaged")
     shape = shape_of(layout.tensors, backbone)
     if shape is None:

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, NoReturn
 
 import torch
 
-from sslkit.errors import UserError
+from sslkit.errors import UserError, first_line
 
 SAFE_SINCE = (2, 10)
 """Older versions of torch have known ways out of weights_only (CVE-2025-32434, CVE-2026-24747)."""
@@ -81,7 +81,7 @@ def read_pickle(file: Path, trust: bool = False) -> Any:
     except UserError:
         raise
     except Exception as problem:  # a damaged program can end in any of them
-        _refuse(file, str(problem).splitlines()[0] if str(problem) else type(problem).__name__)
+        _refuse(file, first_line(problem))
 
 
 def _refuse_old_torch(file: Path, trust: bool) -> None:

@@ -11,7 +11,7 @@ import timm
 from torch import Tensor
 
 from sslkit.backbones import native_size
-from sslkit.timm_models import Stem
+from sslkit.timm_models import Stem, named_patch
 
 VITS = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "large", (1280, 32): "huge"}
 """(width, depth) → name. The number of heads has no shape; these widths are always divided as timm does."""
@@ -41,9 +41,8 @@ def shape_of(tensors: Mapping[str, Tensor], backbone: str = "") -> Shape | None:
     if not name:
         return None
     size, patch = _grid(tensors) or (native_size(name), 0)
-    own = re.search(r"patch(\d+)", name)
     stem = _dimensions(tensors, "conv1.weight")[2:] == (3, 3) and "layer1.0.conv1.weight" in tensors
-    return Shape(name, size, 0 if own and int(own[1]) == patch else patch, "small" if stem else "standard")
+    return Shape(name, size, 0 if patch == named_patch(name) else patch, "small" if stem else "standard")
 
 
 def _vit(tensors: Mapping[str, Tensor]) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sslkit.config import PretrainConfig, flat
-from sslkit.data.sources import ImageSet
+from sslkit.data.sources import ImageSet, file_bytes
 from sslkit.errors import UserError
 
 LISTING = "images.jsonl.gz"
@@ -23,7 +23,7 @@ FIXED = ("method.name", "model.backbone", "model.patch_size", "model.stem", "dat
 SHOWN = 3
 
 File = tuple[str, int]
-"""Absolute name of an image, and its size in bytes; -1 where there is no file."""
+"""Absolute name of an image, and `file_bytes` of it."""
 
 
 def settings_of(config: PretrainConfig) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def image_changes(images: ImageSet, folder: Path) -> str:
 
 
 def _files(images: ImageSet) -> set[File]:
-    return {(path, os.stat(path).st_size if os.path.isfile(path) else -1) for path in images.paths}
+    return {(path, file_bytes(path)) for path in images.paths}
 
 
 def _relative(files: set[File]) -> set[File]:

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import sslkit
-from sslkit.errors import UserError
+from sslkit.errors import UserError, first_line
 from sslkit.training.locks import alive
 from sslkit.weights import save, sha256
 
@@ -113,7 +113,7 @@ def _fill(temporary: Path, content: Snapshot, state: dict[str, Any]) -> None:
 
 
 def _save_failed(folder: Path, step: int, needed: int, problem: Exception) -> SaveFailed:
-    reason = (isinstance(problem, OSError) and problem.strerror) or str(problem).splitlines()[0]
+    reason = (isinstance(problem, OSError) and problem.strerror) or first_line(problem)
     room = ""
     with suppress(OSError):
         room = f"; it needs {needed:,} bytes, {shutil.disk_usage(folder).free:,} are free"

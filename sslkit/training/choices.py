@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from typing import Any, Generic, TypeVar
 
 from sslkit.config import AUTO
+from sslkit.data.workers import usable_cores
 
 Configuration = TypeVar("Configuration")
 
@@ -32,11 +32,6 @@ class Chooser(Generic[Configuration]):
         changed: dict[str, Any] = {section: dataclasses.replace(own, **{name: value})}
         self.config = dataclasses.replace(self.config, **changed)  # type: ignore[type-var]
         return value
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def reading_workers(on_cpu: bool) -> int:

@@ -86,9 +86,11 @@ def train(
         grad_norm = clip_gradients_(parameters, clip, clip_by)
         metrics, embedding = _gathered(outputs, [len(part["index"]) / whole for part in parts])
         finite = grad_norm.isfinite() & metrics["loss"].isfinite()
-        if device.type != "cpu":
+        updates = True
+        if device.type == "cpu":
+            updates = bool(finite)
+        else:
             _zero_unless_(finite, parameters)
-        updates = device.type != "cpu" or bool(finite)
         if updates:
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -18,6 +18,7 @@ from sslkit.errors import UserError
 from sslkit.methods import load, short_name
 from sslkit.methods.base import Info
 from sslkit.paths import next_folder
+from sslkit.timm_models import named_patch
 from sslkit.training.choices import Chooser, reading_workers
 from sslkit.training.device import pick_precision
 from sslkit.weights import Architecture, architecture
@@ -106,15 +107,15 @@ def _take_stem(choice: Chooser[PretrainConfig], made: Architecture, reason: str)
 
 def _size(backbone: str, native: int, usual: int) -> int:
     """The usual side, or what the images hold, in whole steps of 32 px, or of an odd patch such as 14."""
-    patch = re.search(r"patch(\d+)", backbone)
-    step = int(patch[1]) if patch and 32 % int(patch[1]) else 32
+    patch = named_patch(backbone)
+    step = patch if patch and 32 % patch else 32
     return max(step, min(usual, native) // step * step)
 
 
 def _patch_size(backbone: str, size: int) -> tuple[int, str]:
     """A ViT's own patch (0) where it leaves at least 6 × 6 tokens, else the largest one that does."""
-    own = re.search(r"patch(\d+)", backbone)
-    if _kind(backbone) != "vit" or own is None or size // int(own[1]) >= 6:
+    own = named_patch(backbone)
+    if _kind(backbone) != "vit" or not own or size // own >= 6:
         return 0, "the model's own"
     patch = max(side for side in range(1, size // 6 + 1) if size % side == 0)
     if size // patch > 14:  # more tokens than the paper's: rather let the size be refused

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from PIL import Image
@@ -35,8 +35,6 @@ from sslkit.training.run import RunFolder, rounded
 from sslkit.training.signals import Interrupted, Wishes, listening
 from sslkit.training.skipped import Skipped
 from sslkit.training.writer import Writer
-
-Result = TypeVar("Result")
 
 PICTURED = 8
 """Images of the set that every picture of a run shows."""
@@ -194,7 +192,7 @@ class Session:
                 f"--micro-batch {step.micro_batch} avoids the attempt",
             )
 
-    def _note(self, write: Callable[..., Result], *given: Any, **named: Any) -> None:
+    def _note(self, write: Callable[..., object], *given: Any, **named: Any) -> None:
         """Bookkeeping never ends a run: where the disk refuses, that is said once, and training goes on."""
         try:
             write(*given, **named)

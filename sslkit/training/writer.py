@@ -36,11 +36,11 @@ class Writer:
         """Begin to save; raises what `settle` raises, on the CPU of this save, else of the one before."""
         self.settle()
         snapshot = checkpoint.snapshot(method, optimizer, copy=self._background)
-        self._thread = threading.Thread(target=self._commit, args=(step, snapshot, state), daemon=True)
         if self._background:
+            self._thread = threading.Thread(target=self._commit, args=(step, snapshot, state), daemon=True)
             self._thread.start()
         else:
-            self._thread.run()
+            self._commit(step, snapshot, state)
             self._settled()
 
     def settle(self, wait: bool = True) -> None:

@@ -1,0 +1,31 @@
+"""What the tests of several methods begin with."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def unfreshened(network: Network) -> Network:
+    """Every parameter random: fresh ones hide mistakes behind zeros, ones and what is equal."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
+    return network
+
+
+def batch_of(pictures: Tensor) -> dict[str, Tensor]:
+    """A batch of one view, of images 0 … B - 1."""
+    return {"image": pictures, "index": torch.arange(len(pictures))}
+
+
+def two_views(count: int, size: int = 32, seed: int = 1) -> dict[str, Tensor]:
+    """A batch of two views, noise."""
+    random = torch.Generator().manual_seed(seed)
+    views = {name: torch.rand(count, 3, size, size, generator=random) for name in ("first", "second")}
+    return {**views, "index": torch.arange(count)}
