@@ -8,6 +8,7 @@ import random
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,16 +24,18 @@ from sslkit.augment.geometry import CenterCrop
 from sslkit.backbones import IMAGENET_MEAN, IMAGENET_STD, Encoder
 from sslkit.data.labels import open_labelled
 from sslkit.data.loader import pretraining_loader
+from sslkit.data.picture import Picture
 from sslkit.errors import UserError
 from sslkit.evaluation.augmentation import Mixing, TrainingView, seeded
-from sslkit.evaluation.classifier import HEAD_SCALE, build_model, finetune_groups
-from sslkit.evaluation.finetune import finetune, optimisation
-from sslkit.evaluation.recipe import Augment, FinetuneConfig, Given, finetune_config, resolve
+from sslkit.evaluation.classifier import HEAD_SCALE, build_model, finetune_groups, optimisation
+from sslkit.evaluation.finetune import finetune
+from sslkit.evaluation.finetune_config import Augment, FinetuneConfig, finetune_config
+from sslkit.evaluation.recipe import Given, resolve
 from sslkit.evaluation.scores import calibration_error, confusion, f1, scores
 from sslkit.methods.base import Clock
 from sslkit.weights import write_encoder
 
-QUICK = {"device": "cpu", "precision": "float32", "workers": 0}
+QUICK: dict[str, Any] = {"device": "cpu", "precision": "float32", "workers": 0}
 VIEW = Augment(
     crop_scale=(0.35, 1.0),
     rand_augment="rand-m9-mstd0.5-inc1",
@@ -183,7 +186,7 @@ def test_a_vit_from_scratch_has_timms_own_weights() -> None:
 
 
 def test_global_generators_are_put_back() -> None:
-    before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()  # type: ignore[index, union-attr]
+    before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()  # type: ignore[index]
     with seeded(keyed.generator(0, 0, 0)):
         first = random.random(), np.random.rand(), float(torch.rand(1))
     with seeded(keyed.generator(0, 0, 0)):
@@ -219,7 +222,7 @@ def test_views_depend_on_the_image_and_not_on_the_workers(photos: Path) -> None:
 def test_a_view_without_augmentation_is_the_image_in_unit_range() -> None:
     plain = replace(VIEW, crop_scale=(1.0, 1.0), rand_augment="", erasing=0.0, flip=0.0)
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    view = TrainingView(32, plain)(Image.fromarray(pixels), keyed.generator(0, 0, 0))["image"]
+    view = TrainingView(32, plain)(Picture(Image.fromarray(pixels)), keyed.generator(0, 0, 0))["image"]
     # The crop has a random aspect ratio, so only a square one of the whole area is the image itself.
     assert view.min() > -1e-6
     assert view.max() < 1 + 1e-6
@@ -273,7 +276,7 @@ def test_a_resolved_configuration_survives_the_file() -> None:
         item: configuration.build(type(getattr(config, item)), item, values)
         for item in ("data", "model", "optim", "schedule", "augment", "run")
     }
-    assert FinetuneConfig(**again) == config  # type: ignore[arg-type]
+    assert FinetuneConfig(**again) == config
 
 
 def test_large_data_gets_the_papers_recipe() -> None:
@@ -314,7 +317,7 @@ def test_nothing_stays_auto_and_each_choice_has_its_reason() -> None:
     ],
 )
 def test_what_cannot_work_is_said_before_anything_is_written(
-    photos: Path, tmp_path: Path, settings: list[str], flags: dict[str, object], message: str
+    photos: Path, tmp_path: Path, settings: list[str], flags: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
         finetune("random/resnet10t", str(photos), settings=settings, out=tmp_path / "run", size=32, **flags)
@@ -336,7 +339,13 @@ def test_it_learns_and_timm_opens_the_folder(
     )
     assert result.folder == out
     assert result.top1 >= 90
-    assert result.counts == {"train": 64, "validation": 16, "classes": 2, "unreadable": 0}
+    assert result.counts == {
+        "train": 64,
+        "held_out": 0,
+        "validation": 16,
+        "classes": 2,
+        "unreadable": 0,
+    }
     assert json.loads((out / "classes.json").read_text()) == ["columns", "rows"]
     assert json.loads((out / "run.json").read_text())["status"] == "completed"
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslkit.evaluation.knn import knn_predict
+from sslkit.evaluation.knn import choose_knn, knn_predict
 
 
 def slow(
@@ -66,3 +66,9 @@ def test_a_shift_of_all_features_changes_nothing(problem: tuple[Tensor, Tensor, 
     train, labels, queries = problem
     shifted = knn_predict(train + 1000, labels, queries + 1000, classes=4)
     assert torch.equal(shifted, knn_predict(train, labels, queries, classes=4))
+
+
+def test_the_read_out_is_chosen_among_training_images(problem: tuple[Tensor, Tensor, Tensor]) -> None:
+    train, labels, _ = problem
+    noise = torch.randn(60, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert choose_knn({"noise": noise, "good": train, "again": train}, labels, classes=4, k=5) == "good"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslkit.evaluation.linear import STRENGTHS, fit_linear, solve, stratified_split
+from sslkit.evaluation.linear import STRENGTHS, fit_best, fit_linear, solve, stratified_split
 
 
 def blobs(count: int, spread: float, seed: int = 0, noise: int = 0) -> tuple[Tensor, Tensor]:
@@ -26,6 +26,25 @@ def test_the_gradient_vanishes(strength: float) -> None:
     residual = (x @ weight + bias).softmax(dim=1) - torch.eye(3, dtype=torch.float64)[labels]
     assert (x.T @ residual / 90 + strength * weight).abs().max() < 1e-5
     assert (residual.mean(dim=0)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("strength", [1.0, 1e-3])
+def test_the_gradient_vanishes_with_fewer_images_than_features(strength: float) -> None:
+    x, labels = blobs(12, spread=1.0, noise=40)
+    weight, bias = solve(x, labels, classes=3, strength=strength)
+    residual = (x @ weight + bias).softmax(dim=1) - torch.eye(3, dtype=torch.float64)[labels]
+    assert (x.T @ residual / 12 + strength * weight).abs().max() < 1e-5
+    assert weight.shape == (44, 3)
+
+
+def test_the_best_read_out_is_chosen_on_training_images() -> None:
+    x, labels = blobs(90, spread=0.1)
+    noise = torch.randn(90, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    name, probe = fit_best({"noise": noise, "blobs": x, "again": x}, labels, classes=3)
+    assert name == "blobs"  # of equal ones the first
+    alone = fit_linear(x, labels, classes=3)
+    assert torch.equal(probe.weight, alone.weight)
+    assert torch.equal(probe.logits(x).argmax(1), probe.predict(x))
 
 
 def test_a_start_elsewhere_ends_at_the_same_point() -> None:

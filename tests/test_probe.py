@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,13 +13,15 @@ import torch
 from PIL import Image
 
 from sslkit.backbones import Encoder
+from sslkit.console import Console
 from sslkit.data.labels import open_labelled
 from sslkit.errors import UserError
 from sslkit.evaluation.features import extract, pixels
 from sslkit.evaluation.probe import probe
+from sslkit.evaluation.table import to_markdown
 from sslkit.weights import write_encoder
 
-QUICK = {"device": "cpu", "precision": "float32", "workers": 0}
+QUICK: dict[str, Any] = {"device": "cpu", "precision": "float32", "workers": 0, "cache": False}
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +50,8 @@ def test_the_table_and_the_document(photos: Path, exported: Path) -> None:
     assert [row.kind for row in result.rows] == ["source", "random", "pixels"]
     assert result.counts == {"train": 32, "validation": 8, "classes": 2, "unreadable": 0}
     assert result.rows[2].knn == result.rows[2].linear == 100
-    assert [row.width for row in result.rows] == [512, 512, 3072]
+    assert [row.width for row in result.rows if row.linear_readout in ("mean", "pixels")][-1] == 3072
+    assert {row.linear_readout for row in result.rows[:2]} <= {"mean", "last4"}
     assert [(v.baseline, v.measure) for v in result.comparisons] == [
         ("random", "kNN"),
         ("random", "linear"),
@@ -56,7 +61,11 @@ def test_the_table_and_the_document(photos: Path, exported: Path) -> None:
     document = json.loads(json.dumps(result.to_document()))
     assert document["verdicts"][0]["sentence"] == result.verdicts[0]
     assert document["verdicts"][0]["outcome"] in ("better", "worse", "open")
+    assert document["headlines"] == list(result.headlines)
     assert "predictions" not in document["rows"][0]
+    page = to_markdown(result)
+    assert result.headlines[0] in page
+    assert page.count("| raw pixels | 3072 | 100.0 ± 0.0 | pixels | 100.0 ± 0.0 | pixels |") == 1
 
 
 def test_the_random_baseline_is_the_same_architecture_with_the_seeds_weights(photos: Path) -> None:
@@ -99,9 +108,9 @@ def test_unreadable_images_are_left_out_and_counted(photos: Path, exported: Path
 def test_features_are_those_of_the_encoder(photos: Path) -> None:
     train, _ = open_labelled(str(photos))
     found = extract(pixels, train, 32, device=torch.device("cpu"))
-    assert found.vectors.shape == (32, 3072)
-    assert found.vectors.min() >= 0
-    assert found.vectors.max() <= 1
+    assert found.vectors["pixels"].shape == (32, 3072)
+    assert found.vectors["pixels"].min() >= 0
+    assert found.vectors["pixels"].max() <= 1
     assert found.labels.tolist() == list(train.labels or ())
     assert found.kept.tolist() == list(range(32))
 
@@ -113,10 +122,111 @@ def test_features_are_those_of_the_encoder(photos: Path) -> None:
         (["nowhere"], {}, "nowhere"),
         (["random/resnet10t"], {"baselines": ["randm"]}, "unknown baseline 'randm'"),
         (["random/resnet10t"], {"k": 0}, "k: 0"),
+        (["random/resnet10t"], {"readout": "cls"}, "resnet10t has no read-out 'cls'"),
+        (["random/resnet10t"], {"readout": "last"}, "unknown read-out 'last'"),
+        (["random/resnet10t"], {"shots": "1,many"}, "--shots: 'many' is not a number"),
+        (["random/resnet10t"], {"shots": "0"}, "--shots: '0' is not a number"),
+        (["random/resnet10t"], {"shots": "17"}, "--shots 17: class 'blue' has 16 training images"),
+        (["random/resnet10t"], {"shots": "1", "seeds": 0}, "--seeds: 0 is not 1 to 20"),
+        (["random/resnet10t"], {"robust": True, "robust_limit": 1}, "--robust-limit: 1"),
+        (["random/resnet10t"], {"baselines": ["random/resnet10t"]}, "is a source and a baseline"),
     ],
 )
 def test_what_cannot_work_is_said(
     photos: Path, sources: list[str], options: dict[str, object], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        probe(sources, str(photos), **QUICK, **options)  # type: ignore[arg-type]
+        probe(sources, str(photos), **{**QUICK, "size": 32, **options})
+
+
+def test_any_source_is_a_baseline(photos: Path, exported: Path) -> None:
+    result = probe([str(exported)], str(photos), baselines=["random/test_resnet"], size=32, **QUICK)
+    assert [row.kind for row in result.rows] == ["source", "baseline"]
+    assert {verdict.baseline for verdict in result.comparisons} == {"random/test_resnet"}
+    assert "random/test_resnet" in result.headlines[0]
+    assert "pre-training" not in result.headlines[0]
+
+
+def test_few_labels_are_drawn_alike_for_all_rows(photos: Path, exported: Path) -> None:
+    """Raw pixels need one image each to tell the colours apart; as many as there are is all of them."""
+    result = probe([str(exported)], str(photos), shots="1,16,all", seeds=2, readout="mean", **QUICK)
+    one, most = result.levels
+    assert (one.shots, most.shots, one.seeds) == (1, 16, (0, 1))
+    assert one.rows[2].linear == 100
+    assert one.rows[0].predictions["knn"].shape == (2, 8)
+    assert most.rows[0].knn == result.rows[0].knn
+    assert most.rows[0].knn_std == 0
+    assert [told for told in result.headlines if told.startswith("after 1 image per class: ")]
+    assert len(one.comparisons) == 4
+    assert json.loads(json.dumps(result.to_document()))["shots"][0]["rows"][2]["linear"] == 100
+
+
+def test_the_grid_holds_the_own_size_and_normalisation(photos: Path, exported: Path) -> None:
+    result = probe([str(exported)], str(photos), baselines=[], grid=True, **QUICK)
+    found = [(cell.size, cell.normalization) for cell in result.grid]
+    assert found == [(32, "own"), (32, "none"), (64, "own"), (64, "none")]
+    own = result.grid[0]
+    assert (own.knn, own.linear) == (result.rows[0].knn, result.rows[0].linear)
+
+
+def test_robustness_of_the_linear_probes(photos: Path, exported: Path) -> None:
+    result = probe([str(exported)], str(photos), robust=True, readout="mean", **QUICK)
+    assert result.robustness is not None
+    assert [row.name for row in result.robustness.rows] == [row.name for row in result.rows[:2]]
+    assert [row.clean for row in result.robustness.rows] == [row.linear for row in result.rows[:2]]
+    assert (result.robustness.baseline, result.robustness.count) == (result.rows[1].name, 8)
+    assert result.robustness.plan.epsilons == ()
+    assert "| corrupted %" in to_markdown(result)
+    assert result.to_document()["robustness"]["count"] == 8
+
+
+def test_leaks_are_counted_and_left_out(
+    photos: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two validation images are a training image, one of them saved as JPEG."""
+    for part, numbers in (("train", range(10)), ("val", range(10, 15))):
+        for name in ("red", "blue"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for number in numbers:
+                data = (photos / name / f"{number}.png").read_bytes()
+                (tmp_path / part / name / f"{number}.png").write_bytes(data)
+    smooth = Image.linear_gradient("L").resize((48, 48)).convert("RGB")
+    smooth.paste((200, 30, 30), (5, 25, 20, 40))
+    smooth.save(tmp_path / "train" / "red" / "smooth.png")
+    smooth.save(tmp_path / "val" / "red" / "smooth.jpg", quality=85)
+    copy = (photos / "red" / "0.png").read_bytes()
+    (tmp_path / "val" / "red" / "copy.png").write_bytes(copy)
+    result = probe([str(exported)], str(tmp_path), console=Console(), **QUICK)
+    assert (len(result.leaks.copies), len(result.leaks.near)) == (1, 1)
+    assert (
+        "1 are in training too and 1 almost are (--exclude-leaks leaves them out)" in capsys.readouterr().err
+    )
+    clean = probe([str(exported)], str(tmp_path), exclude_leaks=True, **QUICK)
+    assert [len(found.rows[0].predictions["knn"]) for found in (result, clean)] == [12, 10]
+    assert clean.comparisons[0].difference.count == 10
+
+
+def test_features_are_kept_and_taken_again(
+    photos: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second probe needs no image: they are gone by then."""
+    monkeypatch.setenv("SSLKIT_CACHE", str(tmp_path / "cache"))
+    data = tmp_path / "data"
+    for file in photos.rglob("*.png"):
+        (data / file.parent.name).mkdir(parents=True, exist_ok=True)
+        (data / file.parent.name / file.name).write_bytes(file.read_bytes())
+    options = {**QUICK, "cache": True}
+    first = probe([str(exported)], str(data), **options)
+    kept = sorted((tmp_path / "cache/features").iterdir())
+    assert len(kept) == 6
+    times = {file: file.stat() for file in data.rglob("*.png")}
+    for file, facts in times.items():
+        file.write_bytes(bytes(facts.st_size))
+        os.utime(file, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    second = probe([str(exported)], str(data), **options)
+    assert second.to_document() == first.to_document()
+    with pytest.raises(UserError, match="none of"):
+        probe([str(exported)], str(data), **QUICK)
+    os.utime(next(iter(times)))  # one was edited since
+    with pytest.raises(UserError, match="none of"):
+        probe([str(exported)], str(data), **options)

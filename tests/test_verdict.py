@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslkit.evaluation.verdict import accuracy, against_pixels, against_random, paired
+from sslkit.evaluation.verdict import (
+    Difference,
+    accuracy,
+    against_pixels,
+    against_random,
+    headline,
+    paired,
+    paired_over_draws,
+)
 
 
 def predictions(both: int, first: int, second: int, neither: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,3 +82,41 @@ def test_accuracy_and_its_interval() -> None:
 def test_unequal_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="equal lengths"):
         paired(torch.zeros(3), torch.zeros(2), torch.zeros(3))
+
+
+def test_draws_widen_the_interval() -> None:
+    """Three draws whose differences are 0.5, 0.25 and 0: t(2) · s / √3 beside what the images give."""
+    labels = torch.zeros(4, dtype=torch.int64)
+    first = torch.tensor([[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 1]])
+    second = torch.tensor([[0, 0, 1, 1]] * 3)
+    found = paired_over_draws(first, second, labels)
+    assert found.points == pytest.approx(25)
+    images = torch.tensor([0, 0, 2 / 3, 1 / 3]).double().std(correction=1) * 1.96 / 2
+    draws = 4.30 * 0.25 / math.sqrt(3)
+    assert found.margin == pytest.approx(100 * math.hypot(float(images), draws))
+    one = paired_over_draws(first[:1], second[:1], labels)
+    assert one == paired(first[0], second[0], labels)
+
+
+def difference(points: float) -> Difference:
+    return Difference(50 + points, 50, points, 1.0, 100)
+
+
+@pytest.mark.parametrize(
+    ("knn", "linear", "claim"),
+    [
+        (5, 4, "pre-training helped: kNN +5.0 ± 1.0, linear +4.0 ± 1.0 points against random weights (100"),
+        (-5, -4, "pre-training did not help: "),
+        (0.5, -0.5, "no difference can be claimed: "),
+        (5, 0.5, "pre-training helped by kNN, no difference can be claimed by linear: "),
+        (-5, 5, "pre-training helped by linear, pre-training did not help by kNN: "),
+    ],
+)
+def test_one_sentence_for_both_measures(knn: float, linear: float, claim: str) -> None:
+    assert headline({"kNN": difference(knn), "linear": difference(linear)}).startswith(claim)
+
+
+def test_another_model_has_no_pre_training_to_judge() -> None:
+    found = headline({"kNN": difference(5), "linear": difference(5)}, "timm/resnet50")
+    assert found.startswith("better: ")
+    assert found.endswith("against timm/resnet50 (100 images)")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,8 @@ from sslkit import config as configuration
 from sslkit import keyed, verbs
 from sslkit.augment.geometry import RandomResizedCrop
 from sslkit.config import build_pretrain
+from sslkit.console import Console
+from sslkit.data.picture import Picture
 from sslkit.data.sources import open_images
 from sslkit.errors import UserError
 from sslkit.methods import card
@@ -26,15 +27,17 @@ from sslkit.methods.base import Info
 from sslkit.training import checkpoint
 from sslkit.training.run import RunFolder, build_method, describe
 from sslkit.visualization.curves import curves, read_metrics, running_mean
+from sslkit.visualization.drawing import draw_panels, draw_reconstruction, draw_views
 from sslkit.visualization.families import families
 from sslkit.visualization.masks import masks
 from sslkit.visualization.measure import log_magnitude, power_law, psnr, ring_error, ring_power
-from sslkit.visualization.report import write_report
 from sslkit.visualization.spectrum import spectrum
 from sslkit.visualization.style import free_path, save
 from sslkit.visualization.subject import Subject
-from sslkit.visualization.visualize import KINDS, draw_panels, draw_reconstruction, draw_views, visualize
+from sslkit.visualization.visualize import KINDS, refusal, visualize
 
+OWN = ("masks", "families", "views", "spectrum", "recon", "curves")
+LEARNED = ("attention", "pca", "neighbours", "map", "filters")
 HOSTILE = "<script>alert('x')</script>&\"quoted\""
 
 
@@ -213,7 +216,7 @@ def test_views_are_those_of_the_worker_and_inputs_those_of_numpy(run: Path) -> N
     places = [(index, epoch) for index in subject.originals for epoch in range(3)]
     for (index, epoch), view, given in zip(places, made, inputs, strict=True):
         transform, random = RandomResizedCrop(32), keyed.generator(5, epoch, index)
-        expected = transform(subject.originals[index], random).permute(1, 2, 0).numpy() / 255
+        expected = transform(Picture(subject.originals[index]), random).permute(1, 2, 0).numpy() / 255
         assert np.allclose(shown_by(view), expected, atol=1e-6)
         low = bool(keyed.uniform(5, epoch, torch.tensor([index]), "mfm.keep_low") < 0.5)
         assert given.get_title() == f"input: {'low' if low else 'high'} kept"
@@ -273,9 +276,12 @@ def test_composite_is_numpys(run: Path) -> None:
 # ------------------------------------------------------------------------------------------------- verb
 
 
-def test_a_run_gives_all_kinds_and_overwrites_none(run: Path, tmp_path: Path) -> None:
-    first = visualize(str(run), out=tmp_path, count=2)
-    assert [path.name for path in first] == [f"{kind}.png" for kind in KINDS if kind != "panels"]
+def test_a_run_gives_all_kinds_and_overwrites_none(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = visualize(str(run), out=tmp_path, count=2, console=Console(quiet=True))
+    assert [path.name for path in first] == [f"{kind}.png" for kind in (*OWN, *LEARNED)]
+    assert "layers is left out: the maps of test_vit are 2 × 2: too small" in capsys.readouterr().err
     assert not any(map(blank, first))
     before = first[0].read_bytes()
     again = visualize(str(run), kinds=["masks", "masks"], out=tmp_path, radius=2.0)
@@ -286,9 +292,12 @@ def test_a_run_gives_all_kinds_and_overwrites_none(run: Path, tmp_path: Path) ->
 def test_other_methods_show_their_own_panels(tmp_path: Path) -> None:
     options = {"backbone": "test_resnet", "size": 32, "epochs": 1, "batch_size": 8, "workers": 0}
     made = verbs.pretrain("fractal:16", method="simclr", out=tmp_path / "run", **options)
-    written = visualize(str(made), out=tmp_path / "pictures", count=2)
-    assert [path.stem for path in written] == ["masks", "families", "spectrum", "panels", "curves"]
+    written = visualize(str(made), kinds=["panels"], out=tmp_path / "pictures", count=2)
+    assert [path.name for path in written] == ["panels.png"]
     subject = Subject(str(made), count=2)
+    assert [kind for kind in KINDS if refusal(kind, subject) is None] == [
+        "masks", "families", "spectrum", "panels", "curves", "pca", "neighbours", "map", "filters", "layers",
+    ]  # fmt: skip
     figure = draw_panels(subject)
     shown = {
         name: [shown_by(a) for a in figure.axes if a.get_title() == name] for name in ("image", "second")
@@ -363,92 +372,3 @@ def test_free_path_counts_up(tmp_path: Path) -> None:
     assert free_path(tmp_path / "a.png").name == "a-3.png"
     figure = curves([{"epoch": 1, "loss": 0.5}])
     assert save(figure, tmp_path / "new" / "b.png").stat().st_size > 1000
-
-
-# ----------------------------------------------------------------------------------------------- report
-
-
-class Reader(HTMLParser):
-    """Collects tags and attributes, and checks that every element is closed where it was opened."""
-
-    VOID = ("meta", "img", "br", "link", "input")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.text = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
-def test_report_is_one_safe_page(run: Path) -> None:
-    verdict = f"no difference can be claimed: {HOSTILE}"
-    probe = {
-        "data": HOSTILE,
-        "k": 20,
-        "counts": {"train": 8, "validation": 2, "classes": 2},
-        "rows": [
-            {"name": HOSTILE, "knn": 51.25, "knn_interval": 4.0, "linear": 60.0, "linear_interval": 3.0}
-        ],
-        "verdicts": [{"sentence": verdict}],
-    }
-    path = write_report(run, {"probe": probe, "finetune": {"top1": 71.234, "classes": [HOSTILE]}})
-    assert path == run / "report.html"
-    page = Reader()
-    page.feed(path.read_text(encoding="utf-8"))
-    page.close()
-    assert page.open == []
-    assert {"script", "link", "iframe", "object"}.isdisjoint(tag for tag, _ in page.tags)
-    loads = [
-        (tag, v) for tag, a in page.tags for k, v in a.items() if k in ("src", "href", "srcset", "action")
-    ]
-    assert len(loads) == 4
-    assert all(tag == "img" and (v or "").startswith("data:image/png;base64,") for tag, v in loads)
-    assert all(attributes["alt"] for tag, attributes in page.tags if tag == "img")
-    assert "url(" not in path.read_text(encoding="utf-8")
-    assert verdict in page.text
-    assert page.text.count(HOSTILE) == 4  # data of run.json, data and row of the probe, verdict
-    assert "51.2 ± 4.0" in page.text
-    assert "71.23" in page.text
-    assert f"sslkit probe {run}" in page.text
-
-
-@pytest.fixture
-def moved(run: Path, tmp_path: Path) -> Path:
-    """The run on another machine: figures and settings, but no images and no weights."""
-    copy = tmp_path / "moved"
-    copy.mkdir()
-    for name in ("run.json", "config.toml", "metrics.jsonl"):
-        text = (run / name).read_text(encoding="utf-8").replace("fractal:10", "gone-folder")
-        (copy / name).write_text(text, encoding="utf-8")
-    return copy
-
-
-def test_report_reads_probe_json_and_is_made_anew(moved: Path) -> None:
-    first = write_report(moved)
-    assert "it helped" not in first.read_text(encoding="utf-8")
-    (moved / "probe.json").write_text(
-        '{"verdicts": [{"sentence": "it helped"}], "rows": []}', encoding="utf-8"
-    )
-    assert write_report(moved) == first
-    assert "it helped" in first.read_text(encoding="utf-8")
-    assert [path.name for path in moved.glob("*report*")] == ["report.html"]
-    (moved / "probe.json").write_text("{", encoding="utf-8")
-    with pytest.raises(UserError, match=r"probe\.json can't be read"):
-        write_report(moved)
-
-
-def test_report_without_images_says_so(moved: Path) -> None:
-    text = write_report(moved).read_text(encoding="utf-8")
-    assert text.count("<img") == 1  # the curves need no images
-    assert text.count("Not drawn: ") == 3

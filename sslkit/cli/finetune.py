@@ -8,16 +8,43 @@ import typer
 
 from sslkit.cli import options
 from sslkit.console import Console
+from sslkit.errors import UserError
 
 
 def finetune(
     source: Annotated[
-        str, typer.Argument(help="A run, an exported folder, timm/NAME, or random/NAME (from scratch).")
-    ],
-    data: Annotated[str, typer.Argument(help="Labelled images: class folders, train/ and val/, or a .csv.")],
+        str | None,
+        typer.Argument(help="A run, an exported folder, timm/NAME, or random/NAME (from scratch)."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Argument(help="Labelled images: class folders, train/ and val/, or a .csv.")
+    ] = None,
     scratch: Annotated[
-        bool, typer.Option("--scratch", help="Only SOURCE's architecture, with random weights: the baseline.")
+        bool, typer.Option("--scratch", help="Only SOURCE's architecture, with random weights.")
     ] = False,
+    baseline: Annotated[
+        str | None,
+        typer.Option("--baseline", metavar="scratch", help="Train from random weights as well, and compare."),
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", metavar="0,1,2", help="Repeat with each of these seeds.")
+    ] = None,
+    shots: Annotated[
+        int | None, typer.Option("--shots", help="Training images per class, drawn by the seed.")
+    ] = None,
+    share: Annotated[
+        float | None, typer.Option("--share", help="Part of each class's training images, e.g. 0.1.")
+    ] = None,
+    freeze: Annotated[bool, typer.Option("--freeze", help="Train the head alone.")] = False,
+    balance: Annotated[
+        bool, typer.Option("--balance", help="Rare classes weigh as much as frequent ones.")
+    ] = False,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            "--keep", help="last, or best: the epoch that is best on a fifth of the training images."
+        ),
+    ] = None,
     epochs: options.Epochs = None,
     batch_size: options.BatchSize = None,
     lr: options.LearningRate = None,
@@ -26,6 +53,13 @@ def finetune(
     device: options.Device = None,
     precision: options.Precision = None,
     out: options.Out = None,
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", metavar="RUN", help="Continue a run or a comparison; goes alone."),
+    ] = None,
+    save_every: Annotated[
+        str | None, typer.Option("--save-every", help="30s, 10m, 2h, 5e (epochs), 500 (steps).")
+    ] = None,
     seed: options.Seed = None,
     config: options.Config = None,
     settings: options.Settings = None,
@@ -35,6 +69,7 @@ def finetune(
     """Train a classifier, the whole network, starting from SOURCE.
 
     Says how many tensors were loaded; a missing one is an error. The folder printed on stdout opens in timm.
+    With --baseline or --seeds it holds one such folder per run, and the last line is the verdict.
     """
     from sslkit import verbs
 
@@ -45,7 +80,15 @@ def finetune(
         console=console,
         config=config,
         settings=settings or [],
+        baseline=baseline,
+        seeds=None if seeds is None else _numbers(seeds),
+        resume=resume,
         scratch=scratch or None,
+        shots=shots,
+        share=share,
+        freeze=freeze or None,
+        balance=balance or None,
+        keep=keep,
         epochs=epochs,
         batch_size=batch_size,
         lr=lr,
@@ -54,6 +97,15 @@ def finetune(
         device=device,
         precision=precision,
         out=out,
+        save_every=save_every,
         seed=seed,
     )
     console.result(str(result.folder), result.to_document())
+
+
+def _numbers(text: str) -> list[int]:
+    """ "0,1,2" → [0, 1, 2]."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() for word in words):
+        raise UserError(f"--seeds {text}: whole numbers expected, separated by commas", "--seeds 0,1,2")
+    return [int(word) for word in words]

@@ -15,13 +15,47 @@ def probe(
         list[str], typer.Argument(metavar="SOURCE... DATA", help="Runs or weights, then labelled images.")
     ],
     baseline: Annotated[
-        list[str] | None, typer.Option("--baseline", help="random or pixels; repeatable; both by default.")
+        list[str] | None,
+        typer.Option(
+            "--baseline", help="random, pixels or any SOURCE; repeatable; random and pixels by default."
+        ),
     ] = None,
+    readout: Annotated[
+        str | None,
+        typer.Option("--readout", help="mean, cls, last4; auto: what suits a fifth of the training images."),
+    ] = None,
+    shots: Annotated[
+        str | None,
+        typer.Option("--shots", metavar="1,5,10,all", help="Also after so many labelled images per class."),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", help="How often those are drawn; 3.")] = None,
+    exclude_leaks: Annotated[
+        bool, typer.Option("--exclude-leaks", help="Leave out validation images that are in training too.")
+    ] = False,
+    grid: Annotated[
+        bool, typer.Option("--grid", help="Also at other input sizes and without normalisation.")
+    ] = False,
+    robust: Annotated[bool, typer.Option("--robust", help="Also on corrupted and filtered images.")] = False,
+    robust_limit: Annotated[
+        int | None, typer.Option("--robust-limit", help="Images for --robust; 500.")
+    ] = None,
+    attacks: Annotated[
+        bool | None,
+        typer.Option("--attacks/--no-attacks", help="FGSM and PGD in --robust; on a GPU by default."),
+    ] = None,
+    min_top1: Annotated[
+        float | None,
+        typer.Option("--min-top1", help="Exit 1 if the first SOURCE's better accuracy, in %, is below."),
+    ] = None,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Neither use nor keep features of earlier probes.")
+    ] = False,
     size: options.Size = None,
     device: options.Device = None,
     precision: options.Precision = None,
     workers: options.Workers = None,
     seed: options.Seed = None,
+    out: options.Out = None,
     quiet: options.Quiet = False,
     json: options.Json = False,
 ) -> None:
@@ -34,16 +68,28 @@ def probe(
 
     if len(arguments) < 2:
         raise UserError("probe needs SOURCE and DATA", "sslkit probe runs/mfm-…-1 labelled-photos/")
+    if min_top1 is not None and not 0 <= min_top1 <= 100:
+        raise UserError(f"--min-top1: {min_top1:g} is not a percentage", "--min-top1 60")
     console = Console(quiet, json)
     given: dict[str, object] = {
+        "baselines": tuple(baseline) if baseline else None,
+        "readout": readout,
+        "shots": shots,
+        "seeds": seeds,
+        "robust_limit": robust_limit,
+        "attacks": attacks,
         "size": size,
         "device": device,
         "precision": precision,
         "workers": workers,
         "seed": seed,
+        "exclude_leaks": exclude_leaks,
+        "grid": grid,
+        "robust": robust,
+        "cache": not no_cache,
     }
     options_given = {name: value for name, value in given.items() if value is not None}
-    if baseline:
-        options_given["baselines"] = tuple(baseline)
-    result = verbs.probe(*arguments[:-1], data=arguments[-1], console=console, **options_given)
-    console.result("\n".join(result.verdicts), result.to_document())
+    result = verbs.probe(*arguments[:-1], data=arguments[-1], out=out, console=console, **options_given)
+    console.result("\n".join((*result.headlines, *result.verdicts)), result.to_document())
+    if min_top1 is not None and result.best < min_top1:
+        raise UserError(f"{arguments[0]}: top-1 {result.best:.1f} % is below --min-top1 {min_top1:g}", code=1)

@@ -14,7 +14,7 @@ def visualize(
     source: Annotated[
         str,
         typer.Argument(
-            help="A run, or a method's name (masks, families, spectrum and views need no training)."
+            help="A run, weights, or a method's name (masks, families, spectrum, views need no training)."
         ),
     ],
     images: Annotated[
@@ -23,11 +23,18 @@ def visualize(
     kind: Annotated[
         list[str] | None,
         typer.Option(
-            "-k", "--kind", help="masks, families, views, spectrum, recon, panels, curves; repeatable."
+            "-k",
+            "--kind",
+            help="masks, families, views, spectrum, recon, panels, curves, attention, pca, neighbours, map, "
+            "filters, layers, robust, compare; repeatable.",
         ),
     ] = None,
     count: Annotated[int, typer.Option("--count", help="How many images.")] = 4,
     radius: Annotated[float | None, typer.Option("--radius", help="Radius of the mask, bins.")] = None,
+    beside: Annotated[
+        list[str] | None, typer.Option("--with", metavar="RUN", help="A run to compare with; repeatable.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", help="Images for neighbours and map, at most.")] = 1000,
     size: options.Size = None,
     seed: options.Seed = None,
     out: options.Out = None,
@@ -45,6 +52,8 @@ def visualize(
         images or [],
         kinds=kind or [],
         count=count,
+        others=beside or [],
+        limit=limit,
         radius=radius,
         size=size,
         seed=seed or 0,

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from timm.data import Mixup, create_transform
 from torch import Tensor
 
 from sslkit import keyed
 from sslkit.backbones import IMAGENET_MEAN, IMAGENET_STD
-from sslkit.evaluation.recipe import Augment
+from sslkit.data.picture import Picture
+from sslkit.evaluation.finetune_config import Augment
 
 
 @contextmanager
@@ -66,14 +66,14 @@ class TrainingView:
             re_mode="pixel",
         )
 
-    def __call__(self, image: Image.Image, generator: np.random.Generator) -> Mapping[str, Tensor]:
+    def __call__(self, picture: Picture, generator: np.random.Generator) -> Mapping[str, Tensor]:
         """{"image": float [3, size, size]}, [0, 1] but for erased rectangles.
 
         Those are noise of unit variance around the mean in normalised units, hence timm normalises first and
         it is undone here: nobody but the model normalises in sslkit.
         """
         with seeded(generator):
-            normalised: Tensor = self._transform(image)
+            normalised: Tensor = self._transform(picture.rgb())
         mean, std = (torch.tensor(value).view(3, 1, 1) for value in (IMAGENET_MEAN, IMAGENET_STD))
         return {"image": normalised * std + mean}
 

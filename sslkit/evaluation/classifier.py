@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sslkit.augment.geometry import CenterCrop
 from sslkit.backbones import Encoder, initialize_vit_
+from sslkit.data.loader import evaluation_loader
+from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError
 from sslkit.evaluation.augmentation import Mixing
+from sslkit.evaluation.finetune_config import FinetuneConfig
 from sslkit.methods.base import Batch, Clock
 from sslkit.timm_models import create_model
-from sslkit.training.optim import layer_scales, parameter_groups
+from sslkit.training.device import Precision, autocast, to_device
+from sslkit.training.optim import (
+    CosineSchedule,
+    build_optimizer,
+    layer_scales,
+    learning_rate,
+    parameter_groups,
+)
 from sslkit.weights import EXPORT_FILE, Loaded, load_into, save, tensors_for, timm_config
+
+EVALUATION_BATCH = 128
 
 HEAD_SCALE = 0.001
 """Of the new head's first weights, as in the official code: the first gradients reach the encoder gently."""
@@ -28,18 +43,60 @@ class Classifier(nn.Module):
         model: with `num_classes` outputs, on normalised images.
         encoder: whose mean and std normalise them.
         labels: int64 [N], by the images' positions in the training set; they stay on the device.
+        frozen: only the head learns; the rest stays in evaluation mode (batch norms, drop path).
+        balance: balanced softmax (Ren et al., NeurIPS 2020; the logit adjustment of Menon et al., ICLR 2021,
+            with τ = 1): training adds the log of each class's share to its logit, so the logits alone are
+            those for classes of equal size. Drawing rare classes more often would show the same few images
+            again and again, and change the order that resuming relies on.
+        keep_best: hold a second copy of the model, for `note_best_`; checkpoints then have both.
     """
 
-    def __init__(self, model: nn.Module, encoder: Encoder, labels: Tensor, mixing: Mixing) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        encoder: Encoder,
+        labels: Tensor,
+        mixing: Mixing,
+        *,
+        frozen: bool = False,
+        balance: bool = False,
+        keep_best: bool = False,
+    ) -> None:
         super().__init__()
-        self.model, self.mixing = model, mixing
+        self.model, self.mixing, self.frozen = model, mixing, frozen
+        self.best = copy.deepcopy(model).requires_grad_(False) if keep_best else None
+        if frozen:
+            freeze_(model, encoder.family)
         self.register_buffer("labels", labels, persistent=False)
+        share = torch.bincount(labels, minlength=mixing.classes).double() / len(labels)
+        # A class without images would be -inf; none has that, but for a head with more classes.
+        prior = share.clamp_min(1e-12).log().float() if balance else torch.zeros(mixing.classes)
+        self.register_buffer("prior", prior, persistent=False)
+        # Smoothing towards equal shares would work against the prior and favour rare classes.
+        tilt = mixing.smoothing * (share - 1 / mixing.classes) if balance else torch.zeros(mixing.classes)
+        self.register_buffer("tilt", tilt.float(), persistent=False)
         self.register_buffer("mean", encoder.mean.clone(), persistent=False)
         self.register_buffer("std", encoder.std.clone(), persistent=False)
 
     labels: Tensor
+    prior: Tensor  # [C], added to the logits
+    tilt: Tensor  # [C], added to the smoothed targets
     mean: Tensor
     std: Tensor
+
+    def train(self, mode: bool = True) -> Classifier:
+        """Training mode for what learns."""
+        super().train(mode)
+        if self.frozen:
+            self.model.eval()
+        if self.best is not None:
+            self.best.eval()
+        return self
+
+    def note_best_(self) -> None:
+        """The present weights are the best so far."""
+        if self.best is not None:
+            self.best.load_state_dict(self.model.state_dict())
 
     def logits(self, images: Tensor) -> Tensor:
         """float [B, 3, H, W] in [0, 1] → [B, C]."""
@@ -50,8 +107,8 @@ class Classifier(nn.Module):
         """Cross-entropy with the smoothed, mixed targets."""
         labels = self.labels[batch["index"]]
         images, targets = self.mixing(batch["image"], labels, clock.seed, clock.step)
-        logits = self.logits(images).float()
-        return {"loss": -(targets * logits.log_softmax(dim=1)).sum(dim=1).mean()}
+        logits = self.logits(images).float() + self.prior
+        return {"loss": -((targets + self.tilt) * logits.log_softmax(dim=1)).sum(dim=1).mean()}
 
     def after_step(self, clock: Clock) -> None:
         """Nothing: there are no weights but the optimizer's."""
@@ -84,11 +141,10 @@ def build_model(
         return model, Loaded(0, (), ()), tuple(model.state_dict())
     if encoder.family == "vit":
         initialize_vit_(model, bound=2.0)
-    head = classifier_name(model)
     with torch.no_grad():
-        for parameter in model.get_submodule(head).parameters():
+        for parameter in model.get_submodule(classifier_name(model)).parameters():
             parameter.mul_(HEAD_SCALE)
-    new = ("fc_norm.", "norm.", f"{head}.") if encoder.family == "vit" else (f"{head}.",)
+    new = head_names(model, encoder.family)
     found = load_into(model, tensors_for(encoder, model), but=new)
     if found.missing or found.unused:
         names = ", ".join((found.missing + found.unused)[:3])
@@ -115,6 +171,19 @@ def classifier_name(model: Any) -> str:
     return str(next(name for name, module in model.named_modules() if module is layer))
 
 
+def head_names(model: nn.Module, family: str) -> tuple[str, ...]:
+    """How the names of tensors begin that no source gives: the last layer, of a ViT its norm too."""
+    own = (f"{classifier_name(model)}.",)
+    return ("fc_norm.", "norm.", *own) if family == "vit" else own
+
+
+def freeze_(model: nn.Module, family: str) -> None:
+    """No gradients but for the head."""
+    head = head_names(model, family)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(head))
+
+
 def finetune_groups(model: Any, weight_decay: float, layer_decay: float) -> list[dict[str, object]]:
     """Parameter groups with each layer's learning-rate factor `layer_decay^(layers after it)`.
 
@@ -126,6 +195,40 @@ def finetune_groups(model: Any, weight_decay: float, layer_decay: float) -> list
     for name in exempt:
         overrides[name] = {**overrides.get(name, {}), "weight_decay": 0.0}
     return parameter_groups(model, weight_decay, overrides)
+
+
+def optimisation(
+    model: nn.Module, config: FinetuneConfig, clock: Clock
+) -> tuple[torch.optim.Optimizer, CosineSchedule]:
+    """The optimizer with layer decay, and the schedule as the official code counts it."""
+    optim, schedule = config.optim, config.schedule
+    scale = learning_rate(1.0, config.run.batch_size, optim.reference_batch)
+    groups = finetune_groups(model, optim.weight_decay, optim.layer_decay)
+    optimizer = build_optimizer(groups, optim, optim.lr * scale)
+    warmup = min(round(schedule.warmup_epochs * clock.steps_per_epoch), clock.steps - 1)
+    return optimizer, CosineSchedule(
+        optimizer,
+        clock.steps,
+        warmup,
+        schedule.warmup_lr * scale,
+        schedule.min_lr * scale,
+        optim.weight_decay_end,
+    )
+
+
+def predicted(
+    classifier: Classifier,
+    images: ImageSet,
+    size: int,
+    device: torch.device,
+    precision: Precision,
+    workers: int,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(probabilities float32 [B, C], positions int64 [B]) of the readable images, on the CPU, in order."""
+    for views, _, index in evaluation_loader(images, CenterCrop(size), EVALUATION_BATCH, workers):
+        with torch.inference_mode(), autocast(device, precision):
+            logits = classifier.logits(to_device({"image": views}, device)["image"])
+        yield logits.float().softmax(dim=1).cpu(), index
 
 
 def write_classifier(

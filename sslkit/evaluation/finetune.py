@@ -2,92 +2,111 @@
 
 from __future__ import annotations
 
-import math
 import shlex
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
-from dataclasses import asdict, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-import sslkit
 from sslkit import config as configuration
-from sslkit.augment.geometry import CenterCrop
 from sslkit.backbones import Encoder
 from sslkit.config import AUTO
-from sslkit.console import SILENT, Bar, Console
-from sslkit.data.labels import open_labelled
-from sslkit.data.loader import evaluation_loader, pretraining_loader
+from sslkit.console import SILENT, Console
 from sslkit.errors import UserError
-from sslkit.evaluation.augmentation import Mixing, TrainingView
-from sslkit.evaluation.classifier import Classifier, build_model, finetune_groups, write_classifier
-from sslkit.evaluation.outcome import FinetuneResult, Plan, announce, report, write_predictions
-from sslkit.evaluation.recipe import FinetuneConfig, Given, finetune_config, resolve
-from sslkit.evaluation.scores import scores
-from sslkit.methods.base import Clock, Info
+from sslkit.evaluation.classifier import build_model
+from sslkit.evaluation.finetune_arms import COMPARISON_FILE, Comparison, begin, compare, read_arms
+from sslkit.evaluation.finetune_config import FinetuneConfig, finetune_config, from_values
+from sslkit.evaluation.finetune_session import FinetuneSession
+from sslkit.evaluation.outcome import FinetuneResult, Plan, announce, write_beginning
+from sslkit.evaluation.parts import open_parts
+from sslkit.evaluation.recipe import Given, resolve
+from sslkit.evaluation.shots import MOST_SEEDS
 from sslkit.paths import make_folder, next_folder
-from sslkit.training.device import autocast, pick_device, pick_precision, to_device
-from sslkit.training.engine import Step, train
-from sslkit.training.optim import CosineSchedule, build_optimizer, learning_rate
-from sslkit.training.run import RunFolder, describe
-from sslkit.training.skipped import Skipped
+from sslkit.training.device import pick_device, pick_precision
+from sslkit.training.locks import locked
+from sslkit.training.resolve import interval
+from sslkit.training.run import RunFolder, refuse
 from sslkit.weights import load_encoder
-
-EVALUATION_BATCH = 128
 
 
 def finetune(
-    source: str,
-    data: str,
+    source: str | None = None,
+    data: str | None = None,
     *,
     config: str | Path | None = None,
     settings: Sequence[str] = (),
+    baseline: str | None = None,
+    seeds: Sequence[int] | None = None,
+    resume: str | Path | None = None,
     console: Console = SILENT,
     **flags: Any,
-) -> FinetuneResult:
-    """Train a classifier of `data`, the whole network, starting from the weights of `source`.
+) -> FinetuneResult | Comparison:
+    """Train a classifier of `data`, starting from the weights of `source`.
 
     Args:
         source: a run, an exported folder, a .safetensors file, timm/NAME, or random/NAME (from scratch).
         data: class folders, `train/` and `val/` with class folders, a .csv with path,label, or fractal:N.
         config: a TOML file or a recipe's name.
         settings: "section.key=value" texts, as after --set.
-        flags: the words of recipe.FLAGS, e.g. `epochs=50, seed=1, scratch=True`; None means not given.
+        baseline: "scratch": the same budget from random weights as well, compared on the same images.
+        seeds: repeat with each of these instead of one.
+        resume: continue this run or comparison instead; nothing else is needed or allowed.
+        flags: the words of finetune_config.FLAGS, e.g. `epochs=50, scratch=True`; None means not given.
+
+    Returns:
+        the result of the one run; with a baseline or several seeds the Comparison of all.
 
     Raises:
         UserError: what was asked for can't work; nothing was written.
+        Interrupted: stopped by a signal, after saving.
     """
-    wanted = finetune_config(source, data, None if config is None else str(config), settings, flags)
+    given = {name: value for name, value in flags.items() if value is not None}
+    if resume is not None:
+        if source or data or config or settings or baseline or seeds or given:
+            raise UserError(
+                "--resume goes alone: the run knows its own settings", f"sslkit finetune --resume {resume}"
+            )
+        return _resumed(Path(resume), console)
+    if not source or not data:
+        raise UserError("finetune needs SOURCE and DATA", "sslkit finetune runs/mfm-…-1 labelled/")
+    wanted = _anchored(
+        finetune_config(source, data, None if config is None else str(config), settings, given)
+    )
+    if baseline or seeds:
+        _refuse_comparison(wanted, baseline, seeds, "seed" in given)
+        return _compared(wanted, bool(baseline), seeds or [wanted.run.seed], console)
     plan = make_plan(wanted, console)
-    run = RunFolder(make_folder(Path(plan.config.run.out)))
-    with console.copied_to(run.path / "log.txt"):
-        announce(plan, console)
-        return _Session(plan, run, console).go()
+    path = Path(plan.config.run.out)
+    refuse(path)
+    return _begun(plan, RunFolder(make_folder(path)), console)
 
 
 def make_plan(wanted: FinetuneConfig, console: Console = SILENT) -> Plan:
     """Everything resolved, opened and built; nothing is written. Raises UserError."""
     device = pick_device(wanted.run.device)
-    train_set, validation = open_labelled(wanted.data.source, wanted.data.split_seed)
+    interval(wanted.run.save_every)
+    parts = open_parts(wanted)
     size = None if wanted.data.size == AUTO else wanted.data.size
     encoder = load_encoder(wanted.model.source, size, wanted.run.seed, console=console)
     scratch = wanted.model.scratch or wanted.model.source.startswith("random/")
-    given = Given(len(train_set), encoder.family, encoder.size, scratch, device.type == "cpu")
+    parameters = sum(parameter.numel() for parameter in encoder.parameters())
+    given = Given(
+        len(parts.training), encoder.family, encoder.size, scratch, device.type == "cpu", parameters
+    )
     config, reasons = resolve(wanted, given)
     config = _placed(config, encoder, device)
     model, found, new = build_model(
         encoder,
-        len(train_set.classes),
+        len(parts.training.classes),
         config.data.size,
         scratch=scratch,
         drop_path=config.model.drop_path,
         seed=config.run.seed,
     )
-    return Plan(config, reasons, encoder, model, found, new, train_set, validation, device, scratch)
+    return Plan(config, reasons, encoder, model, found, new, parts, device, scratch)
 
 
 def _placed(config: FinetuneConfig, encoder: Encoder, device: torch.device) -> FinetuneConfig:
@@ -99,163 +118,114 @@ def _placed(config: FinetuneConfig, encoder: Encoder, device: torch.device) -> F
     return replace(config, run=replace(config.run, device=str(device), precision=precision, out=out))
 
 
-class _Session:
-    """One fine-tuning: the loop, then one look at the validation images."""
+def _anchored(config: FinetuneConfig) -> FinetuneConfig:
+    """Source and data as absolute paths, so that the run can be resumed from anywhere."""
 
-    def __init__(self, plan: Plan, run: RunFolder, console: Console) -> None:
-        self.plan, self.config, self.run, self.console = plan, plan.config, run, console
-        self.train_set, self.validation, self.device = plan.train_set, plan.validation, plan.device
-        self.skipped = Skipped(run, len(self.train_set), self.config.data.max_bad)
-        mixing = Mixing(self.config.augment, len(self.train_set.classes))
-        labels = torch.tensor(self.train_set.labels, dtype=torch.int64)
-        self.classifier = Classifier(plan.model, plan.encoder, labels, mixing).to(self.device)
-        per_epoch = len(self.train_set) // self.config.run.batch_size
-        self.clock = Clock(0, self.config.schedule.epochs * per_epoch, per_epoch, self.config.run.seed)
-        self.optimizer, self.schedule = optimisation(plan.model, self.config, self.clock)
+    def absolute(text: str) -> str:
+        return str(Path(text).absolute()) if Path(text).exists() else text
 
-    def go(self) -> FinetuneResult:
-        """Train, score, write."""
-        config = self.config
-        self._begin()
-        torch.manual_seed(config.run.seed)  # of drop path
-        batches = pretraining_loader(
-            self.train_set,
-            TrainingView(config.data.size, config.augment),
-            batch_size=config.run.batch_size,
-            seed=config.run.seed,
-            start_step=0,
-            steps=self.clock.steps,
-            steps_per_epoch=self.clock.steps_per_epoch,
-            workers=config.data.workers,
-        )
-        steps = train(
-            self.classifier,
-            batches,
-            self.optimizer,
-            self.schedule,
-            self.clock,
-            device=self.device,
-            precision=self.config.run.precision,
-            clip=config.optim.clip,
-            clip_by=config.optim.clip_by,
-            micro_batch=config.run.micro_batch,
-        )
-        try:
-            with closing(batches), self.console.bar("fine-tuning", self.clock.steps, each=True) as bar:
-                self._follow(steps, bar)
-            return self._finish()
-        except BaseException as problem:
-            stopped = isinstance(problem, KeyboardInterrupt)
-            self.run.update(status="interrupted" if stopped else "failed")
-            raise
-
-    def _begin(self) -> None:
-        info = Info(len(self.train_set), self.config.data.size, self.plan.encoder.size)
-        facts = describe(self.train_set, info, self.device)
-        validation = {"count": len(self.validation), "fingerprint": self.validation.fingerprint}
-        self.run.update(
-            **{**facts, "kind": "finetune", "status": "running", "source": self.config.model.source},
-            validation=validation,
-        )
-        source, data = self.config.model.source, self.config.data.source
-        repeat = shlex.join(["sslkit", "finetune", source, data, "-c", str(self.run.path / "config.toml")])
-        header = f"sslkit {sslkit.__version__}: `{repeat}` repeats this run"
-        text = configuration.dump(self.config, header)
-        (self.run.path / "config.toml").write_text(text, encoding="utf-8")
-
-    def _follow(self, steps: Iterator[Step], bar: Bar) -> None:
-        """Walk through the steps; figures at each log interval."""
-        losses: list[Tensor] = []
-        wait, began = 0.0, time.monotonic()
-        for step in steps:
-            losses.append(step.metrics["loss"])
-            wait += step.wait
-            self.skipped.add(step.bad)
-            if step.clock.every(self.config.run.log_every):
-                seconds = time.monotonic() - began
-                line = self._line(step, torch.stack(losses), seconds, wait)
-                bar.advance(
-                    len(losses),
-                    f"epoch {line['epoch']:.2f}  loss {line['loss']:.4f}  lr {line['lr']:.2e}  "
-                    f"{line['images_per_s']:.0f} images/s  waiting {line['wait']:.0%}",
-                )
-                losses, wait, began = [], 0.0, time.monotonic()
-
-    def _line(self, step: Step, losses: Tensor, seconds: float, wait: float) -> dict[str, Any]:
-        """One line of metrics.jsonl."""
-        done = step.clock.step + 1
-        line = {
-            "step": done,
-            "epoch": round(done / step.clock.steps_per_epoch, 4),
-            "loss": float(losses.mean()),
-            "lr": step.lr,
-            "grad_norm": float(step.grad_norm),
-            "images_per_s": len(losses) * self.config.run.batch_size / seconds,
-            "wait": wait / seconds,
-            "skipped": len(self.skipped),
-        }
-        if not math.isfinite(line["loss"]):
-            raise UserError(f"step {done}: the loss is {line['loss']}", "try a smaller --lr", code=1)
-        logged = self.run.log(line)
-        self.console.event(logged)
-        return logged
-
-    def _finish(self) -> FinetuneResult:
-        """The product, then one look at the validation images, then the figures."""
-        config, classes = self.config, self.train_set.classes
-        metadata = {"sslkit": sslkit.__version__, "source": config.model.source, "data": config.data.source}
-        model = self.classifier.model.eval()
-        write_classifier(model, self.plan.encoder, config.data.size, classes, self.run.path, metadata)
-        probabilities, labels, kept = self._predict()
-        found = scores(probabilities, labels, classes)
-        write_predictions(self.run.path / "predictions.csv", self.validation, kept, probabilities)
-        unreadable = len(self.skipped) + len(self.validation) - len(kept)
-        counts = {
-            "train": len(self.train_set),
-            "validation": len(self.validation),
-            "classes": len(classes),
-            "unreadable": unreadable,
-        }
-        result = FinetuneResult(self.run.path, found, counts, self.plan.scratch)
-        finished = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        self.run.update(status="completed", step=self.clock.steps, finished=finished, result=asdict(found))
-        report(result, self.console)
-        return result
-
-    def _predict(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Probabilities float32 [N, C], labels [N] and positions [N] of the readable validation images."""
-        self.classifier.eval()
-        probabilities, targets, kept = [], [], []
-        batches = evaluation_loader(
-            self.validation, CenterCrop(self.config.data.size), EVALUATION_BATCH, self.config.data.workers
-        )
-        with torch.inference_mode():
-            for views, labels, index in batches:
-                with autocast(self.device, self.config.run.precision):
-                    logits = self.classifier.logits(to_device({"image": views}, self.device)["image"])
-                probabilities.append(logits.float().softmax(dim=1).cpu())
-                kept.append(index)
-                if labels is not None:
-                    targets.append(labels)
-        if not kept:
-            raise UserError(f"{self.validation.name}: no validation image can be read", code=1)
-        return torch.cat(probabilities), torch.cat(targets), torch.cat(kept)
-
-
-def optimisation(
-    model: nn.Module, config: FinetuneConfig, clock: Clock
-) -> tuple[torch.optim.Optimizer, CosineSchedule]:
-    """The optimizer with layer decay, and the schedule as the official code counts it."""
-    optim, schedule = config.optim, config.schedule
-    scale = learning_rate(1.0, config.run.batch_size, optim.reference_batch)
-    groups = finetune_groups(model, optim.weight_decay, optim.layer_decay)
-    optimizer = build_optimizer(groups, optim, optim.lr * scale)
-    warmup = min(round(schedule.warmup_epochs * clock.steps_per_epoch), clock.steps - 1)
-    return optimizer, CosineSchedule(
-        optimizer,
-        clock.steps,
-        warmup,
-        schedule.warmup_lr * scale,
-        schedule.min_lr * scale,
-        optim.weight_decay_end,
+    return replace(
+        config,
+        data=replace(config.data, source=absolute(config.data.source)),
+        model=replace(config.model, source=absolute(config.model.source)),
     )
+
+
+def _begun(plan: Plan, run: RunFolder, console: Console, whole: Path | None = None) -> FinetuneResult:
+    """A run from its first step, in its new folder."""
+    with _held(run.path, console, whole):
+        session = FinetuneSession(plan, run, console, whole)
+        write_beginning(plan, run)
+        announce(plan, console)
+        return session.go()
+
+
+def _resumed(path: Path, console: Console, whole: Path | None = None) -> FinetuneResult | Comparison:
+    if (path / COMPARISON_FILE).is_file():
+        return _continued(path, console)
+    if not (path / "run.json").is_file() or not (path / "config.toml").is_file():
+        raise UserError(
+            f"{path} is not a run: no run.json and config.toml there", "give finetune's own folder"
+        )
+    run = RunFolder(path)
+    if run.facts.get("kind") != "finetune":
+        raise UserError(f"{path} is not a fine-tuning", f"sslkit pretrain --resume {path}")
+    if run.facts.get("status") == "completed":
+        raise UserError(
+            f"{path} is already complete", "its figures are in run.json, its predictions in predictions.csv"
+        )
+    with _held(path, console, whole):
+        values = configuration.read(str(path / "config.toml"))
+        plan = make_plan(from_values({**values, "run.out": str(path)}), console)
+        session = FinetuneSession(plan, run, console, whole)
+        start = session.restore()
+        run.update(status="running")
+        console.say(f"resuming {path} at step {start} of {session.clock.steps}")
+        return session.go(start)
+
+
+@contextmanager
+def _held(path: Path, console: Console, whole: Path | None = None) -> Iterator[None]:
+    """The run's lock and log; what the disk refuses ends the run in one line."""
+    try:
+        with locked(path, console), console.copied_to(path / "log.txt"):
+            yield
+    except OSError as problem:
+        cure = shlex.join(["sslkit", "finetune", "--resume", str(whole or path)])
+        reason = problem.strerror or problem
+        raise UserError(f"{problem.filename or path}: {reason}", f"make room, then: {cure}", code=1) from None
+
+
+# ---------------------------------------------------------------------------------------- several runs
+
+
+def _refuse_comparison(
+    wanted: FinetuneConfig, baseline: str | None, seeds: Sequence[int] | None, seed_given: bool
+) -> None:
+    if baseline not in (None, "scratch"):
+        raise UserError(
+            f"--baseline {baseline}: scratch is the only one", "sslkit probe compares several sources"
+        )
+    if baseline and (wanted.model.scratch or wanted.model.source.startswith("random/")):
+        raise UserError(
+            "--baseline scratch compares with random weights, and so would the source be",
+            "give a run or other weights as SOURCE, or leave out --baseline",
+        )
+    if seeds and seed_given:
+        raise UserError("--seed and --seeds both say where randomness begins", "give one of them")
+    if seeds and (len(set(seeds)) < len(seeds) or min(seeds) < 0 or len(seeds) > MOST_SEEDS):
+        raise UserError(
+            f"--seeds {','.join(map(str, seeds))}: different numbers of 0 or more expected",
+            f"--seeds 0,1,2; at most {MOST_SEEDS}",
+        )
+
+
+def _compared(
+    wanted: FinetuneConfig, baseline: bool, seeds: Sequence[int], console: Console
+) -> FinetuneResult | Comparison:
+    """All runs of a comparison, in one folder. The first is planned before anything is written."""
+    first = make_plan(replace(wanted, run=replace(wanted.run, seed=seeds[0])), console)
+    path = Path(first.config.run.out)
+    refuse(path)
+    make_folder(path)
+    begin(path, wanted, baseline, seeds)
+    return _continued(path, console)
+
+
+def _continued(path: Path, console: Console) -> Comparison:
+    """Every run of a comparison that is not complete yet, then the comparison."""
+    with _held(path, console):
+        arms = read_arms(path)
+        values = configuration.read(str(path / "config.toml"))
+        for number, arm in enumerate(arms, 1):
+            own = {"run.out": str(arm.folder), "run.seed": arm.seed, "model.scratch": arm.scratch}
+            wanted = from_values({**values, **own})
+            weights = "random weights" if arm.scratch else wanted.model.source
+            console.say(f"{number} of {len(arms)}: {weights}, seed {arm.seed}")
+            if arm.result() is not None:
+                console.say(f"  complete in {arm.folder}")
+            elif arm.begun():
+                _resumed(arm.folder, console, path)
+            else:
+                _begun(make_plan(wanted, console), RunFolder(make_folder(arm.folder)), console, path)
+        return compare(path, arms, console)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,9 +14,11 @@ from sslkit import keyed
 STRENGTHS = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 """Candidates for the L2 penalty, strongest first: each fit starts from the one before."""
 
-_SHARE = 0.2  # of the training set, to choose the strength on
+SPLIT = 0.2
+"""Share of the training set on which penalty and read-out are chosen."""
+
 _TOLERANCE = 1e-6  # largest entry of the gradient at which a fit counts as done
-_PATIENCE = 3  # weaker penalties in a row that are no better end the search; the weakest are the slowest fits
+_PATIENCE = 2  # weaker penalties in a row that are no better end the search; the weakest are the slowest fits
 _ITERATIONS = 200  # weak penalties on separable features have their optimum far away, and need not reach it
 
 
@@ -29,10 +32,14 @@ class LinearProbe:
     bias: Tensor  # [C]
     strength: float
 
+    def logits(self, vectors: Tensor) -> Tensor:
+        """float [M, D] → [M, C], differentiable."""
+        x = _standard(vectors, self.mean, self.scale).to(self.weight.dtype)
+        return _logits(x, self.weight, self.bias)
+
     def predict(self, vectors: Tensor) -> Tensor:
         """float [M, D] → class numbers, int64 [M]."""
-        x = ((vectors - self.mean) / self.scale).to(self.weight.dtype)
-        return (x @ self.weight + self.bias).argmax(dim=1)
+        return self.logits(vectors).argmax(dim=1)
 
 
 def fit_linear(vectors: Tensor, labels: Tensor, *, classes: int, seed: int = 0) -> LinearProbe:
@@ -42,17 +49,41 @@ def fit_linear(vectors: Tensor, labels: Tensor, *, classes: int, seed: int = 0) 
         vectors: float [N, D]; labels: int64 [N].
         seed: of the fifth.
     """
+    return fit_best({"": vectors}, labels, classes=classes, seed=seed)[1]
+
+
+def fit_best(
+    readouts: Mapping[str, Tensor], labels: Tensor, *, classes: int, seed: int = 0
+) -> tuple[str, LinearProbe]:
+    """As `fit_linear`, of the read-out (name → float [N, D]) that is most often right on that fifth.
+
+    Of equal ones the first.
+    """
+    fit, held = stratified_split(labels, SPLIT, seed)
+    best, best_correct, best_strength = "", -1, 0.0
+    for name, vectors in readouts.items():
+        x = _standard(vectors, *_mean_and_scale(vectors))
+        strength, correct = _best_strength(x, labels, fit, held, classes)
+        if correct > best_correct:
+            best, best_correct, best_strength = name, correct, strength
+    mean, scale = _mean_and_scale(readouts[best])
+    x = _standard(readouts[best], mean, scale)
+    weight, bias = solve(x, labels, classes=classes, strength=best_strength)
+    return best, LinearProbe(mean, scale, weight, bias, best_strength)
+
+
+def _mean_and_scale(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Of every feature; a constant one keeps its scale."""
     mean, scale = vectors.mean(dim=0), vectors.std(dim=0, correction=0)
-    scale = torch.where(scale > 1e-6 * scale.max().clamp_min(1e-30), scale, torch.ones_like(scale))
-    x = (vectors - mean) / scale
-    fit, held = stratified_split(labels, _SHARE, seed)
-    strength = _best_strength(x, labels, fit, held, classes)
-    weight, bias = solve(x, labels, classes=classes, strength=strength)
-    return LinearProbe(mean, scale, weight, bias, strength)
+    return mean, torch.where(scale > 1e-6 * scale.max().clamp_min(1e-30), scale, torch.ones_like(scale))
 
 
-def _best_strength(x: Tensor, labels: Tensor, fit: Tensor, held: Tensor, classes: int) -> float:
-    """The strongest of the penalties that are most often right on the held-out part."""
+def _standard(vectors: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    return (vectors - mean) / scale
+
+
+def _best_strength(x: Tensor, labels: Tensor, fit: Tensor, held: Tensor, classes: int) -> tuple[float, int]:
+    """The strongest of the penalties that are most often right on the held-out part, and how often."""
     best, best_correct, start = 0, -1, None
     for number, strength in enumerate(STRENGTHS):
         start = solve(x[fit], labels[fit], classes=classes, strength=strength, start=start)
@@ -61,7 +92,7 @@ def _best_strength(x: Tensor, labels: Tensor, fit: Tensor, held: Tensor, classes
             best, best_correct = number, correct
         elif number - best == _PATIENCE:
             break
-    return STRENGTHS[best]
+    return STRENGTHS[best], best_correct
 
 
 def solve(
@@ -73,6 +104,11 @@ def solve(
     start: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Weight [D, C] and bias [C] that minimise `objective`, by L-BFGS over the full batch."""
+    if 2 * len(x) <= x.shape[1]:  # the optimum lies in the span of the few rows: solve for it there
+        basis, rows = torch.linalg.qr(x.T)  # [D, N], [N, N]
+        inside = None if start is None else (basis.T @ start[0], start[1])
+        weight, bias = solve(rows.T, labels, classes=classes, strength=strength, start=inside)
+        return basis @ weight, bias
     zeros = x.new_zeros(x.shape[1], classes), x.new_zeros(classes)
     weight, bias = (part.clone().requires_grad_() for part in start or zeros)
     optimizer = torch.optim.LBFGS(

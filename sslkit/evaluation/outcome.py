@@ -1,9 +1,10 @@
-"""Fine-tuning before and after: its plan, its result, what it tells people, its predictions."""
+"""Fine-tuning before and after: its plan, its result, what it tells people, the files it leaves."""
 
 from __future__ import annotations
 
-import csv
-from dataclasses import asdict, dataclass
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,34 +12,59 @@ import torch
 from torch import Tensor, nn
 
 import sslkit
+from sslkit import config as configuration
 from sslkit.backbones import Encoder
 from sslkit.console import Console
 from sslkit.data.sources import ImageSet
-from sslkit.evaluation.recipe import FinetuneConfig
-from sslkit.evaluation.scores import Scores
+from sslkit.evaluation.classifier import write_classifier
+from sslkit.evaluation.finetune_config import FinetuneConfig
+from sslkit.evaluation.parts import Parts, write_splits, write_table
+from sslkit.evaluation.scores import ClassScore, Scores, class_scores, confusion, reliability
+from sslkit.methods.base import Info
 from sslkit.training.optim import learning_rate
 from sslkit.training.progress import tell_reasons
+from sslkit.training.run import RunFolder, describe
 from sslkit.weights import Loaded
 
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """The scores on the validation images, after the last epoch, and where everything lies."""
+    """The scores on the validation images, and where everything lies."""
 
     folder: Path
     scores: Scores
-    counts: dict[str, int]  # train, validation, classes, unreadable
+    counts: dict[str, int]  # train, held_out, validation, classes, unreadable
     scratch: bool  # the source gave only its architecture
+    source: str = ""
+    seed: int = 0
+    best: dict[str, float] | None = None  # with `--keep best`: epoch, and percent on the held-out images
 
     @property
     def top1(self) -> float:
         """Percent of the validation images that were named right."""
         return self.scores.top1
 
+    @property
+    def runs(self) -> tuple[FinetuneResult, ...]:
+        """Itself alone; a comparison has several."""
+        return (self,)
+
     def to_document(self) -> dict[str, Any]:
         """For JSON."""
-        facts = {"folder": str(self.folder), "scratch": self.scratch, "counts": self.counts}
-        return {**facts, **asdict(self.scores)}
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "scores"}
+        return {**own, "folder": str(self.folder), **asdict(self.scores)}
+
+    @classmethod
+    def of_document(cls, document: Mapping[str, Any], folder: Path) -> FinetuneResult:
+        """The inverse of `to_document`, for a run that may have moved; KeyError if it isn't one."""
+        values = {field.name: document[field.name] for field in fields(Scores)}
+        values["worst"] = tuple((name, percent, count) for name, percent, count in values["worst"])
+        own = {
+            field.name: document[field.name]
+            for field in fields(cls)
+            if field.name not in ("folder", "scores")
+        }
+        return cls(folder, Scores(**values), **own)
 
 
 @dataclass(frozen=True)
@@ -51,15 +77,14 @@ class Plan:
     model: nn.Module  # with the encoder's weights
     found: Loaded
     new: tuple[str, ...]  # tensors that start afresh
-    train_set: ImageSet
-    validation: ImageSet
+    parts: Parts
     device: torch.device
     scratch: bool  # the source gave only its architecture
 
 
 def announce(plan: Plan, console: Console) -> None:
     """Everything resolved, before the first step."""
-    config, train_set, found = plan.config, plan.train_set, plan.found
+    config, found, parts = plan.config, plan.found, plan.parts
     batch, optim, schedule = config.run.batch_size, config.optim, config.schedule
     unused = len(plan.encoder.model.state_dict()) - found.taken
     peak = learning_rate(optim.lr, batch, optim.reference_batch)
@@ -67,29 +92,96 @@ def announce(plan: Plan, console: Console) -> None:
     console.say(f"sslkit {sslkit.__version__} finetune: {plan.encoder.name} from {config.model.source}")
     console.facts(
         {
-            "data": f"{len(train_set):,} training and {len(plan.validation):,} validation images, "
-            f"{len(train_set.classes)} classes, views of {config.data.size} px",
+            "data": _told(parts, config),
             "weights": f"{found.taken} tensors loaded, {len(plan.new)} new, {unused} not used"
             + (" (from scratch)" if found.taken == 0 else f"; new: {', '.join(plan.new)}"),
+            "learns": "the head alone; the encoder is frozen" if config.model.freeze else "the whole network",
             "device": f"{config.run.device}, {config.run.precision}, {config.data.workers} workers reading",
-            "schedule": f"{schedule.epochs} epochs × {len(train_set) // batch} steps, {warmup}",
+            "schedule": f"{schedule.epochs} epochs × {len(parts.training) // batch} steps, {warmup}",
             "lr": f"{optim.lr:g} per {optim.reference_batch} images → {peak:.3g} at batch {batch}",
             "run": config.run.out,
         }
     )
     tell_reasons(config, plan.reasons, console)
+    for note in parts.notes:
+        console.warn(note)
 
 
-def write_predictions(path: Path, images: ImageSet, kept: Tensor, probabilities: Tensor) -> None:
-    """path,label,predicted,confidence of every readable validation image."""
+def _told(parts: Parts, config: FinetuneConfig) -> str:
+    """The images in words."""
+    training, validation = parts.training, parts.validation
+    told = f"{len(training):,} training and {len(validation):,} validation images"
+    told += f", {len(training.classes)} classes"
+    if parts.unused is not None:
+        told += f"; {len(parts.unused):,} not used"
+    if parts.held_out is not None:
+        told += f"; {len(parts.held_out):,} held out to choose the epoch"
+    return f"{told}, views of {config.data.size} px" + ("; balanced softmax" if config.data.balance else "")
+
+
+def write_beginning(plan: Plan, run: RunFolder) -> None:
+    """What stands in the run's folder before the first step: run.json, config.toml, splits.csv."""
+    config, training = plan.config, plan.parts.training
+    source, data = config.model.source, config.data.source
+    repeat = shlex.join(["sslkit", "finetune", source, data, "-c", str(run.path / "config.toml")])
+    header = f"sslkit {sslkit.__version__}: `{repeat}` repeats this run"
+    (run.path / "config.toml").write_text(configuration.dump(config, header), encoding="utf-8")
+    write_splits(run.path / "splits.csv", plan.parts)
+    facts = describe(training, Info(len(training), config.data.size, plan.encoder.size), plan.device)
+    own = {"kind": "finetune", "status": "running", "source": source}
+    run.update(**{**facts, **own}, validation=image_facts(plan.parts.validation))
+
+
+def image_facts(images: ImageSet) -> dict[str, Any]:
+    """What a run remembers of its images, to know them again."""
+    return {"count": len(images), "fingerprint": images.fingerprint}
+
+
+def write_product(model: nn.Module, plan: Plan, folder: Path) -> None:
+    """The classifier as timm opens it."""
+    config = plan.config
+    metadata = {"sslkit": sslkit.__version__, "source": config.model.source, "data": config.data.source}
+    folder.mkdir(exist_ok=True)
+    write_classifier(model, plan.encoder, config.data.size, plan.parts.training.classes, folder, metadata)
+
+
+def write_tables(folder: Path, images: ImageSet, kept: Tensor, probabilities: Tensor) -> None:
+    """predictions.csv, confusion.csv, classes.csv and calibration.csv, of the readable validation images.
+
+    Args:
+        kept: int64 [N], their positions in `images`.
+        probabilities: float32 [N, C].
+    """
     confidence, predicted = probabilities.max(dim=1)
-    labels = images.labels or ()
-    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(["path", "label", "predicted", "confidence"])
-        for index, number, value in zip(kept.tolist(), predicted.tolist(), confidence.tolist(), strict=True):
-            name = images.classes[labels[index]]
-            table.writerow([images.paths[index], name, images.classes[number], f"{value:.4f}"])
+    labels = torch.tensor(images.labels, dtype=torch.int64)[kept]
+    classes = images.classes
+    write_table(
+        folder / "predictions.csv",
+        ["path", "label", "predicted", "confidence"],
+        (
+            (images.paths[index], classes[label], classes[number], f"{value:.4f}")
+            for index, label, number, value in zip(
+                kept.tolist(), labels.tolist(), predicted.tolist(), confidence.tolist(), strict=True
+            )
+        ),
+    )
+    counts = confusion(predicted, labels, len(classes))
+    rows = ((name, *row) for name, row in zip(classes, counts.tolist(), strict=True))
+    write_table(folder / "confusion.csv", ["label \\ predicted", *classes], rows)
+    write_table(
+        folder / "classes.csv",
+        [field.name for field in fields(ClassScore)],
+        ((_short(value) for value in asdict(one).values()) for one in class_scores(counts, classes)),
+    )
+    write_table(
+        folder / "calibration.csv",
+        ["low", "high", "images", "accuracy", "confidence"],
+        ((_short(v) for v in asdict(one).values()) for one in reliability(confidence, predicted == labels)),
+    )
+
+
+def _short(value: object) -> object:
+    return f"{value:.4f}" if isinstance(value, float) else value
 
 
 def report(result: FinetuneResult, console: Console) -> None:
@@ -98,9 +190,14 @@ def report(result: FinetuneResult, console: Console) -> None:
     rows = {"top-1": f"{found.top1:.2f} % of {found.count} images"}
     if found.top5 is not None:
         rows["top-5"] = f"{found.top5:.2f} %"
-    rows["macro-F1"] = f"{found.macro_f1:.2f} %"
+    rows["macro-F1"] = f"{found.macro_f1:.2f} %, balanced accuracy {found.balanced:.2f} %"
     rows["calibration"] = f"error {found.calibration_error:.3f} (expected, 15 bins)"
     rows["worst"] = ", ".join(f"{name} {percent:.0f} % of {count}" for name, percent, count in found.worst)
+    if result.best is not None:
+        best = result.best
+        rows["weights"] = (
+            f"of epoch {best['epoch']:.0f}, {best['held_out']:.2f} % on held-out training images"
+        )
     console.facts(rows)
     if result.counts["unreadable"]:
         console.warn(f"{result.counts['unreadable']} images could not be read", f"see {result.folder}")

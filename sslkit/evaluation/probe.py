@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
-import torch
 from torch import Tensor
 
-from sslkit.backbones import Encoder
 from sslkit.config import AUTO
 from sslkit.console import SILENT, Console
 from sslkit.data.labels import open_labelled
 from sslkit.data.sources import ImageSet
-from sslkit.errors import UserError, nearest
-from sslkit.evaluation.features import PIXEL_SIDE, Features, VectorFunction, extract, pixels
-from sslkit.evaluation.knn import knn_predict
-from sslkit.evaluation.linear import fit_linear
-from sslkit.evaluation.table import MEASURES, ProbeResult, Row, Verdict, show
-from sslkit.evaluation.verdict import accuracy, against_pixels, against_random, paired
+from sslkit.errors import UserError
+from sslkit.evaluation.cache import FeatureCache, cache_folder
+from sslkit.evaluation.compare import compare, make_level, make_row
+from sslkit.evaluation.entries import BASELINES, Entry, Wanted, make_entries
+from sslkit.evaluation.grid import Cell, measure_grid, sizes_around
+from sslkit.evaluation.heads import Classifier, measure_robustness
+from sslkit.evaluation.leaks import Leaks
+from sslkit.evaluation.measure import Bench, Reading
+from sslkit.evaluation.parts import refuse_empty_folders, uneven
+from sslkit.evaluation.result import ProbeResult
+from sslkit.evaluation.robustness_scores import RobustnessResult
+from sslkit.evaluation.shots import check_shots, parse_shots
+from sslkit.evaluation.table import leak_warning, show
 from sslkit.training.choices import reading_workers
-from sslkit.training.device import Precision, pick_device, pick_precision
+from sslkit.training.device import pick_device, pick_precision
 from sslkit.weights import load_encoder
-
-BASELINES = ("random", "pixels")
 
 
 def probe(
@@ -31,6 +35,15 @@ def probe(
     data: str,
     *,
     baselines: Sequence[str] = BASELINES,
+    readout: str = AUTO,
+    shots: str | Sequence[int | str] = (),
+    seeds: int = 3,
+    exclude_leaks: bool = False,
+    grid: bool = False,
+    robust: bool = False,
+    robust_limit: int = 500,
+    attacks: bool | None = None,
+    cache: bool = True,
     size: int | None = None,
     k: int = 20,
     device: str = AUTO,
@@ -44,7 +57,16 @@ def probe(
     Args:
         sources: runs, exported folders, .safetensors files, timm/NAME or random/NAME.
         data: labelled images; a validation part, or a fixed fifth of the images, is what is scored.
-        baselines: "random" (each source's architecture, weights drawn by `seed`), "pixels" (32 x 32 RGB).
+        baselines: "random" (each source's architecture, weights drawn by `seed`), "pixels" (32 x 32 RGB), or
+            any source.
+        readout: "mean", "cls", "last4", or "auto": what suits each of kNN and linear on a fifth of training.
+        shots: numbers of training images per class, in addition to all.
+        seeds: how often those are drawn.
+        exclude_leaks: leave out validation images that are in training too, or almost.
+        grid: also other input sizes and normalisations, of every source.
+        robust: also corruptions, filters and single waves, of the linear probes, on `robust_limit` images.
+        attacks: with `robust`, also FGSM and PGD; by default on a GPU only, as they take longest.
+        cache: keep features in the user's cache folder, and take what an earlier probe has kept.
         size: side of the views, pixels; by default each source's own.
         k: neighbours.
         workers: processes that read images; by default as many as suit the device.
@@ -52,159 +74,140 @@ def probe(
     Raises:
         UserError: no such source, no labels, a size the model can't take, an unknown baseline.
     """
-    _check(sources, baselines, k)
+    few = parse_shots(shots)
     place = pick_device(device)
-    encoders = {
-        source: load_encoder(source, size, seed, console=console) for source in dict.fromkeys(sources)
-    }
-    train, validation = open_labelled(data)
-    if len(validation) < 2:
-        raise UserError(f"{data}: one validation image, two or more expected")
-    jobs = _jobs(encoders, baselines, seed)
+    exact = pick_precision(precision, place)
+    _check(k, robust_limit)
+    entries = make_entries(sources, Wanted(baselines, readout, size, seed, exact), console)
+    train, validation = _open(data, console)
+    check_shots(few, seeds, train)
     console.say(f"{data}: {len(train)} training and {len(validation)} validation images")
     readers = reading_workers(place.type == "cpu") if workers is None else workers
-    measure = _Measure(train, validation, place, k, readers, seed, console)
-    exact = pick_precision(precision, place)
-    rows = [measure(job, "float32" if job.kind == "pixels" else exact) for job in jobs]
-    counts = {
-        "train": len(train),
-        "validation": len(validation),
-        "classes": len(train.classes),
-        "unreadable": measure.unreadable,
-    }
-    verdicts = tuple(
-        v for source in encoders for v in _verdicts(source, encoders[source], rows, measure.labels)
+    bench = Bench(
+        train,
+        validation,
+        device=place,
+        k=k,
+        workers=readers,
+        seed=seed,
+        seeds=seeds,
+        cache=FeatureCache(cache_folder() if cache else None),
+        exclude_leaks=exclude_leaks,
+        console=console,
     )
-    result = ProbeResult(data, tuple(rows), verdicts, counts, k, seed)
+    measured = {entry.name: _measure(bench, entry, few) for entry in entries}
+    _warn_of_leaks(bench, data)
+    result = _result(data, bench, entries, measured, few)
+    if grid:
+        result = replace(result, grid=_grid(bench, entries, measured, seed))
+    if robust:
+        result = replace(result, robustness=_robust(bench, entries, measured, robust_limit, attacks))
     show(result, console)
     return result
 
 
 @dataclass(frozen=True)
-class _Job:
-    """One row to be measured."""
+class _Measured:
+    """What one row found."""
 
-    name: str
-    kind: str
-    encoder: Encoder | None  # None: raw pixels
-    size: int
+    reading: Reading
+    few: dict[int, dict[str, Tensor]]  # shots → predictions, a row per draw
 
 
-def _check(sources: Sequence[str], baselines: Sequence[str], k: int) -> None:
-    if not sources:
-        raise UserError("no source given", "name a run, e.g. runs/mfm-…-1, or timm/resnet50")
-    for name in baselines:
-        if name not in BASELINES:
-            raise UserError(f"unknown baseline {name!r}", nearest(name, BASELINES))
+def _check(k: int, robust_limit: int) -> None:
     if k < 1:
         raise UserError(f"k: {k} is not >= 1")
+    if robust_limit < 2:
+        raise UserError(f"--robust-limit: {robust_limit} is not >= 2")
 
 
-def _jobs(encoders: dict[str, Encoder], baselines: Sequence[str], seed: int) -> list[_Job]:
-    """The sources, then one row of random weights per architecture and size, then raw pixels."""
-    jobs = [_Job(source, "source", encoder, encoder.size) for source, encoder in encoders.items()]
-    if "random" in baselines:
-        different = {_random_name(encoder): encoder for encoder in encoders.values()}
-        for name, encoder in different.items():
-            jobs.append(_Job(name, "random", _reset(encoder, seed), encoder.size))
-    if "pixels" in baselines:
-        jobs.append(_Job("raw pixels", "pixels", None, PIXEL_SIDE))
-    return jobs
+def _open(data: str, console: Console) -> tuple[ImageSet, ImageSet]:
+    """The same refusals as before a fine-tuning: empty class folders, classes that are not in both parts."""
+    train, validation = open_labelled(data)
+    refuse_empty_folders(data, train.classes)
+    if note := uneven(data, train, validation):
+        console.say(note)
+    if len(validation) < 2:
+        raise UserError(f"{data}: one validation image, two or more expected")
+    return train, validation
 
 
-def _random_name(encoder: Encoder) -> str:
-    patch = encoder.arguments.get("patch_size")
-    variant = f" patch {patch}" if patch else " small stem" if encoder.stem == "small" else ""
-    return f"random {encoder.name}{variant} {encoder.size} px"
-
-
-def _reset(encoder: Encoder, seed: int) -> Encoder:
-    """The same architecture with random weights."""
-    torch.manual_seed(seed)
-    random = Encoder(
-        encoder.name, encoder.size, patch_size=encoder.arguments.get("patch_size"), stem=encoder.stem
+def _measure(bench: Bench, entry: Entry, few: Sequence[int]) -> _Measured:
+    """The features are let go afterwards: only what was made of them is kept."""
+    train, validation = bench.features(entry.one)
+    return _Measured(
+        bench.read(train, validation),
+        {shots: bench.few(train, validation, shots) for shots in few},
     )
-    random.mean.copy_(encoder.mean)
-    random.std.copy_(encoder.std)
-    return random.eval()
 
 
-class _Measure:
-    """Measures one row after the other on the same images."""
+def _warn_of_leaks(bench: Bench, data: str) -> None:
+    if bench.leaks is not None and bench.leaks.count:
+        bench.console.warn(*leak_warning(bench.leaks, data))
 
-    def __init__(
-        self,
-        train: ImageSet,
-        validation: ImageSet,
-        device: torch.device,
-        k: int,
-        workers: int,
-        seed: int,
-        console: Console,
-    ) -> None:
-        self.train, self.validation, self.classes = train, validation, len(train.classes)
-        self.device, self.k, self.workers, self.seed, self.console = device, k, workers, seed, console
-        self.labels = torch.empty(0, dtype=torch.int64)
-        self.unreadable = 0
 
-    def __call__(self, job: _Job, precision: Precision) -> Row:
-        if job.encoder is not None:
-            job.encoder.to(self.device)
-        vector: VectorFunction = pixels if job.encoder is None else job.encoder.vector
-        train, validation = (
-            extract(
-                vector,
-                images,
-                job.size,
-                device=self.device,
-                precision=precision,
-                workers=self.workers,
-                label=job.name,
-                console=self.console,
+def _result(
+    data: str,
+    bench: Bench,
+    entries: Sequence[Entry],
+    measured: dict[str, _Measured],
+    few: Sequence[int],
+) -> ProbeResult:
+    labels = bench.labels
+    draws = range(bench.seed, bench.seed + bench.seeds)
+    counts = {
+        "train": len(bench.train),
+        "validation": len(bench.validation),
+        "classes": len(bench.train.classes),
+        "unreadable": bench.unreadable,
+    }
+    return ProbeResult(
+        data,
+        tuple(make_row(entry, measured[entry.name].reading, labels) for entry in entries),
+        compare(entries, {name: one.reading.predictions for name, one in measured.items()}, labels),
+        counts,
+        bench.k,
+        bench.seed,
+        levels=tuple(
+            make_level(shots, draws, entries, {name: m.few[shots] for name, m in measured.items()}, labels)
+            for shots in few
+        ),
+        leaks=bench.leaks or Leaks((), ()),
+    )
+
+
+def _grid(
+    bench: Bench, entries: Sequence[Entry], measured: dict[str, _Measured], seed: int
+) -> tuple[Cell, ...]:
+    """Of every source."""
+    cells = []
+    for entry in entries:
+        encoder = entry.one.encoder
+        if entry.kind == "source" and encoder is not None:
+            cells += measure_grid(
+                bench,
+                entry.name,
+                partial(load_encoder, entry.name, seed=seed),
+                sizes_around(encoder.size, encoder.stride),
+                measured[entry.name].reading.readouts,
+                entry.one.precision,
             )
-            for images in (self.train, self.validation)
-        )
-        if job.encoder is not None:
-            job.encoder.cpu()
-        self.labels = validation.labels
-        self.unreadable = len(self.train) + len(self.validation) - len(train.kept) - len(validation.kept)
-        return self._row(job, train, validation)
-
-    def _row(self, job: _Job, train: Features, validation: Features) -> Row:
-        vectors, labels = train.vectors.to(self.device), train.labels.to(self.device)
-        queries = validation.vectors.to(self.device)
-        fitted = fit_linear(vectors, labels, classes=self.classes, seed=self.seed)
-        predictions = {
-            "knn": knn_predict(vectors, labels, queries, classes=self.classes, k=self.k).cpu(),
-            "linear": fitted.predict(queries).cpu(),
-        }
-        knn, linear = (accuracy(predictions[name], validation.labels) for name in ("knn", "linear"))
-        return Row(
-            job.name,
-            job.kind,
-            vectors.shape[1],
-            job.size,
-            *knn,
-            *linear,
-            strength=fitted.strength,
-            predictions=predictions,
-        )
+    return tuple(cells)
 
 
-def _verdicts(source: str, encoder: Encoder, rows: Sequence[Row], labels: Tensor) -> list[Verdict]:
-    """A source against both baselines; random weights given as source are nobody's pre-training."""
-    if source.startswith("random/"):
-        return []
-    own = next(row for row in rows if row.kind == "source" and row.name == source)
-    others = [
-        row
-        for row in rows
-        if row.kind == "pixels" or (row.kind == "random" and row.name == _random_name(encoder))
+def _robust(
+    bench: Bench,
+    entries: Sequence[Entry],
+    measured: dict[str, _Measured],
+    limit: int,
+    attacks: bool | None,
+) -> RobustnessResult:
+    """Of every row that has an encoder, relative to random weights where they are a row."""
+    classifiers = [
+        Classifier(entry.name, entry.one.encoder, reading.readouts["linear"], reading.head)
+        for entry, reading in ((entry, measured[entry.name].reading) for entry in entries)
+        if entry.one.encoder is not None
     ]
-    found = []
-    for other in others:
-        say = against_pixels if other.kind == "pixels" else against_random
-        for measure, attribute in MEASURES.items():
-            difference = paired(own.predictions[attribute], other.predictions[attribute], labels)
-            found.append(Verdict(source, other.kind, measure, difference, say(measure, difference)))
-    return found
+    others = [entry.name for entry in entries if entry.kind in ("random", "baseline")]
+    precision = entries[0].one.precision
+    return measure_robustness(bench, classifiers, next(iter(others), None), limit, attacks, precision)

@@ -1,4 +1,4 @@
-"""Settings of fine-tuning: the official MFM recipe for large data, and what small data gets instead.
+"""What fine-tuning does when it is left to the tool: the official MFM recipe for large data, less for small.
 
 The large recipe holds the numbers of the paper's fine-tuning configurations (ViT, ImageNet-1K), and for a CNN
 those of a published 100-epoch setting in timm's A3 style. This module imports no torch.
@@ -7,150 +7,12 @@ those of a published 100-epoch setting in timm's A3 style. This module imports n
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
-from sslkit import config as configuration
-from sslkit.config import AUTO, setting
-from sslkit.errors import UserError, nearest
+from sslkit.errors import UserError
+from sslkit.evaluation.finetune_config import FinetuneConfig
 from sslkit.training.choices import Chooser, reading_workers
-
-
-@dataclass(frozen=True)
-class Data:
-    source: str = setting("", "labelled images: class folders, a .csv with path,label, or fractal:N")
-    size: int = setting(AUTO, "side of the square views, pixels", low=8, auto=True)
-    split_seed: int = setting(0, "of the validation fifth, where the data has no validation part", low=0)
-    max_bad: float = setting(0.01, "share of unreadable images above which the run stops", low=0, high=1)
-    workers: int = setting(
-        AUTO, "processes that read images; 0: none, read in the training process", low=0, auto=True
-    )
-
-
-@dataclass(frozen=True)
-class Model:
-    source: str = setting("", "whose weights to start from: a run, a file, timm/NAME or random/NAME")
-    scratch: bool = setting(False, "forget the source's weights, keep its architecture: the fair comparison")
-    drop_path: float = setting(AUTO, "stochastic depth of the last block", low=0, high=0.9, auto=True)
-
-
-@dataclass(frozen=True)
-class Optim(configuration.Optim):
-    layer_decay: float = setting(
-        AUTO, "learning-rate factor from each layer to the one before it", above=0, high=1, auto=True
-    )
-
-
-@dataclass(frozen=True)
-class Schedule(configuration.Schedule):
-    min_lr: float = setting(2.5e-7, "where the cosine ends, for `reference_batch` images", low=0)
-
-
-@dataclass(frozen=True)
-class Augment:
-    crop_scale: tuple[float, float] = setting(
-        AUTO, "area of the random crop, share of the image", low=0, high=1, auto=True, ordered=True
-    )
-    flip: float = setting(0.5, "probability of a horizontal flip", low=0, high=1)
-    rand_augment: str = setting(AUTO, "timm's name of a RandAugment policy; empty: none", auto=True)
-    erasing: float = setting(AUTO, "probability that a rectangle becomes noise", low=0, high=1, auto=True)
-    mixup: float = setting(AUTO, "alpha of mixup; 0: never", low=0, auto=True)
-    cutmix: float = setting(AUTO, "alpha of cutmix; 0: never", low=0, auto=True)
-    mix_probability: float = setting(
-        AUTO, "share of the batches that are mixed, half by each", low=0, high=1, auto=True
-    )
-    smoothing: float = setting(0.1, "label smoothing", low=0, high=0.9)
-
-
-@dataclass(frozen=True)
-class Run:
-    out: str = setting(AUTO, "the run's folder; never an existing one", auto=True)
-    batch_size: int = setting(AUTO, "images per optimizer step", low=1, auto=True)
-    micro_batch: int = setting(0, "images at once in memory; 0: the whole batch", low=0)
-    seed: int = setting(0, "of the new weights, the order and the augmentation", low=0)
-    device: str = setting(AUTO, "cpu, cuda, cuda:1, mps", auto=True)
-    precision: Literal["float32", "bfloat16"] = setting(
-        AUTO, "of matrix products; auto: bfloat16 where the chip has it", auto=True
-    )
-    log_every: int = setting(AUTO, "steps between two lines of metrics", low=1, auto=True)
-
-
-@dataclass(frozen=True)
-class FinetuneConfig:
-    """Everything `sslkit finetune` needs."""
-
-    data: Data = field(default_factory=Data)
-    model: Model = field(default_factory=Model)
-    optim: Optim = field(default_factory=Optim)
-    schedule: Schedule = field(default_factory=Schedule)
-    augment: Augment = field(default_factory=Augment)
-    run: Run = field(default_factory=Run)
-
-
-FLAGS = {
-    "scratch": "model.scratch",
-    "epochs": "schedule.epochs",
-    "batch_size": "run.batch_size",
-    "micro_batch": "run.micro_batch",
-    "lr": "optim.lr",
-    "layer_decay": "optim.layer_decay",
-    "size": "data.size",
-    "workers": "data.workers",
-    "device": "run.device",
-    "precision": "run.precision",
-    "out": "run.out",
-    "seed": "run.seed",
-}
-"""Flag of `sslkit finetune` → the setting it stands for."""
-
-_SECTIONS = {
-    "data": Data,
-    "model": Model,
-    "optim": Optim,
-    "schedule": Schedule,
-    "augment": Augment,
-    "run": Run,
-}
-
-
-def finetune_config(
-    source: str,
-    data: str,
-    config: str | None = None,
-    settings: Sequence[str] = (),
-    flags: Mapping[str, Any] | None = None,
-) -> FinetuneConfig:
-    """The layers put together and checked: default → file → --set → flag. Flags that are None were not given.
-
-    Raises:
-        UserError: unknown or impossible setting, unreadable file.
-    """
-    file = configuration.read_again(config) if config is not None else {}
-    given = {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in (flags or {}).items()
-        if value is not None
-    }
-    for name in given:
-        if name not in FLAGS:
-            raise UserError(f"finetune has no setting {name!r}", nearest(name, FLAGS))
-    values = {
-        **file,
-        **dict(map(configuration.parse_set, settings)),
-        **{FLAGS[name]: value for name, value in given.items()},
-        "model.source": source,
-        "data.source": data,
-    }
-    configuration.refuse_unknown(values, _SECTIONS)
-    built: dict[str, Any] = {
-        name: configuration.build(kind, name, values) for name, kind in _SECTIONS.items()
-    }
-    return FinetuneConfig(**built)
-
-
-# ------------------------------------------------------------------------------------------- auto
 
 PAPER_SCALE = 100_000
 """Training images from which the paper's epochs are kept."""
@@ -158,6 +20,8 @@ PAPER_VIEWS = 5_000_000
 """Views in a run from which the paper's augmentation is kept: weaker runs never get over it."""
 UPDATES = 2000
 """Optimizer steps that smaller data aims at, within 20 to 100 epochs."""
+FROZEN_PEAK = 5e-3
+"""Peak learning rate of a head alone; nothing below it can be hurt."""
 LEAST_PEAK = 1e-3
 """Peak learning rate below which a short run hardly moves; the linear rule alone gives 6e-5 at batch 16."""
 
@@ -171,6 +35,7 @@ class Given:
     size: int  # the encoder's own
     scratch: bool  # random weights
     on_cpu: bool = True  # no accelerator
+    parameters: int = 0  # of the encoder
 
 
 def resolve(config: FinetuneConfig, given: Given) -> tuple[FinetuneConfig, dict[str, str]]:
@@ -210,27 +75,65 @@ def resolve(config: FinetuneConfig, given: Given) -> tuple[FinetuneConfig, dict[
 
 
 def _resolve_optim(choice: Chooser[FinetuneConfig], given: Given, batch: int) -> None:
-    cnn = given.family == "cnn"
-    optim = choice.config.optim
+    cnn, usual = given.family == "cnn", f"usual for a {given.family}"
+    optim, frozen = choice.config.optim, choice.config.model.freeze
     paper = 3e-3 if cnn else 2e-3
     floor = LEAST_PEAK * optim.reference_batch / batch
-    reason = "the paper's" if paper >= floor else f"peak {LEAST_PEAK:g}, the paper's moves too little here"
-    choice("optim.lr", max(paper, floor), reason)
-    choice("optim.name", "adamw", "suits every backbone")
-    decay = choice("optim.weight_decay", 0.02 if cnn else 0.05, f"usual for a {given.family}")
-    choice("optim.weight_decay_end", decay, "constant")
-    if given.scratch:
-        choice("optim.layer_decay", 1.0, "random weights: no layer is worth protecting")
+    if frozen:
+        choice(
+            "optim.lr",
+            FROZEN_PEAK * optim.reference_batch / batch,
+            f"peak {FROZEN_PEAK:g}: only the head learns",
+        )
+    elif paper >= floor:
+        choice("optim.lr", paper, "the paper's")
     else:
-        choice("optim.layer_decay", 0.8 if given.family == "vit" else 1.0, f"usual for a {given.family}")
-    choice("model.drop_path", 0.0 if cnn else 0.1, f"usual for a {given.family}")
+        choice("optim.lr", floor, f"peak {LEAST_PEAK:g}, the paper's moves too little here")
+    choice("optim.name", "adamw", "suits every backbone")
+    decay, reason = (0.0, "only the head learns") if frozen else (0.02 if cnn else 0.05, usual)
+    choice("optim.weight_decay", decay, reason)
+    choice("optim.weight_decay_end", choice.config.optim.weight_decay, "constant")
+    if frozen or given.scratch:
+        why = "only the head learns" if frozen else "random weights: no layer is worth protecting"
+        choice("optim.layer_decay", 1.0, why)
+    else:
+        choice("optim.layer_decay", 1.0 if cnn else 0.8, usual)
+    if frozen:
+        choice("model.drop_path", 0.0, "only the head learns")
+    else:
+        choice("model.drop_path", *_drop_path(given))
+
+
+def _drop_path(given: Given) -> tuple[float, str]:
+    """More for larger transformers, as in MAE's fine-tuning of ViT-B, L and H (He et al., 2022, table 9)."""
+    if given.family == "cnn":
+        return 0.0, "usual for a cnn"
+    rate = 0.3 if given.parameters > 500e6 else 0.2 if given.parameters > 200e6 else 0.1
+    return rate, f"usual for a {given.family} of this size"
 
 
 def _resolve_augment(choice: Chooser[FinetuneConfig], given: Given, views: int) -> None:
-    cnn = given.family == "cnn"
-    if views >= PAPER_VIEWS:
-        reason = "the paper's"
+    for name, (value, reason) in _augmentation(
+        choice.config.model.freeze, given.family == "cnn", views
+    ).items():
+        choice(f"augment.{name}", value, reason)
+
+
+def _augmentation(frozen: bool, cnn: bool, views: int) -> dict[str, tuple[Any, str]]:
+    """Crop and flip for a head alone (MAE's linear probing, table 10); else by the views of the whole run."""
+    if frozen:
+        reason = "only the head learns, and can't overfit much"
         values: dict[str, Any] = {
+            "crop_scale": (0.35, 1.0),
+            "rand_augment": "",
+            "erasing": 0.0,
+            "mixup": 0.0,
+            "cutmix": 0.0,
+            "mix_probability": 0.0,
+        }
+    elif views >= PAPER_VIEWS:
+        reason = "the paper's"
+        values = {
             "crop_scale": (0.08, 1.0),
             "rand_augment": "rand-m6-mstd0.5-inc1" if cnn else "rand-m9-mstd0.5-inc1",
             "erasing": 0.0 if cnn else 0.25,
@@ -248,8 +151,7 @@ def _resolve_augment(choice: Chooser[FinetuneConfig], given: Given, views: int) 
             "cutmix": 1.0,
             "mix_probability": 0.5,
         }
-    for name, value in values.items():
-        choice(f"augment.{name}", value, reason)
+    return {name: (value, reason) for name, value in values.items()}
 
 
 def _batch_size(count: int) -> tuple[int, str]:

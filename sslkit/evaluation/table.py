@@ -1,91 +1,119 @@
-"""What probe found: rows, verdicts, the document for programs and the table for people."""
+"""What probe found, for people: tables on the terminal and in Markdown."""
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
-from dataclasses import dataclass
-from typing import Any
 
-from torch import Tensor
-
-from sslkit.console import Console
-from sslkit.evaluation.verdict import Difference
-
-MEASURES = {"kNN": "knn", "linear": "linear"}
-"""What people read → the attribute of a `Row`."""
+from sslkit.console import Console, visible
+from sslkit.evaluation.leaks import Leaks
+from sslkit.evaluation.readout import TITLES
+from sslkit.evaluation.result import ProbeResult
+from sslkit.evaluation.robustness_scores import RobustnessResult
+from sslkit.evaluation.robustness_scores import show as show_robustness
 
 _NOTE = "masked-image methods read better fine-tuned than frozen; the fair test of one is"
 
-
-@dataclass(frozen=True)
-class Row:
-    """One model, or one baseline, in the table. Accuracies and intervals in percent."""
-
-    name: str
-    kind: str  # "source", "random", "pixels"
-    width: int
-    size: int
-    knn: float
-    knn_interval: float
-    linear: float
-    linear_interval: float
-    strength: float  # of the linear probe's penalty, chosen on training images
-    predictions: dict[str, Tensor] = dataclasses.field(repr=False, compare=False)
+Table = tuple[str, list[str], list[list[str]]]
+"""Title, header, rows."""
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """One comparison of a source with a baseline by one measure, and its sentence."""
-
-    source: str
-    baseline: str
-    measure: str
-    difference: Difference
-    sentence: str
-
-
-@dataclass(frozen=True)
-class ProbeResult:
-    """The table, the comparisons behind the verdict, and what was measured on."""
-
-    data: str
-    rows: tuple[Row, ...]
-    comparisons: tuple[Verdict, ...]
-    counts: dict[str, int]  # train, validation, classes, unreadable
-    k: int
-    seed: int
-
-    @property
-    def verdicts(self) -> tuple[str, ...]:
-        """The sentences alone."""
-        several = len({comparison.source for comparison in self.comparisons}) > 1
-        return tuple(f"{c.source}: {c.sentence}" if several else c.sentence for c in self.comparisons)
-
-    def to_document(self) -> dict[str, Any]:
-        """Everything but the predictions, for JSON."""
-        document = dataclasses.asdict(self)
-        for row in document["rows"]:
-            del row["predictions"]
-        document["verdicts"] = document.pop("comparisons")
-        for verdict in document["verdicts"]:
-            verdict["outcome"] = Difference(**verdict["difference"]).outcome
-        return document
-
-
-def show(result: ProbeResult, console: Console) -> None:
-    """The table, and the command for the fairer test; the verdict itself is the command's result."""
+def tables(result: ProbeResult) -> list[Table]:
+    """All tables but that of the robustness."""
+    head = ["", "width", "kNN %", "read from", "linear %", "read from"]
     cells = [
         [
             row.name,
             str(row.width),
             f"{row.knn:.1f} ± {row.knn_interval:.1f}",
+            TITLES.get(row.knn_readout, row.knn_readout),
             f"{row.linear:.1f} ± {row.linear_interval:.1f}",
+            TITLES.get(row.linear_readout, row.linear_readout),
         ]
         for row in result.rows
     ]
-    console.table(["", "width", "kNN %", "linear %"], cells)
+    found: list[Table] = [("all training images (± half a 95 % interval)", head, cells)]
+    for level in result.levels:
+        spread = f"mean ± deviation of {len(level.seeds)} draws" if len(level.seeds) > 1 else "one draw"
+        few = [
+            [row.name, f"{row.knn:.1f} ± {row.knn_std:.1f}", f"{row.linear:.1f} ± {row.linear_std:.1f}"]
+            for row in level.rows
+        ]
+        found.append((f"{level.shots} per class ({spread})", ["", "kNN %", "linear %"], few))
+    if result.grid:
+        grid = [
+            [cell.source, str(cell.size), cell.normalization, f"{cell.knn:.1f}", f"{cell.linear:.1f}"]
+            for cell in result.grid
+        ]
+        header = ["", "size", "normalisation", "kNN %", "linear %"]
+        found.append(("input sizes and normalisations", header, grid))
+    return found
+
+
+def show(result: ProbeResult, console: Console) -> None:
+    """The tables, and the command for the fairer test; the verdict itself is the command's result."""
+    for number, (title, header, rows) in enumerate(tables(result)):
+        if number or result.levels:
+            console.say(title)
+        console.table(header, rows)
     if result.counts["unreadable"]:
         console.warn(f"{result.counts['unreadable']} images could not be read and are left out")
+    if result.robustness is not None:
+        show_robustness(result.robustness, console)
     for source in dict.fromkeys(verdict.source for verdict in result.comparisons):
         console.say(f"{_NOTE}: {shlex.join(['sslkit', 'finetune', source, result.data])}")
+
+
+def leak_warning(leaks: Leaks, data: str) -> tuple[str, str]:
+    """One line on validation images that are in training too, and the cure."""
+    parts = [f"{len(leaks.copies)} are in training too"] * bool(leaks.copies)
+    parts += [f"{len(leaks.near)} almost are"] * bool(leaks.near)
+    text = f"{data}: of the validation images " + " and ".join(parts)
+    return text, "left out" if leaks.excluded else "--exclude-leaks leaves them out"
+
+
+def to_markdown(result: ProbeResult) -> str:
+    """table.md: verdicts, tables, what was measured on."""
+    counts = result.counts
+    lines = [f"# Probe of {', '.join(_cell(row.name) for row in result.rows if row.kind == 'source')}", ""]
+    lines += [f"- {_cell(sentence)}" for sentence in (*result.headlines, *result.verdicts)]
+    for title, header, rows in tables(result):
+        lines += ["", f"## {title[0].upper()}{title[1:]}", "", *_markdown(header, rows)]
+    if result.robustness is not None:
+        lines += ["", "## Robustness", "", *_robust_lines(result.robustness)]
+    lines += [
+        "",
+        f"{_cell(result.data)}: {counts['train']} training and {counts['validation']} validation images, "
+        f"{counts['classes']} classes, {counts['unreadable']} unreadable; kNN with k = {result.k}, seed "
+        f"{result.seed}. {_leaks(result.leaks)}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _leaks(leaks: Leaks) -> str:
+    told = f"Validation images that are in training too: {len(leaks.copies)}, almost: {len(leaks.near)}"
+    return told + (", left out." if leaks.excluded and leaks.count else ".")
+
+
+def _robust_lines(robust: RobustnessResult) -> list[str]:
+    header = ["", "clean %", "corrupted %", "mean corruption error", f"against {robust.baseline or '-'}"]
+    rows = [
+        [
+            row.name,
+            f"{row.clean:.1f}",
+            "" if row.corrupted is None else f"{row.corrupted:.1f}",
+            "" if row.mean_corruption_error is None else f"{row.mean_corruption_error:.1f}",
+            "" if row.difference is None else str(row.difference),
+        ]
+        for row in robust.rows
+    ]
+    return _markdown(header, rows)
+
+
+def _markdown(header: list[str], rows: list[list[str]]) -> list[str]:
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return ["| " + " | ".join(map(_cell, row)) + " |" for row in [header, rule, *rows]]
+
+
+def _cell(text: str) -> str:
+    """Text that can't break a table."""
+    return visible(text).replace("|", "\\|")

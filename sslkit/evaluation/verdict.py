@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +12,8 @@ from torch import Tensor
 Outcome = Literal["better", "worse", "open"]
 
 _Z = 1.96  # the normal distribution's 95 %
+_T: tuple[float, ...] = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
+_T += (2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10, 2.09)  # Student's, for 1 … 19 degrees of freedom
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,28 @@ def paired(first: Tensor, second: Tensor, labels: Tensor) -> Difference:
         raise ValueError(
             f"paired: equal lengths of 2 or more expected, got {len(first)}, {len(second)}, {count}"
         )
+    return paired_over_draws(first[None], second[None], labels)
+
+
+def paired_over_draws(first: Tensor, second: Tensor, labels: Tensor) -> Difference:
+    """Compare predictions [S, N] of two models, each fitted to the same S draws of training images.
+
+    Two sources of chance are added as independent ones: which N images are scored (normal approximation over
+    the images' mean differences) and which training images were drawn (Student's t over the S differences).
+    The variance that belongs to both is counted twice, so the interval is on the wide side.
+
+    Raises:
+        ValueError: shapes differ, or more than twenty draws.
+    """
+    if first.shape != second.shape or first.shape[1] != len(labels) or len(first) > len(_T) + 1:
+        raise ValueError(f"paired: shapes {tuple(first.shape)}, {tuple(second.shape)}, {len(labels)} labels")
     right, other = (first == labels).double(), (second == labels).double()
     difference = right - other
-    margin = _Z * float(difference.std(correction=1)) / math.sqrt(count)
+    draws, count = difference.shape
+    margin = _Z * float(difference.mean(0).std(correction=1)) / math.sqrt(count)
+    if draws > 1:
+        spread = _T[draws - 2] * float(difference.mean(1).std(correction=1)) / math.sqrt(draws)
+        margin = math.hypot(margin, spread)
     return Difference(
         100 * float(right.mean()),
         100 * float(other.mean()),
@@ -85,6 +107,47 @@ def against_pixels(measure: str, difference: Difference) -> str:
         "open": "no difference from raw pixels can be claimed",
     }
     return f"{claims[difference.outcome]}: {_compared(measure, difference, 'raw pixels')}"
+
+
+def against_source(measure: str, difference: Difference, name: str) -> str:
+    """The sentence about another model."""
+    claims: dict[Outcome, str] = {
+        "better": f"better than {name}",
+        "worse": f"worse than {name}",
+        "open": f"no difference from {name} can be claimed",
+    }
+    return f"{claims[difference.outcome]}: {_compared(measure, difference, name)}"
+
+
+def headline(differences: Mapping[str, Difference], name: str = "") -> str:
+    """One sentence for all measures against one baseline: random weights, or the model `name`.
+
+    Both measures are always named, so that nobody picks the better one afterwards.
+    """
+    outcomes = {found.outcome for found in differences.values()}
+    by = {
+        outcome: " and ".join(measure for measure, found in differences.items() if found.outcome == outcome)
+        for outcome in outcomes
+    }
+    words = _HEADLINES["model" if name else "random"]
+    if len(outcomes) == 1:
+        claim = words[next(iter(outcomes))]
+    else:
+        order: tuple[Outcome, ...] = ("better", "worse", "open")
+        claim = ", ".join(f"{words[outcome]} by {by[outcome]}" for outcome in order if outcome in by)
+    figures = ", ".join(f"{m} {found.points:+.1f} ± {found.margin:.1f}" for m, found in differences.items())
+    count = next(iter(differences.values())).count
+    return f"{claim}: {figures} points against {name or 'random weights'} ({count} images)"
+
+
+_HEADLINES: dict[str, dict[Outcome, str]] = {
+    "random": {
+        "better": "pre-training helped",
+        "worse": "pre-training did not help",
+        "open": "no difference can be claimed",
+    },
+    "model": {"better": "better", "worse": "worse", "open": "no difference can be claimed"},
+}
 
 
 def _compared(measure: str, difference: Difference, other: str) -> str:

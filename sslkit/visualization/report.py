@@ -1,36 +1,39 @@
 """report.html: one self-contained page about a run that a person would send to a colleague.
 
 Pictures are inside the page, nothing is loaded from anywhere, and all that comes from a file is escaped.
-A section is a function from `Page` to HTML; it returns "" where it has nothing to say.
+A section is a function from `Page` to HTML; it returns "" where it has nothing to say, and is absent then.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import os
-import shlex
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from html import escape
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import sslkit
-from sslkit.config import PretrainConfig, flat
+from sslkit.config import PretrainConfig
 from sslkit.console import SILENT, Console
 from sslkit.errors import UserError
-from sslkit.methods import card, short_name
+from sslkit.methods import short_name
 from sslkit.training.run import RunFolder, read_configuration
+from sslkit.visualization import account, judgements
+from sslkit.visualization.curves import curves, read_metrics
+from sslkit.visualization.page import anchor, drawn, paragraph, section, shown, stored
 from sslkit.visualization.subject import Subject
 from sslkit.visualization.visualize import KINDS, refusal
-
-DPI = 110  # of pictures inside the page: sharp at its width, half the bytes of the files' 150
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """What a browser may load: nothing from outside, even if something slipped through escaping."""
 STYLE = Path(__file__).with_name("report.css")
+MOST_PICTURES = 12
+"""Pictures that the user made, shown; a folder may hold hundreds."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,19 @@ class Page:
     config: PretrainConfig
     results: dict[str, Any]  # "probe", "finetune": documents
     subject: Subject
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        file = self.run / "metrics.jsonl"
+        return read_metrics(file) if file.is_file() else []
+
+    @cached_property
+    def width(self) -> int:
+        """Of the features; 0 until the encoder is written."""
+        try:
+            return int(json.loads((self.run / "config.json").read_text(encoding="utf-8"))["num_features"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0
 
 
 def write_report(run: Path, extra: Mapping[str, Any] | None = None, console: Console = SILENT) -> Path:
@@ -67,122 +83,117 @@ def write_report(run: Path, extra: Mapping[str, Any] | None = None, console: Con
 
 def render(page: Page) -> str:
     """The whole page."""
-    title = f"{short_name(page.config.method_name)} on {page.config.model.backbone}: {page.run.name}"
-    body = "\n".join(section(page) for section in SECTIONS)
-    began = escape(str(page.facts.get("started", "unknown date")))
+    method = short_name(page.config.method_name)
+    title = f"{method} on {page.config.model.backbone}: {page.run.name}"
+    parts = {name: section(name, write(page)) for name, write in SECTIONS.items()}
+    links = "".join(f'<li><a href="#{anchor(n)}">{shown(n)}</a></li>' for n, part in parts.items() if part)
+    about = f"An encoder, pre-trained without labels by {method}."
+    written = time.strftime("%Y-%m-%d %H:%M")
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<title>{escape(title)}</title>
+<title>{shown(title)}</title>
 <style>
 {STYLE.read_text(encoding="utf-8")}</style>
 </head>
 <body>
-{body}
-<footer>sslkit {escape(sslkit.__version__)} · run of {began}</footer>
+<header>
+<h1>{shown(page.run.name)}</h1>
+{paragraph(about, "about")}
+{account.summary(page.run, page.facts, page.config)}
+<nav aria-label="Sections"><ul>{links}</ul></nav>
+</header>
+<main>
+{"".join(parts.values())}
+</main>
+<footer>sslkit {shown(sslkit.__version__)} · run of {shown(page.facts.get("started", "unknown date"))} ·
+page of {written}</footer>
 </body>
 </html>
 """
 
 
-def summary(page: Page) -> str:
-    """What was trained on what."""
-    config, data = page.config, page.facts["data"]
-    about = card(config.method_name)
-    paper = about.facts
-    rows = {
-        "Status": page.facts.get("status", "unknown"),
-        "Method": f"{short_name(config.method_name)}: {about.summary}",
-        "Paper": f"{paper.get('paper', '')} ({paper.get('year', '')}), {paper.get('link', '')}",
-        "Backbone": f"{config.model.backbone}, {config.data.size} px",
-        "Images": f"{data['count']:,} from {data['name']}, short side {data['native']} px",
-        "Schedule": f"{config.schedule.epochs} epochs, batch {config.run.batch_size}, seed {config.run.seed}",
-        "Device": f"{page.facts.get('device', '')}, {config.run.precision}",
-        "Versions": ", ".join(
-            f"{name} {version}" for name, version in page.facts.get("versions", {}).items()
-        ),
-    }
-    settings = {name: str(value) for name, value in flat(config).items()}
-    name = escape(short_name(config.method_name))
-    return (
-        f"<h1>{escape(page.run.name)}</h1>"
-        f'<p class="about">An encoder pre-trained without labels by {name}.</p>'
-        f"{_facts(rows)}<details><summary>All settings</summary>{_facts(settings)}</details>"
-    )
-
-
 def probe(page: Page) -> str:
-    """Accuracy of frozen features beside the baselines, and the verdict."""
-    document = page.results.get("probe")
-    if not document:
-        return ""
-    counts = document.get("counts", {})
-    sentences = [verdict["sentence"] for verdict in document.get("verdicts", [])]
-    rows = [
-        [
-            row["name"],
-            _with_margin(row["knn"], row.get("knn_interval")),
-            _with_margin(row["linear"], row.get("linear_interval")),
-        ]
-        for row in document.get("rows", [])
-    ]
-    measured = (
-        f"{document.get('data', '')}: {counts.get('train', '?')} training images, "
-        f"{counts.get('validation', '?')} validation images, {counts.get('classes', '?')} classes. "
-        "Top-1 in percent with 95 % intervals."
-    )
-    verdicts = "".join(f'<p class="verdict">{escape(sentence)}</p>' for sentence in sentences)
-    table = _table(["Features", f"kNN, k = {document.get('k', 20)}", "Linear"], rows)
-    return _section(
-        "Did it help? Frozen features", f'{verdicts}{table}<p class="about">{escape(measured)}</p>'
-    )
+    return _judged(page, "probe", lambda document: judgements.probe(document, page.run))
 
 
 def finetune(page: Page) -> str:
-    """The single figures of a fine-tuning; its tables and lists stay in its own folder."""
-    document = page.results.get("finetune") or {}
-    rows = {
-        name: f"{value:.4g}" if isinstance(value, float) else str(value)
-        for name, value in document.items()
-        if isinstance(value, str | int | float)
-    }
-    return _section("Fine-tuned", _facts(rows)) if rows else ""
+    return _judged(page, "finetune", lambda document: judgements.finetune(document, page.run))
 
 
-FREQUENCIES = {
-    "recon": "What it predicts",
-    "spectrum": "What it is given, in space and in frequency",
-    "masks": "Masks",
-}
+def robustness(page: Page) -> str:
+    def write(document: Mapping[str, Any]) -> str:
+        return judgements.robustness(document["robustness"]) if document.get("robustness") else ""
+
+    return _judged(page, "probe", write)
 
 
-def pictures(page: Page) -> str:
-    """Every kind of picture that suits the method, but the views; one that can't be drawn says why."""
-    own = FREQUENCIES if page.subject.masks_frequencies else {"panels": "What it does to images"}
-    titles = {"curves": "Training", **own}
-    return "".join(_section(title, _picture(page.subject, kind)) for kind, title in titles.items())
+def training(page: Page) -> str:
+    """The curves, and what they say."""
+    last = page.metrics[-1] if page.metrics else {}
+    share = float(last.get("epoch") or 0) / page.config.schedule.epochs
+    told = account.health(page.metrics, page.width, min(share, 1.0))
+    return told + (drawn(curves(page.metrics), KINDS["curves"].text) if share else "")
 
 
-def commands(page: Page) -> str:
-    """How to do it again, and what to do next."""
-    run = shlex.quote(str(page.run))
-    began = page.facts.get("command", "")
-    config = shlex.quote(str(page.run / "config.toml"))
-    lines = [
-        *([f"# how this run was started\n{began}\n"] if began else []),
-        f"# the same again, with every setting as it was resolved\nsslkit pretrain -c {config}\n",
-        f"# frozen features, beside random weights and raw pixels\nsslkit probe {run} LABELLED_IMAGES\n",
-        f"# a classifier, starting from this encoder\nsslkit finetune {run} LABELLED_IMAGES\n",
-        f"# a folder that timm opens\nsslkit export {run}\n",
-        f"# these pictures, as files, of your own images\nsslkit visualize {run} IMAGES",
+def predictions(page: Page) -> str:
+    return _picture(page, "recon") if page.subject.masks_frequencies else ""
+
+
+def panels(page: Page) -> str:
+    return "" if page.subject.masks_frequencies else _picture(page, "panels")
+
+
+def on_the_way(page: Page) -> str:
+    steps = [line for line in page.metrics if line.get("epoch")]
+    per_epoch = steps[-1]["step"] / steps[-1]["epoch"] if steps else 0.0
+    return account.over_time(page.run, page.config.data.size, _columns(page), per_epoch)
+
+
+def spectrum(page: Page) -> str:
+    return _picture(page, "spectrum") if page.subject.masks_frequencies else ""
+
+
+def masks(page: Page) -> str:
+    return _picture(page, "masks") if page.subject.masks_frequencies else ""
+
+
+def own_pictures(page: Page) -> str:
+    """What `sslkit visualize` has drawn of this run, but for the kinds that the page draws itself."""
+    here = {"curves", "spectrum", "masks", "recon" if page.subject.masks_frequencies else "panels"}
+    files = [
+        file
+        for file in sorted((page.run / "pictures").glob("*.png"))
+        if not file.stem.startswith(("step-", *judgements.PICTURES)) and file.stem not in here
     ]
-    return _section("Commands", f"<pre>{escape(chr(10).join(lines))}</pre>")
+    texts = {
+        file: KINDS[name].text if (name := file.stem.partition("-")[0]) in KINDS else file.stem
+        for file in files[:MOST_PICTURES]
+    }
+    left = len(files) - MOST_PICTURES
+    more = paragraph(f"{left} more in {page.run / 'pictures'}", "about") if left > 0 else ""
+    return "".join(stored(file, f"{file.name}: {text}") for file, text in texts.items()) + more
 
 
-SECTIONS = (summary, probe, finetune, pictures, commands)
+SECTIONS: dict[str, Callable[[Page], str]] = {
+    "Did it help? Frozen features": probe,
+    "Fine-tuned": finetune,
+    "Robustness": robustness,
+    "Training": training,
+    "What it predicts": predictions,
+    "What it does to images": panels,
+    "On the way": on_the_way,
+    "What it is given, in space and in frequency": spectrum,
+    "Masks": masks,
+    "More pictures": own_pictures,
+    "Speed": lambda page: account.speed(page.metrics, page.facts, page.config.run.batch_size),
+    "Settings": lambda page: account.settings(page.config),
+    "Commands": lambda page: account.commands(page.run, page.facts),
+    "Files and versions": lambda page: account.files(page.run, page.facts),
+}
 
 
 def _stored(run: Path) -> dict[str, Any]:
@@ -193,41 +204,38 @@ def _stored(run: Path) -> dict[str, Any]:
             found[file.stem] = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             continue
-        except (OSError, ValueError) as problem:
+        except (OSError, ValueError, RecursionError) as problem:
             raise UserError(f"{file} can't be read: {problem}", "delete it, or probe again") from None
     return found
 
 
-def _picture(subject: Subject, kind: str) -> str:
+def _judged(page: Page, name: str, write: Callable[[Mapping[str, Any]], str]) -> str:
+    """A result's part of the page; a document that is not like ours is named instead."""
+    document = page.results.get(name)
+    if not document:
+        return ""
+    try:
+        return write(document)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        return paragraph(f"{name}.json is not as this version of sslkit writes it, and not shown.", "about")
+
+
+def _picture(page: Page, kind: str) -> str:
+    """One of `KINDS`; where it can't be drawn, why not."""
     facts = KINDS[kind]
     try:
-        if problem := refusal(kind, subject):
+        if problem := refusal(kind, page.subject):
             raise problem
-        figure = facts.draw(subject)
+        return drawn(facts.draw(page.subject), facts.text)
     except UserError as problem:
-        return f'<p class="about">Not drawn: {escape(problem.message)}</p>'
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=DPI, format="png")
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    text = escape(facts.text)
-    source = f"data:image/png;base64,{data}"
-    return f'<figure><img src="{source}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+        return paragraph(f"Not drawn: {problem.message}", "about")
 
 
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{content}</section>"
-
-
-def _facts(rows: Mapping[str, Any]) -> str:
-    cells = "".join(f"<tr><th>{escape(str(k))}</th><td>{escape(str(v))}</td></tr>" for k, v in rows.items())
-    return f'<table class="facts">{cells}</table>'
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<table class="figures"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-
-
-def _with_margin(value: float, margin: float | None) -> str:
-    return f"{value:.1f}" if margin is None else f"{value:.1f} ± {margin:.1f}"
+def _columns(page: Page) -> list[str]:
+    """Names of the pictures in a row of those made on the way; none where the method can't be asked."""
+    try:
+        images = page.subject.pictures[:1]
+        with torch.no_grad():
+            return list(page.subject.method.panels({"image": images, "index": torch.arange(1)}))
+    except UserError:
+        return []

@@ -1,4 +1,4 @@
-"""What is looked at: a method by its name, or a run's trained method; and the images to look at it with."""
+"""What is looked at: a method by its name, a run's trained method, or weights; and the images for it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import dataclasses
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -18,43 +21,56 @@ from sslkit.augment.geometry import CenterCrop
 from sslkit.backbones import Encoder, check_size
 from sslkit.console import SILENT, Console
 from sslkit.data.decode import UnreadableImage, native_side
-from sslkit.data.sources import ENDINGS, ImageSet, open_images
+from sslkit.data.listing import ENDINGS
+from sslkit.data.names import Names
+from sslkit.data.sources import ImageSet, open_images
 from sslkit.errors import UserError
+from sslkit.evaluation.gallery import class_names, embed_images
 from sslkit.methods import card, load, short_name
 from sslkit.methods.base import Info, Method
+from sslkit.training.choices import reading_workers
+from sslkit.training.device import pick_device
 from sslkit.training.run import RunFolder, load_method, read_configuration
+from sslkit.weights import EXPORT_FILE, load_encoder
 
+LIMIT = 1000
+FEW = 256
+"""Images that are read in this process: workers take longer to start."""
 GENERATED = "fractal:100"
 """Images for a method when none are given."""
 
 
 class Subject:
-    """A method and some images, loaded when first asked for.
+    """A method or an encoder, and some images, loaded when first asked for.
 
     Args:
-        source: a run folder, or a method's name.
+        source: a run folder, a method's name, or any other SOURCE of weights, which have no method.
         images: DATA, or single image files; by default the run's own images, or generated ones.
         count: how many of them; drawn by `seed` where there are more.
         radius: instead of the run's or the method's own.
         size: side of the square pictures, pixels, instead of the run's own; for a method at most 224.
         seed: of the choice of images, and for a method's name of its random views.
+        others: runs to compare this one with.
+        limit: images at most among which neighbours are found and of which a map is made.
 
     Raises:
-        UserError: neither a run nor a method, a count, radius or size out of range.
+        UserError: none of these sources, a count, radius, size or limit out of range.
     """
 
     def __init__(
         self, source: str, images: Sequence[str] = (), *, count: int = 4, radius: float | None = None,
-        size: int | None = None, seed: int = 0, console: Console = SILENT,
+        size: int | None = None, seed: int = 0, others: Sequence[str] = (), limit: int = LIMIT,
+        console: Console = SILENT,
     ) -> None:  # fmt: skip
-        _check(count, radius, size)
-        self.source, self.count, self.console = source, count, console
-        self.run = open_run(source)
+        _check(count, radius, size, limit)
+        self.source, self.count, self.others, self.limit, self.console = source, count, others, limit, console
+        self.has_method = not is_weights(source)
+        self.run = open_run(source) if self.has_method else None
         self._images, self._radius, self._size, self._seed = tuple(images), radius, size, seed
 
     def prepare(self) -> None:
         """Load method and images now: what is wrong with them is told before anything is written."""
-        _ = self.method, self.originals
+        _ = self.method if self.has_method else self.encoder, self.originals
 
     @cached_property
     def images(self) -> ImageSet:
@@ -71,6 +87,21 @@ class Subject:
                 f"the images of {self.source} are gone: {problem.message}",
                 "name others: sslkit visualize RUN IMAGES",
             ) from None
+
+    @property
+    def sources(self) -> Sequence[str]:
+        """DATA of `images`."""
+        if self._images or self.run is None:
+            return self._images or (GENERATED,)
+        return read_configuration(self.run.path / "config.toml").data.sources
+
+    def beside(self, source: str) -> Subject:
+        """Another run with the same images, seed and size of choice."""
+        other = Subject(source, count=self.count, seed=self._seed, console=self.console)
+        if other.run is None:
+            raise UserError(f"compare: {source} is no run", "give run folders: --with runs/mfm-…-2")
+        other.images, other.originals = self.images, self.originals
+        return other
 
     @cached_property
     def originals(self) -> dict[int, Image.Image]:
@@ -106,25 +137,59 @@ class Subject:
         return method
 
     @cached_property
+    def encoder(self) -> Encoder:
+        """The run's, in evaluation mode, from its newest checkpoint; or that of the weights."""
+        if self.has_method:
+            return self.method.encoder
+        return load_encoder(self.source, self._size, self._seed, console=self.console)
+
+    @cached_property
+    def gallery(self) -> Gallery:
+        """The pictures' images and others up to the limit, drawn over the whole set, as vectors."""
+        total = len(self.images)
+        drawn = keyed.permutation(total, self._seed, 0, 0, min(total, self.limit))
+        chosen = sorted({*self.originals, *map(int, drawn)})
+        images = self.images.subset(chosen)
+        place = pick_device()
+        encoder = self.encoder.to(place)
+        workers = reading_workers(place.type == "cpu") if len(images) > FEW else 0
+        found, kept = embed_images(
+            encoder.vector, images, self.size, device=place, workers=workers, console=self.console
+        )
+        encoder.cpu()
+        images = images.subset(kept)
+        position = {index: row for row, index in enumerate(np.array(chosen)[kept].tolist())}
+        rows = [position[index] for index in self.originals]
+        return Gallery(images, found, class_names(self.sources, images), rows)
+
+    @cached_property
     def size(self) -> int:
         if self._size is not None:
             return self._size
+        if not self.has_method:
+            return self.encoder.size
         return min(224, native_side(self.images)) if self.run is None else self.method.info.size
 
     @property
     def radius(self) -> float:
         """Where low ends and high begins, bins: as asked, the method's, or MFM's for this size."""
-        return self._radius or float(getattr(self.method.config, "radius", 16 * self.size / 224))
+        config = self.method.config if self.has_method else None
+        return self._radius or float(getattr(config, "radius", 16 * self.size / 224))
 
     @property
     def name(self) -> str:
-        """The method's, as people read it."""
-        return short_name(self._method_name)
+        """The method's, as people read it; of weights, where they come from."""
+        return short_name(self._method_name) if self.has_method else Path(self.source).name
+
+    @property
+    def title(self) -> str:
+        """What pictures of the encoder are called: the run, or the weights."""
+        return self.run.path.name if self.run else self.name
 
     @property
     def masks_frequencies(self) -> bool:
         """Whether the method asks what MFM does, for a `task`."""
-        return hasattr(load(self._method_name), "task")
+        return self.has_method and hasattr(load(self._method_name), "task")
 
     @property
     def _method_name(self) -> str:
@@ -156,6 +221,28 @@ class Subject:
             return made(config, Encoder("vit_tiny_patch16_224", info.size, patch_size=patch), info).eval()
 
 
+@dataclass(frozen=True)
+class Gallery:
+    """Images as the encoder sees them."""
+
+    images: ImageSet
+    vectors: NDArray[np.float32]  # [N, D]
+    labels: list[str] | None
+    queries: list[int]  # positions of the pictures' images
+
+    def thumbnail(self, index: int, side: int = 96) -> Tensor:
+        """The central square of an image, float [3, side, side] in [0, 1]."""
+        return CenterCrop(side, side)(self.images.read(index)).float() / 255
+
+
+def is_weights(source: str) -> bool:
+    """Whether `source` is a SOURCE of weights that is no run: nothing is known of a method."""
+    path = Path(source)
+    if source.startswith(("timm/", "random/")) or (path.is_file() and path.suffix != ".py"):
+        return True
+    return (path / EXPORT_FILE).is_file() and not (path / "run.json").exists()
+
+
 def open_run(source: str) -> RunFolder | None:
     """The run folder behind `source`, or None for a method's name; UserError when it is neither."""
     if not source.endswith(".py") and (Path(source).exists() or os.sep in source):
@@ -170,10 +257,12 @@ def open_pictures(sources: Sequence[str]) -> ImageSet:
     others = [name for name in sources if name not in files]
     found = open_images(others).paths if others else ()
     paths = dict.fromkeys([*map(os.path.abspath, files), *found])
-    return ImageSet(tuple(paths), ", ".join(sources))
+    return ImageSet(Names(paths), ", ".join(sources))
 
 
-def _check(count: int, radius: float | None, size: int | None) -> None:
+def _check(count: int, radius: float | None, size: int | None, limit: int) -> None:
+    if limit < 2:
+        raise UserError(f"limit {limit}: at least 2 images expected")
     if count < 1:
         raise UserError(f"count {count}: at least 1 image expected")
     if radius is not None and not radius > 0:

@@ -1,0 +1,57 @@
+"""sslkit embed SOURCE DATA"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sslkit.cli import options
+from sslkit.console import Console
+
+
+def embed(
+    source: Annotated[
+        str, typer.Argument(help="A run, an exported folder, a file of weights, timm/NAME or random/NAME.")
+    ],
+    data: Annotated[str, typer.Argument(help="Images: a folder, a pack, a .txt or .csv list, fractal:N.")],
+    out: Annotated[
+        str,
+        typer.Option("-o", "--out", help="A new .safetensors, .npz, .csv or .parquet file."),
+    ] = "features.safetensors",
+    readout: Annotated[
+        str, typer.Option("--readout", help="mean, or cls: the class token of a ViT.")
+    ] = "mean",
+    neighbours: Annotated[
+        int, typer.Option("--neighbours", help="Also write the K most similar images of each, as .csv.")
+    ] = 0,
+    query: Annotated[
+        str | None, typer.Option("--query", help="Print the images that are most similar to this one.")
+    ] = None,
+    size: options.Size = None,
+    device: options.Device = None,
+    precision: options.Precision = None,
+    workers: options.Workers = None,
+    seed: options.Seed = None,
+    quiet: options.Quiet = False,
+    json: options.Json = False,
+) -> None:
+    """One vector per image, into a file, with names and classes; and which images are alike."""
+    from sslkit import verbs
+    from sslkit.console import visible
+
+    console = Console(quiet, json)
+    given = {"size": size, "device": device, "precision": precision, "workers": workers, "seed": seed}
+    made = verbs.embed(
+        source,
+        data,
+        out,
+        readout=readout,
+        neighbours=neighbours,
+        query=query,
+        console=console,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    found = [f"{match.cosine:.4f}  {visible(match.name)}" for match in made.matches]
+    files = [str(made.neighbours)] if made.neighbours else []
+    console.result("\n".join([*found, *files, str(made.file)]), made.to_document())

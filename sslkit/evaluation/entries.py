@@ -1,0 +1,111 @@
+"""The rows of a probe before they are measured: sources, random weights, other models, raw pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sslkit.backbones import Encoder
+from sslkit.console import Console
+from sslkit.errors import UserError, nearest
+from sslkit.evaluation.features import PIXEL_SIDE, pixels
+from sslkit.evaluation.measure import Pass
+from sslkit.evaluation.readout import chosen, read_out
+from sslkit.training.device import Precision
+from sslkit.weights import load_encoder
+
+BASELINES = ("random", "pixels")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row to be measured."""
+
+    name: str
+    kind: str  # "source", "random", "baseline", "pixels"
+    one: Pass
+    against: tuple[str, ...] = ()  # names of the rows that a source is compared with
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How the rows are to be made."""
+
+    baselines: Sequence[str]
+    readout: str
+    size: int | None
+    seed: int
+    precision: Precision
+
+
+def make_entries(sources: Sequence[str], wanted: Wanted, console: Console) -> list[Entry]:
+    """The sources, one row of random weights per architecture and size, other baselines, raw pixels.
+
+    Raises:
+        UserError: no source, one that can't be opened, an unknown baseline, a read-out that one hasn't.
+    """
+    if not sources:
+        raise UserError("no source given", "name a run, e.g. runs/mfm-…-1, or timm/resnet50")
+    named = list(dict.fromkeys(sources))
+    others = [name for name in dict.fromkeys(wanted.baselines) if name not in BASELINES]
+    for name in others:
+        if "/" not in name and not Path(name).exists():
+            raise UserError(
+                f"unknown baseline {name!r}: random, pixels or a SOURCE", nearest(name, BASELINES)
+            )
+    if twice := next((name for name in others if name in named), None):
+        raise UserError(f"{twice} is a source and a baseline", "name it once")
+
+    encoders = {name: load_encoder(name, wanted.size, wanted.seed, console=console) for name in named}
+    models = {name: load_encoder(name, wanted.size, wanted.seed, console=console) for name in others}
+    architectures = {_random_name(encoder): encoder for encoder in encoders.values()}
+    random = architectures if "random" in wanted.baselines else {}
+    baselines = [
+        *((name, "random", _pass(name, _reset(one, wanted.seed), wanted)) for name, one in random.items()),
+        *((name, "baseline", _pass(name, one, wanted)) for name, one in models.items()),
+        *([("raw pixels", "pixels", _pixels())] if "pixels" in wanted.baselines else []),
+    ]
+    rows = [
+        Entry(name, "source", _pass(name, encoder, wanted), _against(name, encoder, baselines))
+        for name, encoder in encoders.items()
+    ]
+    return rows + [Entry(*baseline) for baseline in baselines]
+
+
+def _against(source: str, encoder: Encoder, baselines: Sequence[tuple[str, str, Pass]]) -> tuple[str, ...]:
+    """Random weights given as source are nobody's pre-training, and are compared with nothing."""
+    if source.startswith("random/"):
+        return ()
+    own = _random_name(encoder)
+    return tuple(name for name, kind, _ in baselines if kind != "random" or name == own)
+
+
+def _pass(name: str, encoder: Encoder, wanted: Wanted) -> Pass:
+    names = chosen(encoder, wanted.readout)
+    encoder.requires_grad_(False)
+    read = read_out(encoder, names)
+    return Pass(name, encoder, read, " ".join(names), encoder.size, wanted.precision)
+
+
+def _pixels() -> Pass:
+    return Pass("raw pixels", None, pixels, "pixels", PIXEL_SIDE, "float32")
+
+
+def _random_name(encoder: Encoder) -> str:
+    patch = encoder.arguments.get("patch_size")
+    variant = f" patch {patch}" if patch else " small stem" if encoder.stem == "small" else ""
+    return f"random {encoder.name}{variant} {encoder.size} px"
+
+
+def _reset(encoder: Encoder, seed: int) -> Encoder:
+    """The same architecture with random weights."""
+    torch.manual_seed(seed)
+    random = Encoder(
+        encoder.name, encoder.size, patch_size=encoder.arguments.get("patch_size"), stem=encoder.stem
+    )
+    random.mean.copy_(encoder.mean)
+    random.std.copy_(encoder.std)
+    return random.eval()

@@ -1,0 +1,173 @@
+"""Settings of fine-tuning, and how they are put together. This module imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from sslkit import config as configuration
+from sslkit.config import AUTO, setting
+from sslkit.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Data:
+    source: str = setting("", "labelled images: class folders, a .csv with path,label, or fractal:N")
+    size: int = setting(AUTO, "side of the square views, pixels", low=8, auto=True)
+    split_seed: int = setting(0, "of the validation fifth, where the data has no validation part", low=0)
+    shots: int = setting(0, "training images per class, drawn by run.seed; 0: all", low=0)
+    share: float = setting(1.0, "of each class's training images, drawn by run.seed", above=0, high=1)
+    balance: bool = setting(False, "rare classes weigh as much as frequent ones: balanced softmax")
+    max_bad: float = setting(0.01, "share of unreadable images above which the run stops", low=0, high=1)
+    workers: int = setting(
+        AUTO, "processes that read images; 0: none, read in the training process", low=0, auto=True
+    )
+
+
+@dataclass(frozen=True)
+class Model:
+    source: str = setting("", "whose weights to start from: a run, a file, timm/NAME or random/NAME")
+    scratch: bool = setting(False, "forget the source's weights, keep its architecture: the fair comparison")
+    freeze: bool = setting(False, "train the head alone; the encoder stays, its batch norms included")
+    drop_path: float = setting(AUTO, "stochastic depth of the last block", low=0, high=0.9, auto=True)
+
+
+@dataclass(frozen=True)
+class Optim(configuration.Optim):
+    layer_decay: float = setting(
+        AUTO, "learning-rate factor from each layer to the one before it", above=0, high=1, auto=True
+    )
+
+
+@dataclass(frozen=True)
+class Schedule(configuration.Schedule):
+    min_lr: float = setting(2.5e-7, "where the cosine ends, for `reference_batch` images", low=0)
+
+
+@dataclass(frozen=True)
+class Augment:
+    crop_scale: tuple[float, float] = setting(
+        AUTO, "area of the random crop, share of the image", low=0, high=1, auto=True, ordered=True
+    )
+    flip: float = setting(0.5, "probability of a horizontal flip", low=0, high=1)
+    rand_augment: str = setting(AUTO, "timm's name of a RandAugment policy; empty: none", auto=True)
+    erasing: float = setting(AUTO, "probability that a rectangle becomes noise", low=0, high=1, auto=True)
+    mixup: float = setting(AUTO, "alpha of mixup; 0: never", low=0, auto=True)
+    cutmix: float = setting(AUTO, "alpha of cutmix; 0: never", low=0, auto=True)
+    mix_probability: float = setting(
+        AUTO, "share of the batches that are mixed, half by each", low=0, high=1, auto=True
+    )
+    smoothing: float = setting(0.1, "label smoothing", low=0, high=0.9)
+
+
+@dataclass(frozen=True)
+class Run:
+    out: str = setting(AUTO, "the run's folder; never an existing one", auto=True)
+    batch_size: int = setting(AUTO, "images per optimizer step", low=1, auto=True)
+    micro_batch: int = setting(0, "images at once in memory; 0: the whole batch", low=0)
+    keep: Literal["last", "best"] = setting(
+        "last", "weights of the last epoch, or of the best one on a fifth of the training images"
+    )
+    save_every: str = setting(
+        "10m", "time between checkpoints (30s, 10m, 2h), or epochs (5e), or steps (500)"
+    )
+    seed: int = setting(0, "of new weights, order, augmentation, and the images that are drawn", low=0)
+    device: str = setting(AUTO, "cpu, cuda, cuda:1, mps", auto=True)
+    precision: Literal["float32", "bfloat16"] = setting(
+        AUTO, "of matrix products; auto: bfloat16 where the chip has it", auto=True
+    )
+    log_every: int = setting(AUTO, "steps between two lines of metrics", low=1, auto=True)
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Everything `sslkit finetune` needs."""
+
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    optim: Optim = field(default_factory=Optim)
+    schedule: Schedule = field(default_factory=Schedule)
+    augment: Augment = field(default_factory=Augment)
+    run: Run = field(default_factory=Run)
+
+
+FLAGS = {
+    "scratch": "model.scratch",
+    "shots": "data.shots",
+    "share": "data.share",
+    "balance": "data.balance",
+    "freeze": "model.freeze",
+    "keep": "run.keep",
+    "save_every": "run.save_every",
+    "epochs": "schedule.epochs",
+    "batch_size": "run.batch_size",
+    "micro_batch": "run.micro_batch",
+    "lr": "optim.lr",
+    "layer_decay": "optim.layer_decay",
+    "size": "data.size",
+    "workers": "data.workers",
+    "device": "run.device",
+    "precision": "run.precision",
+    "out": "run.out",
+    "seed": "run.seed",
+}
+"""Flag of `sslkit finetune` → the setting it stands for."""
+
+_SECTIONS = {
+    "data": Data,
+    "model": Model,
+    "optim": Optim,
+    "schedule": Schedule,
+    "augment": Augment,
+    "run": Run,
+}
+
+
+def finetune_config(
+    source: str,
+    data: str,
+    config: str | None = None,
+    settings: Sequence[str] = (),
+    flags: Mapping[str, Any] | None = None,
+) -> FinetuneConfig:
+    """The layers put together and checked: default → file → --set → flag. Flags that are None were not given.
+
+    Raises:
+        UserError: unknown or impossible setting, unreadable file.
+    """
+    file = configuration.read_again(config) if config is not None else {}
+    given = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in (flags or {}).items()
+        if value is not None
+    }
+    for name in given:
+        if name not in FLAGS:
+            raise UserError(f"finetune has no setting {name!r}", nearest(name, FLAGS))
+    return from_values(
+        {
+            **file,
+            **dict(map(configuration.parse_set, settings)),
+            **{FLAGS[name]: value for name, value in given.items()},
+            "model.source": source,
+            "data.source": data,
+        }
+    )
+
+
+def from_values(values: Mapping[str, Any]) -> FinetuneConfig:
+    """A configuration of flat dotted keys, such as `config.read` gives; every value is checked.
+
+    Raises:
+        UserError: unknown or impossible setting, or two that say the same.
+    """
+    configuration.refuse_unknown(values, _SECTIONS)
+    built: dict[str, Any] = {
+        name: configuration.build(kind, name, values) for name, kind in _SECTIONS.items()
+    }
+    config = FinetuneConfig(**built)
+    if config.data.shots and config.data.share < 1:
+        raise UserError("--shots and --share both say how many images to train on", "give one of them")
+    return config

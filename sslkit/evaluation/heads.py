@@ -1,0 +1,81 @@
+"""Encoder and linear probe as one classifier of images, and how robust it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslkit.backbones import Encoder
+from sslkit.evaluation.adversarial import Logits
+from sslkit.evaluation.linear import LinearProbe
+from sslkit.evaluation.measure import Bench
+from sslkit.evaluation.readout import read_out
+from sslkit.evaluation.robustness import read_labelled, robustness
+from sslkit.evaluation.robustness_scores import RobustnessResult, make_plan
+from sslkit.training.device import Precision
+
+
+class Classifier(NamedTuple):
+    """A row of the table that classifies images."""
+
+    name: str
+    encoder: Encoder
+    readout: str
+    head: LinearProbe
+
+
+def classifier(encoder: Encoder, readout: str, head: LinearProbe) -> Logits:
+    """Images in [0, 1] of any size → [B, C]; resized to the encoder's size, head in float32."""
+    read, side = read_out(encoder, (readout,)), encoder.size
+
+    def logits(images: Tensor) -> Tensor:
+        if images.shape[2:] != (side, side):
+            images = F.interpolate(images, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
+        vectors = read(images)[readout].float()
+        with torch.autocast(images.device.type, enabled=False):
+            return head.logits(vectors)
+
+    return logits
+
+
+def measure_robustness(
+    bench: Bench,
+    classifiers: Sequence[Classifier],
+    baseline: str | None,
+    limit: int,
+    attacks: bool | None,
+    precision: Precision,
+) -> RobustnessResult:
+    """All classifiers on the same changed validation images, of the first one's size.
+
+    Args:
+        limit: images, spread over the classes.
+        attacks: also FGSM and PGD; None is only where the device is not a CPU.
+    """
+    side = classifiers[0].encoder.size
+    leaks = () if bench.leaks is None or not bench.leaks.excluded else bench.leaks.copies + bench.leaks.near
+    kept = [index for index in range(len(bench.validation)) if index not in set(leaks)]
+    images = read_labelled(bench.validation.subset(kept), side, limit, bench.workers, bench.console)
+    attacked = bench.device.type != "cpu" if attacks is None else attacks
+    plan = make_plan(side, seed=bench.seed) if attacked else make_plan(side, seed=bench.seed, epsilons=())
+    for one in classifiers:
+        one.encoder.to(bench.device)
+    sources = [(one.name, classifier(one.encoder, one.readout, one.head)) for one in classifiers]
+    found = robustness(
+        sources,
+        images,
+        plan,
+        device=bench.device,
+        precision=precision,
+        baseline=baseline,
+        console=bench.console,
+    )
+    for one in classifiers:
+        one.encoder.cpu()
+    if not attacked:
+        bench.console.say("FGSM and PGD are left out on a CPU; --attacks computes them")
+    return found

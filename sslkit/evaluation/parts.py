@@ -1,0 +1,169 @@
+"""Which labelled images a fine-tuning uses, and for what: drawn class by class, written to splits.csv."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sslkit import keyed
+from sslkit.data import packed
+from sslkit.data.labels import VALIDATION_NAMES, open_labelled
+from sslkit.data.sources import ImageSet
+from sslkit.errors import UserError
+from sslkit.evaluation.finetune_config import FinetuneConfig
+
+HELD_OUT = 0.2
+"""Share of the training images on which `--keep best` compares the epochs."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The images of one fine-tuning; all parts have the same `classes`."""
+
+    training: ImageSet
+    validation: ImageSet  # looked at once, after the last epoch
+    held_out: ImageSet | None  # taken from training, to choose the best epoch
+    unused: ImageSet | None  # what shots or share left out
+    notes: tuple[str, ...] = ()  # what people should know
+
+
+def open_parts(config: FinetuneConfig) -> Parts:
+    """All images of `data.source`, each in its part.
+
+    Where the data has no validation part, that depends on `data.split_seed` alone; what is drawn from the
+    training images depends on `run.seed`. Fewer shots are a subset of more.
+
+    Raises:
+        UserError: no labels, a class without images, or one that only training has.
+    """
+    source, seed = config.data.source, config.run.seed
+    training, validation = open_labelled(source, config.data.split_seed)
+    refuse_empty_folders(source, training.classes)
+    notes = [uneven(source, training, validation)]
+    unused = held_out = None
+    if config.data.shots or config.data.share < 1:
+        notes.append(_few(training, config.data.shots))
+        training, unused = drawn(training, lambda count: _wanted(config, count), seed, "shots")
+    if config.run.keep == "best":
+        training, held_out = drawn(training, _stays, seed, "held out")
+        if not len(held_out):
+            raise UserError(
+                "--keep best needs two training images of a class at least",
+                "leave it out: the last epoch is kept",
+            )
+    return Parts(training, validation, held_out, unused, tuple(filter(None, notes)))
+
+
+def drawn(
+    images: ImageSet, wanted: Callable[[int], int], seed: int, stream: str
+) -> tuple[ImageSet, ImageSet]:
+    """(drawn, the rest): of each class `wanted(its images)`, in an order that `seed` and `stream` give."""
+    chosen: set[int] = set()
+    for label, members in _by_class(images).items():
+        order = keyed.generator(seed, 0, label, stream).permutation(len(members))
+        chosen.update(members[i] for i in order[: wanted(len(members))])
+    rest = [index for index in range(len(images)) if index not in chosen]
+    return images.subset(sorted(chosen)), images.subset(rest)
+
+
+def counts(images: ImageSet) -> list[int]:
+    """Images of each class, in the order of the classes."""
+    found = [0] * len(images.classes)
+    for label in images.labels or ():
+        found[label] += 1
+    return found
+
+
+def write_splits(path: Path, parts: Parts) -> None:
+    """path,label,split,use of every image. The file is DATA itself, with the same validation part."""
+    named: list[tuple[str, ImageSet | None]] = [
+        ("train", parts.training),
+        ("held out", parts.held_out),
+        ("unused", parts.unused),
+        ("validation", parts.validation),
+    ]
+    rows = [
+        (name, images.classes[label], "validation" if use == "validation" else "train", use)
+        for use, images in named
+        if images is not None
+        for name, label in zip(images.paths, images.labels or (), strict=True)
+    ]
+    write_table(path, ["path", "label", "split", "use"], sorted(rows))
+
+
+def write_table(path: Path, header: list[str], rows: Iterable[Iterable[object]]) -> None:
+    """A .csv file; bytes of a file name that are not UTF-8 stay what they are."""
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(header)
+        table.writerows(rows)
+
+
+def _by_class(images: ImageSet) -> dict[int, list[int]]:
+    members: dict[int, list[int]] = {}
+    for index, label in enumerate(images.labels or ()):
+        members.setdefault(label, []).append(index)
+    return members
+
+
+def _wanted(config: FinetuneConfig, count: int) -> int:
+    """Training images of a class of `count`; at least one."""
+    return config.data.shots or max(1, round(config.data.share * count))
+
+
+def _stays(count: int) -> int:
+    """Training images of a class of `count` that are not held out; one image stays."""
+    return count - (max(1, round(HELD_OUT * count)) if count > 1 else 0)
+
+
+def _few(training: ImageSet, shots: int) -> str:
+    short = [
+        (found, name) for found, name in zip(counts(training), training.classes, strict=True) if found < shots
+    ]
+    if not short:
+        return ""
+    least, name = min(short)
+    some = f"{len(short)} of {len(training.classes)} classes have"
+    return f"{some} fewer than {shots} training images; {name!r} has {least}"
+
+
+def refuse_empty_folders(source: str, classes: tuple[str, ...]) -> None:
+    """A class folder without images is a download that failed, or a typo; either way a class is missing."""
+    folder = os.path.join(source, "train") if os.path.isdir(os.path.join(source, "train")) else source
+    if not os.path.isdir(folder) or packed.is_pack(source):
+        return
+    with os.scandir(folder) as entries:
+        found = {entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")}
+    if folder == source:
+        found -= set(VALIDATION_NAMES)
+    if empty := sorted(found.difference(classes)):
+        raise UserError(
+            f"{source}: class folder {empty[0]!r} holds no images"
+            + (f", and {len(empty) - 1} more" if len(empty) > 1 else ""),
+            "add its images, or remove the folder",
+        )
+
+
+def uneven(source: str, training: ImageSet, validation: ImageSet) -> str:
+    """A note about classes of a single image, which can't be validated.
+
+    Raises:
+        UserError: the data has a validation part, and that lacks a class; a split of our own never does.
+    """
+    lacking = [
+        (name, count)
+        for name, count, held in zip(training.classes, counts(training), counts(validation), strict=True)
+        if not held
+    ]
+    for name, count in lacking:
+        if count > 1:
+            raise UserError(
+                f"{source}: class {name!r} is in training but not in the validation part",
+                "both parts need the same classes",
+            )
+    if not lacking:
+        return ""
+    return f"{len(lacking)} classes have one image, such as {lacking[0][0]!r}: trained on, not validated"

@@ -1,0 +1,158 @@
+"""What probe found: rows, verdicts, and the document for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from sslkit.evaluation.grid import Cell
+from sslkit.evaluation.leaks import Leaks
+from sslkit.evaluation.robustness_scores import RobustnessResult
+from sslkit.evaluation.verdict import Difference, headline
+
+MEASURES = {"kNN": "knn", "linear": "linear"}
+"""What people read → the attribute of a `Row`."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model, or one baseline, in the table. Accuracies and intervals in percent."""
+
+    name: str
+    kind: str  # "source", "random", "pixels", "baseline"
+    width: int  # of the linear probe's read-out
+    size: int
+    knn: float
+    knn_interval: float
+    linear: float
+    linear_interval: float
+    strength: float  # of the linear probe's penalty, chosen on training images
+    knn_readout: str  # chosen on training images
+    linear_readout: str
+    predictions: dict[str, Tensor] = dataclasses.field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class FewRow:
+    """The same model after few labels: means over the draws and their standard deviations, percent."""
+
+    name: str
+    kind: str
+    knn: float
+    knn_std: float
+    linear: float
+    linear_std: float
+    predictions: dict[str, Tensor] = dataclasses.field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One comparison of a source with a baseline by one measure, and its sentence."""
+
+    source: str
+    baseline: str  # "random", "pixels", or the name of a model
+    measure: str
+    difference: Difference
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Level:
+    """All rows after `shots` training images of each class."""
+
+    shots: int
+    seeds: tuple[int, ...]
+    rows: tuple[FewRow, ...]
+    comparisons: tuple[Verdict, ...]
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """The table, the comparisons behind the verdict, and what was measured on."""
+
+    data: str
+    rows: tuple[Row, ...]
+    comparisons: tuple[Verdict, ...]
+    counts: dict[str, int]  # train, validation, classes, unreadable
+    k: int
+    seed: int
+    levels: tuple[Level, ...] = ()
+    leaks: Leaks = Leaks((), ())  # noqa: RUF009 - frozen
+    grid: tuple[Cell, ...] = ()
+    robustness: RobustnessResult | None = None
+
+    @property
+    def verdicts(self) -> tuple[str, ...]:
+        """The sentence of every comparison."""
+        several = len({comparison.source for comparison in self.comparisons}) > 1
+        return tuple(f"{c.source}: {c.sentence}" if several else c.sentence for c in self.comparisons)
+
+    @property
+    def headlines(self) -> tuple[str, ...]:
+        """One sentence for each source, and one more for each number of shots."""
+        found = _headlines(self.comparisons)
+        for level in self.levels:
+            images = "1 image" if level.shots == 1 else f"{level.shots} images"
+            found += [f"after {images} per class: {told}" for told in _headlines(level.comparisons)]
+        return tuple(found)
+
+    @property
+    def best(self) -> float:
+        """The first source's better accuracy, percent."""
+        return max(self.rows[0].knn, self.rows[0].linear)
+
+    def to_document(self) -> dict[str, Any]:
+        """Everything but the predictions, for JSON."""
+        own = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        levels = [
+            {
+                "shots": level.shots,
+                "seeds": list(level.seeds),
+                "rows": _rows(level.rows),
+                "verdicts": _verdicts(level.comparisons),
+            }
+            for level in own.pop("levels")
+        ]
+        return {
+            **{name: own[name] for name in ("data", "k", "seed", "counts")},
+            "headlines": list(self.headlines),
+            "rows": _rows(self.rows),
+            "verdicts": _verdicts(self.comparisons),
+            "shots": levels,
+            "leaks": {"count": self.leaks.count, **dataclasses.asdict(self.leaks)},
+            "grid": [dataclasses.asdict(cell) for cell in self.grid],
+            "robustness": self.robustness.to_document() if self.robustness else None,
+        }
+
+
+def _rows(rows: Sequence[Row | FewRow]) -> list[dict[str, Any]]:
+    names = [[item.name for item in dataclasses.fields(row) if item.name != "predictions"] for row in rows]
+    return [{name: getattr(row, name) for name in own} for row, own in zip(rows, names, strict=True)]
+
+
+def _verdicts(comparisons: Sequence[Verdict]) -> list[dict[str, Any]]:
+    found = [dataclasses.asdict(comparison) for comparison in comparisons]
+    for document, comparison in zip(found, comparisons, strict=True):
+        document["outcome"] = comparison.difference.outcome
+    return found
+
+
+def _headlines(comparisons: Sequence[Verdict]) -> list[str]:
+    """A sentence per source: against random weights, or where they were not asked for the first model."""
+    sources = list(dict.fromkeys(comparison.source for comparison in comparisons))
+    found = []
+    for source in sources:
+        own = [comparison for comparison in comparisons if comparison.source == source]
+        names = [c.baseline for c in own if c.baseline != "pixels"]
+        name = "random" if "random" in names else names[0] if names else "pixels"
+        differences = {c.measure: c.difference for c in own if c.baseline == name}
+        sentence = headline(differences, {"random": "", "pixels": "raw pixels"}.get(name, name))
+        below = [c.measure for c in own if c.baseline == "pixels" and c.difference.outcome == "worse"]
+        if below and name != "pixels":
+            sentence += f"; below raw pixels by {' and '.join(below)}"
+        found.append(f"{source}: {sentence}" if len(sources) > 1 else sentence)
+    return found

@@ -1,0 +1,139 @@
+"""Vectors of images on disk: safetensors, npz, csv or parquet. Nothing is overwritten, nothing is pickled."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sslkit import weights
+from sslkit.errors import UserError
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """What is written."""
+
+    vectors: NDArray[np.float32]  # [N, D]
+    names: list[str]  # relative to DATA
+    labels: NDArray[np.int64] | None  # [N], numbers of `classes`, -1: none
+    classes: list[str]
+    facts: dict[str, str]  # where the vectors come from
+
+
+def check_target(file: Path) -> None:
+    """Refuse at the door what can't become a file of vectors.
+
+    Raises:
+        UserError: another ending, an existing file, no such folder, or parquet without pyarrow.
+    """
+    if file.suffix not in WRITERS:
+        raise UserError(f"--out {file}: unknown ending {file.suffix!r}", "one of " + " ".join(WRITERS))
+    if file.suffix == ".parquet" and find_spec("pyarrow") is None:
+        raise UserError(f"--out {file} needs pyarrow", "pip install 'sslkit[parquet]', or take .safetensors")
+    for path in (file, sidecar(file)):
+        check_free(path)
+
+
+def check_free(path: Path) -> None:
+    """Refuse a file that exists or lies in no folder."""
+    if path.exists() or not path.absolute().parent.is_dir():
+        reason = "exists" if path.exists() else "lies in no folder"
+        raise UserError(f"--out {path} {reason}", "choose another file; nothing is overwritten")
+
+
+def sidecar(file: Path) -> Path:
+    """A .csv has no room for facts: they lie beside it. Elsewhere the file itself."""
+    return file.with_name(f"{file.name}.json") if file.suffix == ".csv" else file
+
+
+def write_vectors(made: Vectors, file: Path) -> None:
+    """Write `made` as its ending says; the file appears when it is whole.
+
+    Raises:
+        UserError: the disk is full, or the folder may not be written.
+    """
+    write_whole(file, lambda target: WRITERS[file.suffix](made, target))
+    if file.suffix == ".csv":
+        text = json.dumps({**made.facts, "classes": made.classes}, indent=1) + "\n"
+        write_whole(sidecar(file), lambda target: _write_text(target, text))
+
+
+def _write_text(file: Path, text: str) -> None:
+    file.write_text(text, encoding="utf-8")
+
+
+def write_whole(file: Path, write: Callable[[Path], None]) -> None:
+    """Write under another name in the same folder, then take the name, if it is still free."""
+    unfinished = file.with_name(f".{file.stem}.{os.getpid()}{file.suffix}")
+    try:
+        write(unfinished)
+        check_free(file)
+        unfinished.replace(file)
+    except OSError as problem:
+        raise UserError(f"{file} can't be written: {problem.strerror or problem}", code=1) from None
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _safetensors(made: Vectors, file: Path) -> None:
+    """Names are bytes parted by zeros: `bytes(names).split(b"\\0")`. Facts and classes are metadata."""
+    names = np.frombuffer(b"\0".join(map(os.fsencode, made.names)), dtype=np.uint8).copy()
+    tensors = {"vectors": torch.from_numpy(made.vectors), "names": torch.from_numpy(names)}
+    if made.labels is not None:
+        tensors["labels"] = torch.from_numpy(made.labels)
+    weights.save(tensors, file, {**made.facts, "classes": json.dumps(made.classes)})
+
+
+def _npz(made: Vectors, file: Path) -> None:
+    arrays: dict[str, Any] = {"vectors": made.vectors, "names": np.array(made.names)}
+    if made.labels is not None:
+        arrays |= {"labels": made.labels, "classes": np.array(made.classes)}
+    arrays |= {name: np.array(value) for name, value in made.facts.items()}
+    np.savez(file, **arrays)
+
+
+def _csv(made: Vectors, file: Path) -> None:
+    label = ["label"] if made.labels is not None else []
+    with file.open("w", encoding="utf-8", errors="surrogateescape", newline="") as opened:
+        table = csv.writer(opened)
+        table.writerow(["path", *label, *(f"f{place}" for place in range(made.vectors.shape[1]))])
+        for row, (name, vector) in enumerate(zip(made.names, made.vectors, strict=True)):
+            table.writerow([name, *class_of(made, row), *map(str, vector)])
+
+
+def _parquet(made: Vectors, file: Path) -> None:
+    arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
+    flat = arrow.array(made.vectors.reshape(-1))
+    columns = {"path": arrow.array([os.fsencode(name).decode(errors="replace") for name in made.names])}
+    if made.labels is not None:
+        columns["label"] = arrow.array([class_of(made, row)[0] for row in range(len(made.names))])
+    columns["vector"] = arrow.FixedSizeListArray.from_arrays(flat, made.vectors.shape[1])
+    table = arrow.table(columns).replace_schema_metadata(made.facts)
+    parquet.write_table(table, file)
+
+
+def class_of(made: Vectors, row: int) -> list[str]:
+    """The class of an image, in a list that is empty where the images have none."""
+    if made.labels is None:
+        return []
+    number = int(made.labels[row])
+    return [made.classes[number] if number >= 0 else ""]
+
+
+WRITERS: dict[str, Callable[[Vectors, Path], None]] = {
+    ".safetensors": _safetensors,
+    ".npz": _npz,
+    ".csv": _csv,
+    ".parquet": _parquet,
+}

@@ -1,0 +1,241 @@
+"""What the page says of a model's worth: the probe, fine-tuning, robustness, from the documents of the verbs.
+
+Keys that a document lacks are left out, those it has beyond ours are ignored.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sslkit.console import visible
+from sslkit.evaluation.robustness_scores import Plan, RobustnessResult, SourceRobustness
+from sslkit.evaluation.verdict import Difference
+from sslkit.visualization.page import drawn, facts, paragraph, stored, table
+from sslkit.visualization.robustness import attack_curves, corruption_bars, heat_maps, radius_curves
+
+Document = Mapping[str, Any]
+
+PICTURES = {
+    "confusion": "Confusion matrix: how many images of each class (rows) were called what (columns).",
+    "reliability": "Reliability: accuracy over confidence, on the diagonal where it is honest.",
+    "calibration": "Calibration: accuracy over confidence, on the diagonal where it is honest.",
+    "probe": "Accuracies of the probe with 95 % intervals, beside the baselines.",
+    "shots": "Accuracy over the number of labelled images per class.",
+    "grid": "Accuracy over sizes and normalisations of the input.",
+}
+"""Begin of a picture's file name → what it shows."""
+
+ROBUSTNESS = {
+    corruption_bars: "Accuracy for each of fifteen corruptions, a bar per source; dashed: on clean images.",
+    radius_curves: "Accuracy on low-pass and on high-pass images over the radius.",
+    heat_maps: "Error under noise of one frequency; zero frequency in the middle.",
+    attack_curves: "Accuracy under FGSM and PGD over the largest change of a value.",
+}
+
+
+def probe(document: Document, run: Path) -> str:
+    """Accuracy of frozen features beside the baselines, and the verdict."""
+    counts = document.get("counts", {})
+    sentences = _sentences(document, "verdicts")
+    first = [str(sentence) for sentence in document.get("headlines") or sentences]
+    others = [sentence for sentence in sentences if sentence not in first]
+    rows = document.get("rows", [])
+    read = any("knn_readout" in row for row in rows)
+    header = ["Features", f"kNN, k = {document.get('k', 20)}", "Linear", *(["Linear reads"] if read else [])]
+    cells = [
+        [row.get("name", "?"), _with_margin(row, "knn"), _with_margin(row, "linear")]
+        + ([row.get("linear_readout", "")] if read else [])
+        for row in rows
+    ]
+    measured = (
+        f"{document.get('data', '')}: {counts.get('train', '?')} training and "
+        f"{counts.get('validation', '?')} validation images, {counts.get('classes', '?')} classes."
+    )
+    parts = [paragraph(sentence, "verdict") for sentence in first]
+    parts.append(table("Top-1 accuracy in %, ± half a 95 % interval", header, cells))
+    parts.append("".join(f"<li>{paragraph(sentence)}</li>" for sentence in others))
+    parts[-1] = f"<ul>{parts[-1]}</ul>" if parts[-1] else ""
+    parts += [paragraph(measured + _leaks(document), "about"), *map(_shots, _listed(document, "shots"))]
+    return "".join([*parts, _grid(document), *_pictures(run, ("probe", "shots", "grid"))])
+
+
+def finetune(document: Document, run: Path) -> str:
+    """A classifier that started here: its figures, and where it fails."""
+    counts = document.get("counts", {})
+    folder = _found(str(document.get("folder", "")), run)
+    kinds = {
+        "top1": "Top-1, %",
+        "top5": "Top-5, %",
+        "macro_f1": "Macro-F1, %",
+        "balanced": "Balanced accuracy, %",
+        "calibration_error": "Calibration error",
+    }
+    figures = {
+        title: f"{document[name]:.{3 if name == 'calibration_error' else 1}f}"
+        for name, title in kinds.items()
+        if isinstance(document.get(name), int | float)
+    }
+    if isinstance(counts, Mapping) and counts:
+        figures["Images"] = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
+    if isinstance(best := document.get("best"), Mapping):
+        figures["Weights"] = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in best.items())
+    if document.get("folder"):
+        figures["Folder"] = str(document["folder"])
+    called = _most_called(folder / "predictions.csv") if folder else {}
+    worst = [
+        [name, f"{percent:.0f}", count, called.get(name, "")]
+        for name, percent, count in document.get("worst", [])
+    ]
+    header = ["Class", "Found, %", "Images", "Most often called"]
+    parts = [
+        paragraph(sentence, "verdict")
+        for sentence in _sentences(document, "headlines", "verdicts", "verdict")
+    ]
+    parts += [facts(figures) if figures else "", table("The classes that it finds least", header, worst)]
+    shown = _pictures(folder, ("confusion", "reliability", "calibration")) if folder else []
+    return "".join([*parts, *shown])
+
+
+def robustness(document: Document) -> str:
+    """What is left of the accuracy when images are changed; sources side by side."""
+    rows = [
+        [
+            row.get("name", "?"),
+            _number(row.get("clean")),
+            _number(row.get("corrupted")),
+            _number(row.get("mean_corruption_error")),
+            _difference(row.get("difference")),
+        ]
+        for row in _listed(document, "rows")
+    ]
+    against = document.get("baseline") or "the baseline"
+    header = ["Source", "Clean", "Corrupted", "mCE", f"Corrupted, against {against}"]
+    told = (
+        f"Accuracy in % on {document.get('count', '?')} images; mCE: mean corruption error, "
+        f"100 is {against}'s. An interval that holds 0 shows no difference."
+    )
+    parts = [table("Accuracy on changed images", header, rows), paragraph(told, "about") if rows else ""]
+    result = _result(document)
+    for draw, text in ROBUSTNESS.items():
+        try:
+            parts.append(drawn(draw(result), text) if result else "")
+        except ValueError:  # that part was not measured
+            continue
+    return "".join(parts)
+
+
+def _result(document: Document) -> RobustnessResult | None:
+    """The document as what plots are drawn from; None where it is another version's."""
+    try:
+        rows = tuple(_row(row) for row in document["rows"])
+        plan = Plan(**{item.name: _tuple(document["plan"][item.name]) for item in dataclasses.fields(Plan)})
+        baseline = _plain(document["baseline"]) if document["baseline"] else None
+        return RobustnessResult(rows, baseline, plan, document["count"], document["side"])
+    except (KeyError, TypeError):
+        return None
+
+
+def _row(row: Document) -> SourceRobustness:
+    names = [item.name for item in dataclasses.fields(SourceRobustness) if item.name != "share"]
+    values = {name: _tuple(row[name]) for name in names if name in row}
+    values["corruptions"] = {name: _tuple(accuracies) for name, accuracies in row["corruptions"].items()}
+    own = {"name": _plain(row["name"]), "difference": None}
+    return SourceRobustness(**{**values, **own}, share=torch.empty(0))
+
+
+def _plain(name: str) -> str:
+    """A name that a picture can bear: matplotlib takes what is between dollars for mathematics."""
+    return visible(name).replace("$", r"\$")
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(map(_tuple, value)) if isinstance(value, list) else value
+
+
+def _difference(value: Any) -> str:
+    if not isinstance(value, Mapping):
+        return ""
+    own = {item.name: value[item.name] for item in dataclasses.fields(Difference) if item.name in value}
+    return str(Difference(**own))
+
+
+def _shots(level: Document) -> str:
+    rows = [
+        [row.get("name", "?"), _with_margin(row, "knn", "_std"), _with_margin(row, "linear", "_std")]
+        for row in _listed(level, "rows")
+    ]
+    draws = len(level.get("seeds", ()))
+    title = (
+        f"With {level.get('shots', '?')} labelled images per class, top-1 in %, ± deviation of {draws} draws"
+    )
+    return table(title, ["Features", "kNN", "Linear"], rows)
+
+
+def _grid(document: Document) -> str:
+    cells = [
+        [cell.get("source", "?"), cell.get("size", "?"), cell.get("normalization", "")]
+        + [_number(cell.get(name)) for name in ("knn", "linear")]
+        for cell in _listed(document, "grid")
+    ]
+    return table(
+        "Input sizes and normalisations, top-1 in %", ["Source", "Pixels", "Values", "kNN", "Linear"], cells
+    )
+
+
+def _leaks(document: Document) -> str:
+    leaks = document.get("leaks")
+    if not isinstance(leaks, Mapping) or not leaks.get("count"):
+        return ""
+    done = "they are left out" if leaks.get("excluded") else "they are counted in"
+    return f" {leaks['count']} validation images are, or almost are, in the training images too; {done}."
+
+
+def _most_called(file: Path) -> dict[str, str]:
+    """Class → the other class that most of its images were called, with their number."""
+    wrong: dict[str, Counter[str]] = {}
+    try:
+        with file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
+            for row in csv.DictReader(lines):
+                if row["label"] != row["predicted"]:
+                    wrong.setdefault(row["label"], Counter())[row["predicted"]] += 1
+    except (OSError, KeyError, csv.Error):
+        return {}
+    return {label: "{} ({})".format(*found.most_common(1)[0]) for label, found in wrong.items()}
+
+
+def _found(folder: str, run: Path) -> Path | None:
+    """A result's folder as it was written, or where it lies now beside the run."""
+    places = [Path(folder), run.parent / Path(folder).name, run / Path(folder).name]
+    return next((place for place in places if folder and place.is_dir()), None)
+
+
+def _pictures(folder: Path, names: Sequence[str]) -> list[str]:
+    files = [file for n in names for at in ("", "pictures/") for file in sorted(folder.glob(f"{at}{n}*.png"))]
+    return [stored(file, PICTURES[next(n for n in names if file.name.startswith(n))]) for file in files]
+
+
+def _sentences(document: Document, *names: str) -> list[str]:
+    """What a document says in words: texts, or the sentences of entries."""
+    values = [document.get(name) or [] for name in names]
+    entries = [entry for value in values for entry in ([value] if isinstance(value, str) else value)]
+    return [str(entry["sentence"] if isinstance(entry, Mapping) else entry) for entry in entries]
+
+
+def _listed(document: Document, name: str) -> list[Document]:
+    return [entry for entry in document.get(name) or [] if isinstance(entry, Mapping)]
+
+
+def _with_margin(row: Document, name: str, margin: str = "_interval") -> str:
+    own = row.get(f"{name}{margin}")
+    return _number(row.get(name)) + (f" ± {own:.1f}" if isinstance(own, int | float) else "")
+
+
+def _number(value: Any) -> str:
+    return f"{value:.1f}" if isinstance(value, int | float) else "–"

@@ -1,0 +1,192 @@
+"""All kinds of pictures: what each needs, what it shows, and who can't have it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from matplotlib.figure import Figure
+
+from sslkit.errors import UserError
+from sslkit.visualization import attention_maps, stored
+from sslkit.visualization import filters as first_layer
+from sslkit.visualization.drawing import (
+    draw_attention,
+    draw_compare,
+    draw_curves,
+    draw_families,
+    draw_filters,
+    draw_layers,
+    draw_map,
+    draw_masks,
+    draw_neighbours,
+    draw_panels,
+    draw_pca,
+    draw_reconstruction,
+    draw_spectrum,
+    draw_stored_as,
+    draw_views,
+    run_of,
+)
+from sslkit.visualization.subject import Subject
+
+Needs = Literal["images", "method", "run", "encoder"]
+IMAGES: Needs = "images"
+METHOD: Needs = "method"
+RUN: Needs = "run"
+ENCODER: Needs = "encoder"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of picture. `text` says in a sentence what it shows, for people who can't see it."""
+
+    draw: Callable[[Subject], Figure]
+    needs: Needs
+    text: str
+    masking: bool | None = None  # only for methods that mask frequencies (`task`, as MFM), or only for others
+
+
+KINDS = {
+    "masks": Kind(
+        draw_masks,
+        IMAGES,
+        "Low-pass, high-pass and band-pass masks at four radii with the number of bins they keep, each above "
+        "the image filtered by it.",
+    ),
+    "families": Kind(
+        draw_families,
+        IMAGES,
+        "Masks of seven shapes at one radius with the share of bins they keep, each above the part of an "
+        "image that it keeps and the part that is left out.",
+    ),
+    "views": Kind(
+        draw_views,
+        METHOD,
+        "Original images beside random views of them from three epochs, and the low-pass or high-pass input "
+        "made of each view.",
+        masking=True,
+    ),
+    "spectrum": Kind(
+        draw_spectrum,
+        IMAGES,
+        "Images, their low-pass and high-pass halves and the log-magnitude spectra of all; below them the "
+        "radial power and the power law that fits it.",
+    ),
+    "recon": Kind(
+        draw_reconstruction,
+        RUN,
+        "Input images, the low-pass and high-pass versions the network was given, its predictions, the "
+        "composite of given and predicted frequencies and its error; below each its spectrum, at the end the "
+        "error by frequency.",
+        masking=True,
+    ),
+    "panels": Kind(
+        draw_panels,
+        RUN,
+        "Images, and beside each what the method makes of it: views with other colours, hidden patches, "
+        "predictions.",
+        masking=False,
+    ),
+    "curves": Kind(
+        draw_curves,
+        RUN,
+        "Loss, the losses of both tasks, learning rate, gradient norm, effective rank, feature deviation, "
+        "speed and waiting share over the epochs.",
+    ),
+    "attention": Kind(
+        draw_attention,
+        ENCODER,
+        "Images, how attention flows to their patches through all blocks, and where each head of the last "
+        "block looks; below, the mean distance at which every head of every block looks.",
+    ),
+    "pca": Kind(
+        draw_pca,
+        ENCODER,
+        "Images, the first three principal components of their features as red, green and blue, the first "
+        "one alone, and three components of the foreground that it parts.",
+    ),
+    "neighbours": Kind(
+        draw_neighbours,
+        ENCODER,
+        "Images and beside each those that the encoder takes for most alike, with the cosine of their "
+        "features; a check mark where the class is the same, a cross where it is not.",
+    ),
+    "map": Kind(
+        draw_map,
+        ENCODER,
+        "Small images on a plane, alike ones close together, and the same plane with a dot for each image in "
+        "the colour of its class.",
+    ),
+    "filters": Kind(
+        draw_filters,
+        ENCODER,
+        "Kernels of the first layer, the frequency response of each, and the mean response over the plane "
+        "and over the radius.",
+    ),
+    "layers": Kind(
+        draw_layers,
+        ENCODER,
+        "For every block the amplitude of its features by frequency, relative to the lowest, and the "
+        "amplitude at the highest frequency over the depth.",
+    ),
+    "robust-corruptions": Kind(
+        draw_stored_as("robust-corruptions"),
+        RUN,
+        "Accuracy under fifteen corruptions of the images, mean over severities, a bar for each source.",
+    ),
+    "robust-filters": Kind(
+        draw_stored_as("robust-filters"),
+        RUN,
+        "Accuracy on low-pass and high-pass images over the radius of the filter, a curve for each source.",
+    ),
+    "robust-waves": Kind(
+        draw_stored_as("robust-waves"),
+        RUN,
+        "Error under noise of a single frequency, as a map over the frequencies for each source.",
+    ),
+    "robust-attacks": Kind(
+        draw_stored_as("robust-attacks"),
+        RUN,
+        "Accuracy under FGSM and PGD over the size of the attack, curves for each source.",
+    ),
+    "compare": Kind(
+        draw_compare,
+        RUN,
+        "Losses of several runs in one plot, spectra of what they predict, their probes in a table, and what "
+        "each makes of the same images.",
+    ),
+}
+
+GROUPS = {"robust": tuple(stored.FIGURES)}
+"""Names for several kinds at once: of these, the ones that can be drawn."""
+
+
+def refusal(kind: str, subject: Subject) -> UserError | None:
+    """Why this kind can't be drawn of the subject, if it can't."""
+    facts = KINDS[kind]
+    if facts.needs in ("run", "method") and not subject.has_method:
+        return UserError(f"{kind} needs a run, and {subject.source} is weights alone", "filters needs no run")
+    if facts.needs in ("run", "encoder") and subject.has_method and subject.run is None:
+        problem = f"{kind} needs a trained run, and {subject.source!r} is a method's name"
+        return UserError(problem, "give a run folder such as runs/mfm-…-1")
+    if facts.masking is True and not subject.masks_frequencies:
+        problem = f"{kind} shows masked frequencies, and {subject.name} masks none"
+        return UserError(problem, "panels shows what it does")
+    if facts.masking is False and subject.masks_frequencies:
+        return UserError(f"{kind} is for methods that mask no frequencies", "recon shows what mfm predicts")
+    return _refusal_of_content(kind, subject)
+
+
+def _refusal_of_content(kind: str, subject: Subject) -> UserError | None:
+    """What only a look at the encoder or into the run can tell."""
+    if kind == "attention":
+        return attention_maps.refusal_of(subject.encoder)
+    if kind == "filters":
+        return first_layer.refusal_of(subject.encoder)
+    if kind in stored.FIGURES:
+        return stored.refusal_of(run_of(subject), kind)
+    if kind == "compare" and not subject.others:
+        return UserError("compare needs two runs or more", f"sslkit visualize {subject.source} --with RUN")
+    return None

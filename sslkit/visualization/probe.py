@@ -1,0 +1,210 @@
+"""How good frozen features are: bars beside baselines, accuracy over labels, sizes and normalisations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sslkit.errors import UserError
+from sslkit.evaluation.result import MEASURES, FewRow, ProbeResult, Row
+from sslkit.evaluation.table import to_markdown
+from sslkit.visualization.robustness import attack_curves, corruption_bars, heat_maps, radius_curves
+from sslkit.visualization.style import COLOURS, DPI, INK, MARGIN, MUTED, SMALL, Sheet, plain_ticks
+
+PLOT = 2.6  # height of a curve's plot, inches
+ACROSS = 3.3  # its width
+BAR = 0.34  # height of a bar and the gap to the next, inches
+NAMES = 3.1  # room for the names of the rows
+NORMALIZATIONS = {"own": "own normalisation", "ImageNet": "ImageNet's", "none": "no normalisation"}
+LONGEST = 44  # letters of a name
+
+
+def figures(result: ProbeResult) -> dict[str, Figure]:
+    """File name without ending → figure: all that this result has figures for."""
+    found = {"probe": bars(result)}
+    if result.levels:
+        found["probe-shots"] = shots_curves(result)
+    if result.grid:
+        found["probe-grid"] = grid_curves(result)
+    robust = result.robustness
+    if robust is not None:
+        found["robust-corruptions"] = corruption_bars(robust)
+        found["robust-filters"] = radius_curves(robust)
+        found["robust-waves"] = heat_maps(robust)
+        if robust.plan.epsilons:
+            found["robust-attacks"] = attack_curves(robust)
+    return found
+
+
+def write_result(result: ProbeResult, folder: Path, pictures: Path | None = None) -> None:
+    """probe.json, table.md and PNG files; those of an earlier probe are replaced, each as a whole.
+
+    Args:
+        pictures: folder of the PNG files, where it is another one.
+
+    Raises:
+        UserError: they can't be written.
+    """
+    beside = pictures or folder
+    document = json.dumps(result.to_document(), indent=1, default=str) + "\n"
+    try:
+        for place in (folder, beside):
+            place.mkdir(parents=True, exist_ok=True)
+        for name, text in (("probe.json", document), ("table.md", to_markdown(result))):
+            (folder / f".{name}").write_text(text, encoding="utf-8", errors="backslashreplace")
+            (folder / f".{name}").replace(folder / name)
+        for name, figure in figures(result).items():
+            figure.savefig(beside / f".{name}.png", dpi=DPI, format="png")
+            (beside / f".{name}.png").replace(beside / f"{name}.png")
+    except OSError as problem:
+        raise UserError(f"{folder}: the result can't be written: {problem.strerror}", code=1) from None
+
+
+def bars(result: ProbeResult) -> Figure:
+    """Accuracy of every row by kNN and by the linear probe, with 95 % intervals; sources are darker."""
+    height = BAR * len(result.rows)
+    left = MARGIN + NAMES
+    sheet = Sheet(left + 2 * ACROSS + 0.85, height + 1.95, "Frozen features", _about(result))
+    top = min(
+        100.0,
+        1.12 * max(max(row.knn + row.knn_interval, row.linear + row.linear_interval) for row in result.rows)
+        + 5,
+    )
+    for place, (title, name) in enumerate(MEASURES.items()):
+        axes = sheet.plot(
+            left + place * (ACROSS + 0.25), 1.15, ACROSS, height, "top-1 accuracy, %", "", title
+        )
+        for order, row in enumerate(result.rows):
+            _bar(axes, order, row, name)
+        axes.set_ylim(len(result.rows) - 0.5, -0.5)
+        axes.set_xlim(0, top)
+        axes.grid(visible=False, axis="y")
+        names = [_short(row.name) for row in result.rows] if place == 0 else []
+        axes.set_yticks(range(len(names)), names)
+        axes.tick_params(axis="y", length=0, labelcolor=INK)
+    return sheet.figure
+
+
+def _bar(axes: Axes, order: int, row: Row, name: str) -> None:
+    value, margin = getattr(row, name), getattr(row, f"{name}_interval")
+    colour = COLOURS[0] if row.kind == "source" else MUTED
+    axes.barh(order, value, 0.68, color=colour, alpha=1.0 if row.kind == "source" else 0.55)
+    axes.errorbar(value, order, xerr=margin, color=INK, linewidth=1, capsize=2.5)
+    axes.text(value + margin, order, f"  {value:.1f}", va="center", fontsize=SMALL, color=INK)
+
+
+def shots_curves(result: ProbeResult) -> Figure:
+    """Accuracy over the number of labelled images per class; error bars are deviations over the draws.
+
+    The last point is all training images, whose mean number per class it stands at.
+    """
+    rows = {row.name: row for row in result.rows}
+    told = "error bars: one standard deviation of the draws"
+    sheet = _curve_sheet(result, "Accuracy over labels", told, len(rows))
+    mean = result.counts["train"] / result.counts["classes"]
+    for axes, name in _plots(sheet, "labelled images per class"):
+        for order, row in enumerate(rows.values()):
+            few = [one for level in result.levels for one in level.rows if one.name == row.name]
+            aside = 1 + 0.04 * (order - (len(rows) - 1) / 2)  # so that error bars stand side by side
+            x = [shots * aside for shots in (*(level.shots for level in result.levels), mean)]
+            y = [*(getattr(one, name) for one in few), getattr(row, name)]
+            spread = [*(_std(one, name) for one in few), 0.0]
+            axes.errorbar(
+                x,
+                y,
+                yerr=spread,
+                color=_colour(order),
+                marker="o",
+                markersize=3.5,
+                capsize=2.5,
+                label=_short(row.name),
+            )
+        axes.set_xscale("log")
+        plain_ticks(axes.xaxis)
+        axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
+    _legend_below(sheet)
+    return sheet.figure
+
+
+def _std(row: FewRow, name: str) -> float:
+    return float(getattr(row, f"{name}_std"))
+
+
+def grid_curves(result: ProbeResult) -> Figure:
+    """Accuracy over the input size, a line per source and normalisation; the own size is ringed."""
+    own = {row.name: row.size for row in result.rows}
+    lines: dict[tuple[str, str], list[tuple[int, float, float]]] = {}
+    for cell in result.grid:
+        lines.setdefault((cell.source, cell.normalization), []).append((cell.size, cell.knn, cell.linear))
+    sources = list(dict.fromkeys(source for source, _ in lines))
+    sheet = _curve_sheet(result, "Input size and normalisation", "ring: the model's own", len(lines))
+    styles = {"own": "-", "ImageNet": (0, (6, 2)), "none": (0, (2, 2))}
+    for column, (axes, _) in enumerate(_plots(sheet, "side of the images, pixels"), start=1):
+        for (source, kind), points in lines.items():
+            colour = _colour(sources.index(source))
+            label = f"{_short(source)}: " * (len(sources) > 1) + NORMALIZATIONS[kind]
+            x, y = [point[0] for point in points], [point[column] for point in points]
+            axes.plot(x, y, color=colour, linestyle=styles[kind], marker="o", markersize=3.5, label=label)
+            if kind == "own" and own[source] in x:
+                at = x.index(own[source])
+                axes.plot(x[at], y[at], "o", markersize=10, markerfacecolor="none", color=colour)
+        axes.set_xticks(sorted({cell.size for cell in result.grid}))
+        axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
+    _legend_below(sheet)
+    return sheet.figure
+
+
+def _curve_sheet(result: ProbeResult, title: str, more: str, lines: int) -> Sheet:
+    height = PLOT + 1.95 + 0.19 * ((lines + 1) // 2)
+    return Sheet(MARGIN + 0.5 + 2 * ACROSS + 0.85, height, title, f"{_about(result)} · {more}")
+
+
+def _plots(sheet: Sheet, x: str) -> list[tuple[Axes, str]]:
+    """(axes, attribute) for kNN and linear, side by side."""
+    return [
+        (
+            sheet.plot(
+                MARGIN + 0.5 + place * (ACROSS + 0.55),
+                1.15,
+                ACROSS,
+                PLOT,
+                x,
+                "" if place else "top-1 accuracy, %",
+                title,
+            ),
+            name,
+        )
+        for place, (title, name) in enumerate(MEASURES.items())
+    ]
+
+
+def _legend_below(sheet: Sheet) -> None:
+    axes = sheet.figure.axes[0]
+    handles, labels = axes.get_legend_handles_labels()
+    sheet.figure.legend(
+        handles,
+        labels,
+        fontsize=SMALL,
+        frameon=False,
+        labelcolor=INK,
+        ncols=2,
+        loc="lower left",
+        bbox_to_anchor=(MARGIN / sheet.width, 0.02),
+    )
+
+
+def _about(result: ProbeResult) -> str:
+    train, validation = (f"{result.counts[name]:,}" for name in ("train", "validation"))
+    return f"{train} training, {validation} validation images, {result.counts['classes']} classes"
+
+
+def _colour(order: int) -> str:
+    return COLOURS[order % len(COLOURS)]
+
+
+def _short(name: str) -> str:
+    """The end of a long name: runs differ there."""
+    return name if len(name) <= LONGEST else "…" + name[-LONGEST + 1 :]
