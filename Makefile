@@ -10,7 +10,7 @@ demo: .venv/.installed
 	$(BIN)/sslkit demo
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check $(SOURCES)

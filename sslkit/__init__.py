@@ -16,7 +16,10 @@ _HOMES = {
     "probe": "sslkit.verbs",
     "export": "sslkit.verbs",
     "visualize": "sslkit.verbs",
+    "embed": "sslkit.verbs",
+    "bench": "sslkit.verbs",
     "check": "sslkit.verbs",
+    "pack": "sslkit.verbs",
     "doctor": "sslkit.verbs",
     "load_encoder": "sslkit.weights",
     "Encoder": "sslkit.backbones",
@@ -29,11 +32,14 @@ __all__ = [
     "Method",
     "UserError",
     "__version__",
+    "bench",
     "check",
     "doctor",
+    "embed",
     "export",
     "finetune",
     "load_encoder",
+    "pack",
     "pretrain",
     "probe",
     "visualize",
@@ -43,7 +49,7 @@ if TYPE_CHECKING:
     from sslkit.backbones import Encoder
     from sslkit.errors import UserError
     from sslkit.methods.base import Method
-    from sslkit.verbs import check, doctor, export, finetune, pretrain, probe, visualize
+    from sslkit.verbs import bench, check, doctor, embed, export, finetune, pack, pretrain, probe, visualize
     from sslkit.weights import load_encoder
 
 

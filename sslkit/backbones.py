@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import timm
 import torch
 from timm.layers import resample_abs_pos_embed
-from timm.models import VisionTransformer, is_model_in_modules
+from timm.models import VisionTransformer, checkpoint_seq, is_model_in_modules
 from torch import Tensor, nn
 
 from sslkit.errors import UserError
@@ -70,6 +70,9 @@ class Encoder(nn.Module):
         self.register_buffer("mean", _per_channel(published.get("mean", IMAGENET_MEAN)))
         self.register_buffer("std", _per_channel(published.get("std", IMAGENET_STD)))
         self.family = family(self.model)
+        if self.family == "cnn":
+            # A pixel's channels side by side: a ResNet-50 in bfloat16 on a CPU trains twice as fast.
+            self.model.to(memory_format=torch.channels_last)
         self.width = int(self.model.num_features)
         self.stride = _stride(self.model)
         check_size(name, size, self.stride)
@@ -84,6 +87,16 @@ class Encoder(nn.Module):
     def denormalize(self, images: Tensor) -> Tensor:
         """The inverse of `normalize`; not clamped."""
         return images * self.std + self.mean
+
+    def checkpoint_activations_(self) -> None:
+        """Keep only what enters a block, and compute its inside again in the backward pass; or UserError."""
+        cure = "leave out model.checkpointing; run.micro_batch saves memory too"
+        if any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in self.model.modules()):
+            raise UserError(f"model.checkpointing: the batch norms of {self.name} would count twice", cure)
+        try:
+            self.model.set_grad_checkpointing(True)
+        except (AttributeError, AssertionError, NotImplementedError):
+            raise UserError(f"model.checkpointing: timm's {self.name} has none", cure) from None
 
     def vector(self, images: Tensor) -> Tensor:
         """One vector per image: float [B, 3, H, W] in [0, 1] → [B, D].
@@ -156,7 +169,8 @@ class Encoder(nn.Module):
         prefix = [t.expand(len(x), -1, -1) for t in (model.cls_token, model.reg_token) if t is not None]
         if prefix:
             x = torch.cat([torch.cat(prefix, dim=1) + prefix_position, x], dim=1)
-        x = model.norm(model.blocks(model.norm_pre(x)))
+        x = model.norm_pre(x)
+        x = model.norm(checkpoint_seq(model.blocks, x) if model.grad_checkpointing else model.blocks(x))
         count = model.num_prefix_tokens
         return Tokens(x[:, :count], x[:, count:])
 

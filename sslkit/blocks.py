@@ -9,10 +9,12 @@ from itertools import pairwise
 from typing import TypeVar
 
 import torch
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from sslkit import distributed, keyed
+from sslkit.errors import UserError
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -47,8 +49,8 @@ def mlp(widths: Sequence[int], *, batch_norm: bool, activation: type[nn.Module] 
     return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
 
 
-class BatchNorm1d(nn.BatchNorm1d):
-    """Batch norm of [B, D] whose statistics are those of the batches of all processes, on any device.
+class _Shared(nn.modules.batchnorm._BatchNorm):
+    """Batch norm of [B, C, …] whose statistics are those of the batches of all processes, on any device.
 
     In one process it is torch's own. (torch's SyncBatchNorm does the same on CUDA only.)
     """
@@ -57,13 +59,17 @@ class BatchNorm1d(nn.BatchNorm1d):
         if not self.training or distributed.world() == 1:
             return super().forward(input)
         with torch.autocast(input.device.type, enabled=False):
-            rows = input.float()
-            count = len(rows) * distributed.world()
-            mean = distributed.total(rows.sum(0)) / count
-            variance = distributed.total((rows - mean).square().sum(0)) / count
+            values = input.float()
+            rest = [0, *range(2, values.ndim)]  # all but the channels
+            count = values[:, 0].numel() * distributed.world()
+            mean = distributed.total(values.sum(rest)) / count
+            centred = values - _channels(mean, values)
+            variance = distributed.total(centred.square().sum(rest)) / count
             self._remember(mean.detach(), variance.detach() * (count / (count - 1)))
-            normalised = (rows - mean) * (variance + self.eps).rsqrt()
-            return normalised * self.weight + self.bias if self.affine else normalised
+            normalised = centred * _channels((variance + self.eps).rsqrt(), values)
+            if not self.affine:
+                return normalised
+            return normalised * _channels(self.weight, values) + _channels(self.bias, values)
 
     def _remember(self, mean: Tensor, variance: Tensor) -> None:
         assert self.running_mean is not None
@@ -73,6 +79,39 @@ class BatchNorm1d(nn.BatchNorm1d):
         self.running_var.lerp_(variance, self.momentum)
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
+
+
+class BatchNorm1d(_Shared, nn.BatchNorm1d):
+    """Of [B, C], with the statistics of all processes."""
+
+
+class BatchNorm2d(_Shared, nn.BatchNorm2d):
+    """Of [B, C, H, W], with the statistics of all processes."""
+
+
+def _channels(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(1, -1, *[1] * (like.ndim - 2))
+
+
+def share_statistics_(network: nn.Module, device: torch.device) -> None:
+    """Batch norms of images take the statistics of all processes from here on; names of weights stay.
+
+    On CUDA they become torch's SyncBatchNorm, by timm, which knows its own batch norms with an activation.
+
+    Raises:
+        UserError: on another device, for batch norms other than torch's plain one.
+    """
+    if device.type == "cuda":
+        convert_sync_batchnorm(network)
+        return
+    for module in network.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = BatchNorm2d
+        elif isinstance(module, nn.BatchNorm2d) and not isinstance(module, BatchNorm2d):
+            raise UserError(
+                f"model.sync_norm: {type(module).__name__} can't share its statistics on {device.type}",
+                "--set model.sync_norm=false, a ResNet, or CUDA",
+            )
 
 
 def shuffled(seed: int, epoch: int, index: Tensor, count: int, stream: str) -> Tensor:

@@ -55,6 +55,11 @@ class Data:
     workers: int = setting(
         AUTO, "processes that read images; 0: none, read in the training process", low=0, auto=True
     )
+    cache: Literal["memory", "off"] = setting(
+        AUTO,
+        "memory: decode once and keep the images where they fit; off: read their files again and again",
+        auto=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -66,8 +71,12 @@ class Model:
         "of a ResNet: standard (7 × 7, stride 2, pooling), or small (3 × 3, stride 1, no pooling) "
         "for images up to 64 px",
     )
+    sync_norm: bool = setting(False, "batch norms of a CNN take the statistics of all processes' images")
     init: str = setting(
         "", "start from these weights: a run, a file (also foreign: .pth), timm/NAME; empty: random"
+    )
+    checkpointing: bool = setting(
+        False, "keep only the inputs of blocks and compute the rest again: less memory, one more pass forward"
     )
 
 
@@ -111,17 +120,26 @@ class Schedule:
 class Run:
     out: str = setting(AUTO, "the run's folder; never an existing one", auto=True)
     batch_size: int = setting(AUTO, "images per optimizer step, over all devices", low=1, auto=True)
-    micro_batch: int = setting(0, "images at once in memory; 0: the whole batch", low=0)
+    micro_batch: int = setting(
+        0, "images at once in memory; 0: the whole batch; auto: as many as fit, by trying", low=0, auto=True
+    )
     seed: int = setting(0, "of the weights, the order and the views", low=0)
     device: str = setting(AUTO, "cpu, cuda, cuda:1, mps", auto=True)
+    devices: int = setting(1, "processes that train together, one device each", low=1)
+    patience: int = setting(600, "seconds after which a process that says nothing counts as lost", low=1)
+    max_time: str = setting("", "fit the schedule to this time (30m, 8h) instead of epochs; empty: no limit")
     precision: Literal["float32", "bfloat16"] = setting(
         AUTO, "of matrix products; auto: bfloat16 where the chip has it", auto=True
     )
     save_every: str = setting(
         "10m", "time between checkpoints (30s, 10m, 2h), or epochs (5e), or steps (500)"
     )
+    compile: bool = setting(False, "translate the backbone by torch.compile; the first steps wait for it")
     log_every: int = setting(AUTO, "steps between two lines of metrics", low=1, auto=True)
     pictures: int = setting(4, "how often, over the run, reconstructions are written", low=0)
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = setting(
+        (), "also tell the figures to tensorboard, wandb or mlflow"
+    )
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TextIO
 
+from sslkit import place
+
 PLAIN_INTERVAL = 15.0
 """Seconds between two plain progress lines where there is no terminal."""
 
@@ -52,12 +54,20 @@ class Console:
         quiet: nothing on stderr but warnings and errors; results still on stdout.
         json: results and events as JSON on stdout instead of text.
         log: a file that gets a copy of what people read.
+
+    Of several processes that work together only the first one speaks.
     """
 
     def __init__(self, quiet: bool = False, json: bool = False, log: Path | None = None) -> None:
         self.quiet, self.json, self.log = quiet, json, log
-        self.interactive = not quiet and bool(sys.stderr) and sys.stderr.isatty()  # None: closed by `2>&-`
+        terminal = bool(sys.stderr) and sys.stderr.isatty()  # None: closed by `2>&-`
+        self.interactive = terminal and not quiet and place.number() == 0
         self._progress: Any = None
+
+    @property
+    def choice(self) -> tuple[bool, bool]:
+        """What makes the like of it in another process."""
+        return self.quiet, self.json
 
     def say(self, text: str = "") -> None:
         """A line for people."""
@@ -139,7 +149,7 @@ class Console:
 
     def _write(self, stream: TextIO, text: str) -> None:
         """A closed stream, a closed pipe or a full disk behind it never stops the work."""
-        if not stream:
+        if not stream or place.number() > 0:
             return
         try:
             if stream is sys.stderr and self._progress is not None:
@@ -150,7 +160,7 @@ class Console:
             pass
 
     def _copy(self, text: str) -> None:
-        if self.log is None:
+        if self.log is None or place.number() > 0:
             return
         try:
             with self.log.open("a", encoding="utf-8", errors="backslashreplace") as file:

@@ -49,6 +49,15 @@ def total(values: Tensor) -> Tensor:
     return summed
 
 
+def agreed(flag: Tensor) -> Tensor:
+    """A scalar truth that holds in every process, on the device and without waiting for it."""
+    if world() == 1:
+        return flag
+    number = flag.float()
+    dist.all_reduce(number, op=dist.ReduceOp.MIN)
+    return number.bool()
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:

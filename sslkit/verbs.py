@@ -15,33 +15,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sslkit import config as configuration
-from sslkit.config import AUTO, PretrainConfig
+from sslkit import place
+from sslkit.config import PretrainConfig
 from sslkit.console import SILENT, Console
-from sslkit.errors import UserError, nearest
-from sslkit.methods import card, full_name
+from sslkit.errors import UserError
+from sslkit.request import pretrain_config
 
 if TYPE_CHECKING:
     from sslkit.diagnosis import Finding
-
-PRETRAIN_FLAGS = {
-    "backbone": "model.backbone",
-    "init": "model.init",
-    "epochs": "schedule.epochs",
-    "batch_size": "run.batch_size",
-    "micro_batch": "run.micro_batch",
-    "lr": "optim.lr",
-    "size": "data.size",
-    "limit": "data.limit",
-    "workers": "data.workers",
-    "device": "run.device",
-    "precision": "run.precision",
-    "out": "run.out",
-    "save_every": "run.save_every",
-    "pictures": "run.pictures",
-    "seed": "run.seed",
-}
-"""Flag of `sslkit pretrain` → the setting it stands for."""
+    from sslkit.training.speed import Rates, Rehearsal
 
 
 def pretrain(
@@ -62,7 +44,8 @@ def pretrain(
         method: name of a method, or a file with one; "mfm" by default.
         config: a TOML file or a recipe's name.
         settings: "section.key=value" texts, as after --set.
-        resume: continue this run instead; nothing else is needed, and only `allow_data_change` is allowed.
+        resume: continue this run instead; nothing else is needed, and only `allow_data_change` and `devices`
+            are allowed.
         allow_data_change: resume although the images have changed.
         overwrite: a run that is already at `out` is moved aside, to OUT-old-1.
         flags: the words of PRETRAIN_FLAGS, e.g. `epochs=100, batch_size=256`; None means not given.
@@ -72,13 +55,14 @@ def pretrain(
     """
     given = {name: value for name, value in flags.items() if value is not None}
     if resume is not None:
+        devices = given.pop("devices", None)
         if data or given or method or config or settings or overwrite:
             raise UserError(
                 "--resume goes alone: the run knows its own settings", f"sslkit pretrain --resume {resume}"
             )
         from sslkit.training.pretrain import resume as continue_run
 
-        run = continue_run(Path(resume), console, allow_data_change)
+        run = continue_run(Path(resume), console, allow_data_change, devices)
     else:
         if allow_data_change:
             raise UserError("--allow-data-change belongs to --resume", "sslkit pretrain --resume RUN")
@@ -86,63 +70,90 @@ def pretrain(
         from sslkit.training.pretrain import pretrain as train
 
         run = train(wanted, console, overwrite)
-    _write_report(run, console)
+    if place.number() == 0:
+        _write_report(run, console)
     return run
 
 
-def pretrain_config(
-    data: Sequence[str | Path],
+def rehearse(
+    *data: str | Path,
     method: str | None = None,
     config: str | Path | None = None,
     settings: Sequence[str] = (),
-    flags: Mapping[str, Any] | None = None,
-) -> PretrainConfig:
-    """The layers put together and checked; imports no torch. Raises UserError."""
-    file = configuration.read_again(str(config)) if config is not None else {}
-    assigned = dict(map(configuration.parse_set, settings))
-    in_file, in_settings = file.pop("method.name", None), assigned.pop("method.name", None)
-    in_file = full_name(in_file) if in_file else None
-    name = full_name(str(method or in_settings or in_file or "mfm"))
-    if name != (in_file or name):  # another method than the file's: its settings mean nothing here
-        file = {key: value for key, value in file.items() if not key.startswith("method.")}
-    known = card(name)
-    for flag in flags or {}:
-        if flag not in PRETRAIN_FLAGS:
-            raise UserError(f"pretrain has no option {flag!r}", nearest(flag, PRETRAIN_FLAGS))
-    given = {PRETRAIN_FLAGS[flag]: _text(value) for flag, value in (flags or {}).items()}
-    values = {**known.facts.get("defaults", {}), **file, **assigned, **given}
-    if data:
-        values["data.sources"] = [str(source) for source in data]
-    if not values.get("data.sources"):
-        raise UserError("no images given", "sslkit pretrain photos/, or fractal:2000 for generated ones")
-    return configuration.build_pretrain(name, known.Config, values)
+    console: Console = SILENT,
+    **flags: Any,
+) -> Rehearsal:
+    """What `pretrain` with the same words would take, from a few timed steps; writes nothing."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    wanted = pretrain_config(data, method, config, settings, given)
+    from sslkit.training.speed import rehearse as run
+
+    return run(wanted, console)
 
 
-def probe(*sources: str | Path, data: str | Path, console: Console = SILENT, **options: Any) -> Any:
+def bench(
+    *data: str | Path,
+    method: str | None = None,
+    config: str | Path | None = None,
+    settings: Sequence[str] = (),
+    steps: int = 20,
+    console: Console = SILENT,
+    **flags: Any,
+) -> tuple[PretrainConfig, Rates]:
+    """The settings, and images per second of loader, bare backbone, model and all, from `steps` of each."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    wanted = pretrain_config(data, method, config, settings, given)
+    from sslkit.training.speed import measure
+
+    return measure(wanted, console, steps)
+
+
+def probe(
+    *sources: str | Path,
+    data: str | Path,
+    out: str | Path | None = None,
+    console: Console = SILENT,
+    **options: Any,
+) -> Any:
     """Frozen features of each source, classified by kNN and a linear layer beside baselines.
 
-    A source that is a run gets the result into its folder and its report. See `evaluation.probe.probe` for
-    the options and the ProbeResult.
+    A source that is a run gets the result into its folder and its report; `out` is a new folder for table,
+    pictures and JSON. See `evaluation.probe.probe` for the options and the ProbeResult.
     """
     from sslkit.evaluation.probe import probe as run
+    from sslkit.visualization.probe import write_result
 
+    if out is not None and Path(out).exists():
+        raise UserError(f"{out} exists", "choose another folder; nothing is overwritten")
     result = run([str(source) for source in sources], str(data), console=console, **options)
-    for source in sources:
-        _add_to_report(Path(source), "probe", result.to_document(), console)
+    if out is not None:
+        write_result(result, Path(out))
+    for source in map(Path, sources):
+        if _is_run(source):
+            write_result(result, source, source / "pictures")
+            _write_report(source, console)
     return result
 
 
-def finetune(source: str | Path, data: str | Path, console: Console = SILENT, **options: Any) -> Any:
-    """Train a classifier that starts from `source`.
+def finetune(
+    source: str | Path | None = None,
+    data: str | Path | None = None,
+    console: Console = SILENT,
+    **options: Any,
+) -> Any:
+    """Train a classifier that starts from `source`, or continue: `finetune(resume=RUN)`.
 
     A source that is a run gets the result into its folder and its report. See `evaluation.finetune.finetune`
-    for the options and the FinetuneResult.
+    for the options, and the FinetuneResult or, with a baseline or several seeds, the Comparison.
     """
     from sslkit.evaluation.finetune import finetune as run
+    from sslkit.visualization.classes import draw_runs
 
-    result = run(str(source), str(data), console=console, **options)
+    given = [None if value is None else str(value) for value in (source, data)]
+    result = run(*given, console=console, **options)
+    draw_runs([one.folder for one in result.runs], console)
     if not result.scratch:
-        _add_to_report(Path(source), "finetune", result.to_document(), console)
+        _add_to_report(Path(source or result.source), "finetune", result.to_document(), console)
     return result
 
 
@@ -162,8 +173,23 @@ def visualize(
     from sslkit.visualization.visualize import visualize as run
 
     options |= {"out": Path(options["out"])} if options.get("out") else {}
-    options |= {"kinds": [options["kinds"]]} if isinstance(options.get("kinds"), str) else {}
+    for name in ("kinds", "others"):
+        options |= {name: [str(options[name])]} if isinstance(options.get(name), str | Path) else {}
     return run(str(source), [str(image) for image in images], console=console, **options)
+
+
+def embed(
+    source: str | Path,
+    data: str | Path,
+    out: str | Path = "features.safetensors",
+    console: Console = SILENT,
+    **options: Any,
+) -> Any:
+    """One vector per image into a new file; an Embedding. See sslkit.evaluation.embed for the options."""
+    from sslkit.evaluation.embed import embed as run
+
+    options |= {"query": str(options["query"])} if options.get("query") else {}
+    return run(str(source), str(data), Path(out), console=console, **options)
 
 
 def check(
@@ -197,6 +223,30 @@ def check(
     return found
 
 
+def pack(
+    *data: str | Path,
+    out: str | Path,
+    shard_size: str = "256MB",
+    workers: int | None = None,
+    limit: int | None = None,
+    console: Console = SILENT,
+    **settings: Any,
+) -> Any:
+    """Image files into tar shards and an index, DATA like any other; a Packing. See sslkit.data.pack.
+
+    Args:
+        out: a new folder.
+        shard_size: such as "256MB".
+        settings: `size` and `quality` of sslkit.data.members.Settings.
+    """
+    from sslkit.data.members import Settings
+    from sslkit.data.pack import pack as run
+    from sslkit.data.pack import parse_bytes
+
+    chosen = Settings(shard_size=parse_bytes(shard_size), **settings)
+    return run([str(source) for source in data], Path(out), chosen, workers, limit, console)
+
+
 def doctor(train: bool = False) -> Iterator[Finding]:
     """What of the environment could spoil a run, finding by finding. See sslkit.diagnosis."""
     from sslkit.diagnosis import examine
@@ -206,12 +256,16 @@ def doctor(train: bool = False) -> Iterator[Finding]:
 
 def _add_to_report(run: Path, name: str, document: Mapping[str, Any], console: Console) -> None:
     """Keep the latest result beside the run that it judges: RUN/name.json, and RUN/report.html made anew."""
-    if not (run / "run.json").is_file() or not (run / "config.toml").is_file():
+    if not _is_run(run):
         return
     unfinished = run / f".{name}.json"
     unfinished.write_text(json.dumps(document, indent=1, default=str) + "\n", encoding="utf-8")
     unfinished.replace(run / f"{name}.json")
     _write_report(run, console)
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "run.json").is_file() and (path / "config.toml").is_file()
 
 
 def _write_report(run: Path, console: Console) -> None:
@@ -222,8 +276,3 @@ def _write_report(run: Path, console: Console) -> None:
         write_report(run)
     except (UserError, OSError) as problem:
         console.warn(f"{run / 'report.html'} was not written: {problem}")
-
-
-def _text(value: Any) -> Any:
-    """Paths as text; numbers and texts as they are; "auto" stays auto."""
-    return AUTO if value == AUTO else str(value) if isinstance(value, Path) else value

@@ -16,14 +16,14 @@ PACKAGE = ROOT / "sslkit"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = [
-    {"config", "checking", "distributed", "errors", "keyed", "paths", "console"},
+    {"config", "checking", "distributed", "processes", "place", "errors", "keyed", "paths", "console"},
     {"augment", "blocks", "frequency", "data"}
     | {"backbones", "timm_models", "model_config", "weights", "foreign"},
     {"methods", "exporting"},
     {"training"},
     {"evaluation"},
     {"visualization"},
-    {"verbs", "contract", "diagnosis"},
+    {"verbs", "request", "contract", "diagnosis"},
     {"cli"},
 ]
 """From the ground up. A module imports from its own floor and from those below, never from above."""
@@ -95,7 +95,8 @@ def test_every_part_has_a_floor() -> None:
 
 def light_modules() -> list[Path]:
     named = [
-        PACKAGE / f"{name}.py" for name in ("__init__", "__main__", "config", "checking", "errors", "console")
+        PACKAGE / f"{name}.py"
+        for name in ("__init__", "__main__", "config", "checking", "errors", "console", "place", "request")
     ]
     return [*named, PACKAGE / "methods" / "__init__.py", *sorted((PACKAGE / "cli").rglob("*.py"))]
 

@@ -138,7 +138,7 @@ def test_accumulated_steps_update_the_target_once() -> None:
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
     schedule = CosineSchedule(optimizer, 1000, warmup=0, warmup_lr=0.0, min_lr=0.0)
     steps = train(
-        method, [two_views(8)], optimizer, schedule, Clock(0, 1000, 1000), device=torch.device("cpu"),
+        method, [two_views(8)], optimizer, schedule, Clock(0, 1000, 1000).rest(), device=torch.device("cpu"),
         micro_batch=2,
     )  # fmt: skip
     next(steps)

@@ -213,7 +213,7 @@ def test_methods(call: Call, tmp_path: Path) -> None:
 
 
 def test_a_method_s_toml_is_a_configuration(call: Call, tmp_path: Path) -> None:
-    from sslkit.verbs import pretrain_config
+    from sslkit.request import pretrain_config
 
     (tmp_path / "mfm.toml").write_text(call("methods", "mfm", "--toml")[1])
     built = pretrain_config(["photos"], config=tmp_path / "mfm.toml")
@@ -257,12 +257,19 @@ SETTINGS = "--config -c --set -s"
 OUTPUT = "--quiet -q --json"
 FLAGS = {
     "pretrain": f"{TRAINING} {SETTINGS} {OUTPUT} --method -m --backbone -b --init --micro-batch --limit "
-    "--resume --save-every --pictures --allow-data-change --overwrite",
-    "finetune": f"{TRAINING} {SETTINGS} {OUTPUT} --scratch",
-    "probe": f"--size --device --precision --workers --seed {OUTPUT} --baseline",
-    "visualize": f"--kind -k --count --radius --size --seed --out -o {OUTPUT}",
+    "--resume --save-every --pictures --allow-data-change --overwrite --dry-run --compile --cache --devices "
+    "--max-time",
+    "finetune": f"{TRAINING} {SETTINGS} {OUTPUT} --scratch --baseline --seeds --shots --share "
+    "--freeze --balance --keep --resume --save-every",
+    "probe": f"--size --device --precision --workers --seed --out -o {OUTPUT} --baseline --readout --shots "
+    "--seeds --exclude-leaks --grid --robust --robust-limit --attacks --min-top1 --no-cache",
+    "visualize": f"--kind -k --count --with --limit --radius --size --seed --out -o {OUTPUT}",
     "export": f"--format --backbone -b --trust {OUTPUT}",
+    "embed": f"--out -o --readout --neighbours --query --size --device --precision --workers --seed {OUTPUT}",
     "check": f"--against --out -o --workers {OUTPUT}",
+    "pack": f"--size --shard-size --quality --workers --limit {OUTPUT}",
+    "bench": f"--method -m --backbone -b --size --batch-size --micro-batch --workers --device --precision "
+    f"--compile --steps {SETTINGS} {OUTPUT}",
     "info": "--json",
     "doctor": "--train --json",
     "methods": "--toml --new --test --json",
@@ -303,6 +310,7 @@ def test_flags_of_pretrain_reach_their_settings(
         "--size": ("32", "data.size", 32),
         "--limit": ("6", "data.limit", 6),
         "--workers": ("0", "data.workers", 0),
+        "--cache": ("off", "data.cache", "off"),
         "--device": ("cpu", "run.device", "cpu"),
         "--precision": ("float32", "run.precision", "float32"),
         "--out": ("run", "run.out", "run"),

@@ -16,7 +16,7 @@ from sslkit import config
 from sslkit.config import AUTO, build_pretrain, dump, loads, parse_set
 from sslkit.errors import UserError
 from sslkit.methods import card
-from sslkit.verbs import PRETRAIN_FLAGS, pretrain_config
+from sslkit.request import PRETRAIN_FLAGS, pretrain_config
 
 MFM = card("mfm").Config
 
@@ -216,7 +216,7 @@ def test_a_configuration_that_is_not_there_gets_the_nearest_recipe() -> None:
 
 def test_putting_it_together_needs_no_torch() -> None:
     program = (
-        "import sys; from sslkit.verbs import pretrain_config;"
+        "import sys; from sslkit.request import pretrain_config;"
         "pretrain_config(['photos'], config='mfm-vit-b16', settings=['run.seed=1'], flags={'epochs': 2});"
         "print(sorted({'torch', 'timm', 'numpy', 'PIL'} & set(sys.modules)))"
     )

@@ -52,7 +52,7 @@ def steps(
         for x in values
     ]
     clock = Clock(start, start + len(values), 10)
-    return list(train(method, batches, optimizer, schedule, clock, device=CPU, **options))
+    return list(train(method, batches, optimizer, schedule, clock.rest(), device=CPU, **options))
 
 
 def test_a_step_is_gradient_descent() -> None:
@@ -129,7 +129,7 @@ def test_the_loop_is_lazy() -> None:
     method = Slope()
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
     schedule = CosineSchedule(optimizer, 10, 0, 0.0, 0.0)
-    loop = train(method, source(), optimizer, schedule, Clock(0, 3, 3), device=CPU)
+    loop = train(method, source(), optimizer, schedule, Clock(0, 3, 3).rest(), device=CPU)
     assert taken == []
     next(loop)
     assert taken == [0]
@@ -154,7 +154,7 @@ def test_precision_is_that_of_matrix_products(precision: Any) -> None:
     batch = {"x": torch.ones(1, 2), "index": torch.arange(1)}
     schedule = CosineSchedule(optimizer, 10, 0, 0.0, 0.0)
     (done,) = train(
-        method, [batch], optimizer, schedule, Clock(0, 1, 1), device=CPU, precision=precision
+        method, [batch], optimizer, schedule, Clock(0, 1, 1).rest(), device=CPU, precision=precision
     )  # fmt: skip
     assert method.dtype == getattr(torch, precision)
     assert method.layer.weight.dtype == torch.float32

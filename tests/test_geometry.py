@@ -1,4 +1,4 @@
-"""Crops against torchvision, against Pillow step by step, and against a slow loop."""
+"""Boxes against torchvision's, crops against Pillow step by step, and against a slow loop."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import pytest
 import torch
 from PIL import Image
 from torchvision import transforms
-from torchvision.transforms import InterpolationMode, functional
+from torchvision.transforms import functional
 
 from sslkit.augment.geometry import (
     CenterCrop,
     RandomResizedCrop,
     Views,
-    crop_resize,
     random_resized_crop_box,
     to_tensor_uint8,
 )
+from sslkit.data.picture import Cut, Picture
 
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
 
@@ -77,24 +77,6 @@ def test_extreme_images_fall_back_to_torchvisions_central_box(width: int, height
     assert next(boxes(width, height, 1)) == (left, top, w, h)
 
 
-def test_crop_resize_of_the_whole_image_is_pillows_resize() -> None:
-    image = picture(40, 30)
-    expected = np.asarray(image.resize((24, 24), Image.Resampling.BICUBIC))
-    assert np.array_equal(np.asarray(crop_resize(image, (0, 0, 40, 30), 24)), expected)
-
-
-def test_crop_resize_is_torchvisions_resized_crop() -> None:
-    """To the last pixel, the rim included."""
-    image = picture(96, 64)
-    expected = functional.resized_crop(image, 10, 20, 40, 60, [32, 32], InterpolationMode.BICUBIC)
-    assert np.array_equal(np.asarray(crop_resize(image, (20, 10, 60, 40), 32)), np.asarray(expected))
-
-
-def test_crop_resize_at_the_same_size_copies_the_pixels() -> None:
-    image = picture(40, 30)
-    assert np.array_equal(np.asarray(crop_resize(image, (7, 5, 16, 16), 16)), np.asarray(image)[5:21, 7:23])
-
-
 def test_to_tensor_uint8_keeps_every_pixel_in_its_place() -> None:
     image = picture(5, 3)
     tensor = to_tensor_uint8(image)
@@ -109,9 +91,9 @@ def test_random_resized_crop_is_its_box_resized_and_sometimes_mirrored() -> None
     image, transform = picture(50, 40), RandomResizedCrop(16)
     mirrored = 0
     for seed in range(40):
-        view = transform(image, np.random.default_rng(seed))
+        view = transform(Picture(image), np.random.default_rng(seed))
         box = random_resized_crop_box(50, 40, SCALE, RATIO, np.random.default_rng(seed))
-        plain = functional.pil_to_tensor(crop_resize(image, box, 16))
+        (plain,) = Picture(image).crops([Cut(box, 16)])
         assert torch.equal(view, plain) or torch.equal(view, plain.flip(-1))
         mirrored += not torch.equal(view, plain)
     assert 10 <= mirrored <= 30  # 20 expected, standard deviation 3.2
@@ -120,7 +102,7 @@ def test_random_resized_crop_is_its_box_resized_and_sometimes_mirrored() -> None
 def test_flip_zero_and_one() -> None:
     image = picture(16, 16)
     plain, mirrored = (
-        RandomResizedCrop(16, scale=(1, 1), ratio=(1, 1), flip=flip)(image, np.random.default_rng(0))
+        RandomResizedCrop(16, scale=(1, 1), ratio=(1, 1), flip=flip)(Picture(image), np.random.default_rng(0))
         for flip in (0.0, 1.0)
     )
     assert torch.equal(plain, functional.pil_to_tensor(image))
@@ -175,9 +157,23 @@ def test_transforms_can_be_pickled() -> None:
 
 
 def test_views_are_named_and_drawn_one_after_the_other() -> None:
-    image, crop = picture(40, 40), RandomResizedCrop(8)
-    transform = pickle.loads(pickle.dumps(Views(first=crop, second=crop)))
+    """A view that is no crop draws in its turn, from the whole image."""
+    image, crop = Picture(picture(40, 40)), RandomResizedCrop(8)
+    transform = pickle.loads(pickle.dumps(Views(first=crop, whole=noisy, second=crop)))
     views, random = transform(image, np.random.default_rng(0)), np.random.default_rng(0)
-    assert list(views) == ["first", "second"]
-    assert torch.equal(views["first"], crop(image, random))
-    assert torch.equal(views["second"], crop(image, random))
+    assert list(views) == ["first", "whole", "second"]
+    for name, view in (("first", crop), ("whole", noisy), ("second", crop)):
+        assert torch.equal(views[name], view(image, random))
+
+
+def noisy(image: Picture, random: np.random.Generator) -> torch.Tensor:
+    whole = to_tensor_uint8(image.rgb())
+    return whole ^ torch.from_numpy(random.integers(0, 2, tuple(whole.shape), dtype=np.uint8))
+
+
+def test_boxes_of_views_are_shares_of_the_image() -> None:
+    crop = RandomResizedCrop(8, box=True)
+    place = Views(image=crop)(Picture(picture(50, 40)), np.random.default_rng(3))["image_box"]
+    cut = crop.draw(50, 40, np.random.default_rng(3))
+    assert (place[:4] * torch.tensor([50, 40, 50, 40])).round().tolist() == list(cut.box)
+    assert bool(place[4]) == cut.mirrored

@@ -21,6 +21,7 @@ from sslkit.config import PretrainConfig
 from sslkit.console import Console
 from sslkit.data.decode import UnreadableImage, read_image
 from sslkit.data.loader import pretraining_loader
+from sslkit.data.picture import Picture
 from sslkit.data.sources import images_in, open_images
 from sslkit.errors import UserError
 from sslkit.training.pretrain import pretrain
@@ -253,7 +254,7 @@ def test_a_file_that_is_replaced_by_another_picture_is_read_as_it_is(photos: Pat
 @pytest.mark.parametrize("size", [(8, 8), (8, 2000), (15, 31)])
 def test_images_smaller_than_the_crop_work(tmp_path: Path, size: tuple[int, int]) -> None:
     image = read_image(str(picture(tmp_path / "a.png", size)))
-    view = RandomResizedCrop(64)(image, np.random.default_rng(0))
+    view = RandomResizedCrop(64)(Picture(image), np.random.default_rng(0))
     assert view.shape == CenterCrop(64)(image).shape == (3, 64, 64)
     assert view.dtype == torch.uint8
 

@@ -257,7 +257,7 @@ def test_accumulated_steps_update_the_key_encoder_once() -> None:
     clock = Clock(0, 1000, 1000)
     schedule = CosineSchedule(optimizer, 1000, warmup=0, warmup_lr=0.0, min_lr=0.0)
     steps = train(
-        method, [two_views(8)], optimizer, schedule, clock, device=torch.device("cpu"), micro_batch=2
+        method, [two_views(8)], optimizer, schedule, clock.rest(), device=torch.device("cpu"), micro_batch=2
     )
     next(steps)
     torch.testing.assert_close(

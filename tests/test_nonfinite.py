@@ -54,7 +54,8 @@ def walk(method: Line, values: list[list[float]], micro_batch: int = 0) -> list[
     schedule = CosineSchedule(optimizer, 10**9, 0, 0.0, 0.0)
     batches = [{"x": torch.tensor(x), "index": torch.arange(len(x))} for x in values]
     clock = Clock(0, len(values), 10)
-    return list(train(method, batches, optimizer, schedule, clock, device=CPU, micro_batch=micro_batch))
+    clocks = clock.rest()
+    return list(train(method, batches, optimizer, schedule, clocks, device=CPU, micro_batch=micro_batch))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -25,6 +25,7 @@ from sslkit.augment.colour import (
 )
 from sslkit.augment.geometry import RandomResizedCrop, Views, to_tensor_uint8
 from sslkit.augment.photometry import Photometry, gaussian_blur, solarize
+from sslkit.data.picture import Picture
 from sslkit.training.device import to_device
 
 FOLDERS = [Path(__file__).parents[2] / place for place in ("data/clothing224", "shared/data/clothing224")]
@@ -325,12 +326,13 @@ def test_boxes_lead_back_to_the_pixels() -> None:
     image = Image.fromarray(pixels)
     crops = {f"local{i}": RandomResizedCrop(12, (0.05, 0.4), box=True) for i in range(6)}
     transform = Views(whole=RandomResizedCrop(24), **crops)
-    batch = default_collate([transform(image, np.random.default_rng(seed)) for seed in range(3)])
+    batch = default_collate([transform(Picture(image), np.random.default_rng(seed)) for seed in range(3)])
     assert set(batch) == {"whole", *crops, *(f"{name}_box" for name in crops)}
     moved = to_device(batch, torch.device("cpu"))
     for name in crops:
         for view, box in zip(batch[name], moved[f"{name}_box"], strict=True):
             left, top, width, height = (box[:4] * torch.tensor([80, 60, 80, 60])).round().int().tolist()
             cut = reference.crop(image, top, left, height, width).resize((12, 12), Image.Resampling.BICUBIC)
-            assert torch.equal(view.flip(-1) if box[4] else view, to_tensor_uint8(cut))
+            plain = view.flip(-1) if box[4] else view
+            assert (plain.int() - to_tensor_uint8(cut).int()).abs().max() <= 2
     assert 0 < sum(moved[f"{name}_box"][:, 4].sum() for name in crops) < 18

@@ -22,10 +22,10 @@ from sslkit.console import SILENT, Console
 from sslkit.errors import UserError
 from sslkit.methods import card
 from sslkit.paths import next_folder
+from sslkit.request import pretrain_config
 from sslkit.training.pretrain import pretrain
 from sslkit.training.resolve import interval, resolve
 from sslkit.training.run import RunFolder, build_method, load_method, read_configuration
-from sslkit.verbs import pretrain_config
 from sslkit.weights import load_encoder
 
 Tiny = Callable[..., PretrainConfig]

@@ -25,7 +25,8 @@ from sslkit.training.pretrain import pretrain, resume
 from sslkit.training.session import Interrupted
 
 Tiny = Callable[..., PretrainConfig]
-TIMED = ("images_per_s", "wait", "rank", "std")  # the last two look back over the steps of one process
+# The last two look back over the steps of one process.
+TIMED = ("images_per_s", "wait", "saving", "rank", "std")
 
 
 class Stopper(Console):

@@ -285,7 +285,13 @@ def test_eight_images_are_learnt() -> None:
     schedule = CosineSchedule(optimizer, steps, warmup=10, warmup_lr=0.0, min_lr=0.0)
     clock = Clock(0, steps, steps_per_epoch=steps)
     done = train(
-        method, [batch_of(pictures)] * steps, optimizer, schedule, clock, device=torch.device("cpu"), clip=5.0
+        method,
+        [batch_of(pictures)] * steps,
+        optimizer,
+        schedule,
+        clock.rest(),
+        device=torch.device("cpu"),
+        clip=5.0,
     )
     losses = [step.metrics["loss"].item() for step in done]
     assert losses[-1] < losses[0] / 2

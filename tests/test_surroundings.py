@@ -76,3 +76,40 @@ def test_locale_and_home(folder: Path, environment: dict[str, str]) -> None:
 def test_no_home_at_all(folder: Path) -> None:
     done = shell("unset HOME; SSLKIT", folder)
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+
+
+def own_mount(place: str, size: str, line: str) -> str:
+    """The line where a file system of that size lies at the place, for it alone."""
+    tried = subprocess.run(
+        ["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True
+    )
+    if tried.returncode:
+        pytest.skip("this process may not mount file systems of its own")
+    return f"unshare --mount bash -c 'mount -t tmpfs -o size={size} tmpfs {place} && {line}'"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="mount namespaces are Linux's")
+def test_a_file_system_that_is_really_full(folder: Path) -> None:
+    shown = f"ls /mnt/run/checkpoints > {folder}/left; exit $code"
+    line = "SSLKIT -o /mnt/run --epochs 10 --save-every 2 -s model.patch_size=8; code=$?; " + shown
+    done = shell(own_mount("/mnt", "7m", line), folder)
+    assert done.returncode == 1
+    assert done.stderr.count("No space left on device") == 3
+    assert "error: step 10 was not saved in /mnt/run/checkpoints" in done.stderr
+    assert "hint: make room; older checkpoints are whole" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (folder / "left").read_text().split() == ["step-00000002", "step-00000004"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="mount namespaces are Linux's")
+def test_a_shared_memory_that_is_really_small(folder: Path) -> None:
+    line = "SSLKIT --workers 2 --size 96 --batch-size 16 --cache off"
+    done = shell(own_mount("/dev/shm", "256k", line), folder)
+    assert done.returncode == 1
+    assert "(3 of 3)" in done.stderr
+    assert "hint: fewer --workers" in done.stderr
+    assert "/dev/shm has only 0 MB" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list((folder / "run/checkpoints").glob("step-*"))

@@ -21,6 +21,7 @@ from torch import Tensor
 from sslkit.console import Console
 from sslkit.data import workers
 from sslkit.data.loader import pretraining_loader
+from sslkit.data.picture import Picture
 from sslkit.data.sources import open_images
 from sslkit.data.workers import WorkersLost
 
@@ -41,8 +42,8 @@ class Trap:
     times: int
     folder: Path
 
-    def __call__(self, image: Image.Image, random: np.random.Generator) -> Mapping[str, Tensor]:
-        value = image.getpixel((0, 0))[0]  # type: ignore[index]
+    def __call__(self, image: Picture, random: np.random.Generator) -> Mapping[str, Tensor]:
+        value = image.rgb().getpixel((0, 0))[0]  # type: ignore[index]
         if value == self.grey:
             for number in range(self.times):
                 try:
@@ -139,7 +140,7 @@ class Dying:
     view: Any
     run: Path
 
-    def __call__(self, image: Image.Image, random: np.random.Generator) -> Mapping[str, Tensor]:
+    def __call__(self, image: Picture, random: np.random.Generator) -> Mapping[str, Tensor]:
         file = self.run / "metrics.jsonl"
         if file.is_file() and len(file.read_text().splitlines()) > 3:
             os.kill(os.getpid(), signal.SIGKILL)

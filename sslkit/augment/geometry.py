@@ -1,4 +1,4 @@
-"""Crops and flips in the loader's workers: a PIL image in, a uint8 tensor out, one interpolation.
+"""Crops and flips in the loader's workers: drawn from the size alone, then cut from one decode.
 
 All randomness comes from the generator that the caller passes, one per (epoch, image).
 """
@@ -14,8 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-Box = tuple[int, int, int, int]
-"""(left, top, width, height), pixels."""
+from sslkit.data.picture import Box, Cut, Picture
 
 
 def random_resized_crop_box(
@@ -50,16 +49,6 @@ def random_resized_crop_box(
     return (width - box_width) // 2, (height - box_height) // 2, box_width, box_height
 
 
-def crop_resize(image: Image.Image, box: Box, size: int) -> Image.Image:
-    """The box of the image at size x size, bicubic with anti-aliasing (torchvision's crop, then resize).
-
-    Pillow's one-call `resize(box=…)` would let pixels outside the box take part: up to 19 of 255 at its rim.
-    """
-    left, top, width, height = box
-    cropped = image.crop((left, top, left + width, top + height))
-    return cropped.resize((size, size), Image.Resampling.BICUBIC)
-
-
 def to_tensor_uint8(image: Image.Image) -> Tensor:
     """An RGB image as uint8 [3, H, W], contiguous."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
@@ -79,21 +68,14 @@ class RandomResizedCrop:
     flip: float = 0.5
     box: bool = False
 
-    def __call__(self, image: Image.Image, random: np.random.Generator) -> Tensor:
-        """uint8 [3, size, size]"""
-        return self.with_box(image, random)[0]
+    def draw(self, width: int, height: int, random: np.random.Generator) -> Cut:
+        """What to show of an image of that size, before it is decoded."""
+        box = random_resized_crop_box(width, height, self.scale, self.ratio, random)
+        return Cut(box, self.size, random.random() < self.flip)
 
-    def with_box(self, image: Image.Image, random: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """uint8 [3, size, size], and float32 [5]: left, top, width, height in shares of the image's sides,
-        before the view was mirrored, and 1 if it was, else 0."""
-        box = random_resized_crop_box(image.width, image.height, self.scale, self.ratio, random)
-        view = crop_resize(image, box, self.size)
-        mirrored = random.random() < self.flip
-        if mirrored:
-            view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        left, top, width, height = box
-        place = [left / image.width, top / image.height, width / image.width, height / image.height, mirrored]
-        return to_tensor_uint8(view), torch.tensor(place, dtype=torch.float32)
+    def __call__(self, picture: Picture, random: np.random.Generator) -> Tensor:
+        """uint8 [3, size, size]"""
+        return picture.crops([self.draw(picture.width, picture.height, random)])[0]
 
 
 @dataclass(frozen=True)
@@ -124,17 +106,32 @@ class CenterCrop:
 class Views:
     """Several views of one image under names: `Views(image=crop)`, `Views(first=crop, second=crop)`.
 
-    A crop with `box=True` adds the tensor "NAME_box", which reaches the batch as float32 [B, 5].
+    A crop with `box=True` adds the tensor "NAME_box", which reaches the batch as float32 [B, 5]: left, top,
+    width, height in shares of the image's sides, before the view was mirrored, and 1 if it was, else 0.
     """
 
-    def __init__(self, **views: Callable[[Image.Image, np.random.Generator], Tensor]) -> None:
+    def __init__(self, **views: Callable[[Picture, np.random.Generator], Tensor]) -> None:
         self.views = views
 
-    def __call__(self, image: Image.Image, random: np.random.Generator) -> dict[str, Tensor]:
+    def __call__(self, picture: Picture, random: np.random.Generator) -> dict[str, Tensor]:
+        """All views, in their order; the crops are drawn first, so that the image is decoded once for all."""
         tensors: dict[str, Tensor] = {}
+        cuts: dict[str, Cut] = {}
         for name, view in self.views.items():
-            if isinstance(view, RandomResizedCrop) and view.box:
-                tensors[name], tensors[f"{name}_box"] = view.with_box(image, random)
+            if isinstance(view, RandomResizedCrop):
+                cuts[name] = view.draw(picture.width, picture.height, random)
+                tensors[name] = _UNCUT
+                if view.box:
+                    tensors[f"{name}_box"] = _place(cuts[name], picture)
             else:
-                tensors[name] = view(image, random)
-        return tensors
+                tensors[name] = view(picture, random)
+        return tensors | dict(zip(cuts, picture.crops(list(cuts.values())), strict=True))
+
+
+_UNCUT = torch.empty(0)  # keeps a view's place in the order of names until all are cut
+
+
+def _place(cut: Cut, picture: Picture) -> Tensor:
+    left, top, width, height = cut.box
+    shares = (left / picture.width, top / picture.height, width / picture.width, height / picture.height)
+    return torch.tensor((*shares, cut.mirrored), dtype=torch.float32)

@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from sslkit import __version__
+from sslkit import __version__, place
 from sslkit.console import printable, visible
 from sslkit.errors import UserError
 
@@ -46,14 +46,17 @@ def _root(
 def _add_commands() -> None:
     """Each command's file holds one function with its options; none imports torch before it runs."""
     from sslkit.cli import (
+        bench,
         check,
         demo,
         doctor,
+        embed,
         export,
         finetune,
         info,
         methods,
         models,
+        pack,
         pretrain,
         probe,
         visualize,
@@ -64,7 +67,10 @@ def _add_commands() -> None:
     app.command()(probe.probe)
     app.command()(visualize.visualize)
     app.command()(export.export)
+    app.command()(embed.embed)
     app.command()(check.check)
+    app.command()(pack.pack)
+    app.command()(bench.bench)
     app.command()(info.info)
     app.command()(methods.methods)
     app.command()(models.models)
@@ -96,6 +102,8 @@ def main() -> None:
 
 
 def _tell(message: str, hint: str, code: int) -> int:
+    if code == 2 and place.number() > 0:  # refused at the door, and the first process says so
+        return code
     for line in (f"error: {message}", f"hint: {hint}" if hint else ""):
         if line and sys.stderr:
             print(printable(visible(line), sys.stderr), file=sys.stderr)

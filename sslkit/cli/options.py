@@ -17,6 +17,9 @@ Settings = Annotated[
 ]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
 Precision = Annotated[str | None, typer.Option("--precision", help="auto, float32 or bfloat16.")]
+Compile = Annotated[
+    bool | None, typer.Option("--compile", help="torch.compile: a minute first, then faster steps.")
+]
 Workers = Annotated[int | None, typer.Option("--workers", help="Processes that read images; 0: none.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")]
 Size = Annotated[int | None, typer.Option("--size", help="Side of the images that go in, pixels.")]
@@ -24,3 +27,8 @@ Epochs = Annotated[int | None, typer.Option("-e", "--epochs", help="Passes over 
 BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Images per optimizer step.")]
 LearningRate = Annotated[float | None, typer.Option("--lr", help="Base learning rate, per 512 images.")]
 Out = Annotated[str | None, typer.Option("-o", "--out", help="Folder to make; never an existing one.")]
+
+
+def number(text: str | None) -> int | str | None:
+    """A whole number where it is one; else the text, for the setting's own check (auto, or refused)."""
+    return int(text) if text is not None and text.lstrip("-").isdecimal() else text

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sslkit.cli import options
 from sslkit.console import Console
+from sslkit.errors import UserError
+
+if TYPE_CHECKING:
+    from sslkit.training.speed import Rehearsal
 
 
 def pretrain(
@@ -28,7 +32,7 @@ def pretrain(
     epochs: options.Epochs = None,
     batch_size: options.BatchSize = None,
     micro_batch: Annotated[
-        int | None, typer.Option("--micro-batch", help="Images at once in memory.")
+        str | None, typer.Option("--micro-batch", help="Images at once in memory, or auto: what fits.")
     ] = None,
     lr: options.LearningRate = None,
     size: options.Size = None,
@@ -36,9 +40,19 @@ def pretrain(
         int | None, typer.Option("--limit", help="Use only N images, spread over the set.")
     ] = None,
     workers: options.Workers = None,
+    cache: Annotated[
+        str | None, typer.Option("--cache", help="auto: decode once, if the memory holds it; off.")
+    ] = None,
     device: options.Device = None,
+    devices: Annotated[
+        int | None, typer.Option("--devices", help="Processes that train together, one device each.")
+    ] = None,
     precision: options.Precision = None,
+    compile: options.Compile = None,
     out: options.Out = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Time a few steps, say what the run would take, write nothing.")
+    ] = False,
     resume: Annotated[
         str | None, typer.Option("--resume", metavar="RUN", help="Continue a run; goes alone.")
     ] = None,
@@ -48,6 +62,9 @@ def pretrain(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Move a run that is at --out aside, to OUT-old-1.")
     ] = False,
+    max_time: Annotated[
+        str | None, typer.Option("--max-time", help="Fit the schedule to this time, e.g. 8h.")
+    ] = None,
     save_every: Annotated[
         str | None, typer.Option("--save-every", help="30s, 10m, 2h, 5e (epochs), 500 (steps).")
     ] = None,
@@ -68,32 +85,59 @@ def pretrain(
     from sslkit import verbs
 
     console = Console(quiet, json)
+    words: dict[str, Any] = {
+        "method": method,
+        "config": config,
+        "settings": settings or [],
+        "console": console,
+        "backbone": backbone,
+        "init": init,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "micro_batch": options.number(micro_batch),
+        "lr": lr,
+        "size": size,
+        "limit": limit,
+        "workers": workers,
+        "cache": cache,
+        "device": device,
+        "devices": devices,
+        "precision": precision,
+        "out": out,
+        "max_time": max_time,
+        "save_every": save_every,
+        "pictures": pictures,
+        "seed": seed,
+        "compile": compile,
+    }
+    if dry_run:
+        if resume is not None:
+            raise UserError("--dry-run looks at a run before it begins", "leave out --resume")
+        rehearsal = verbs.rehearse(*(data or []), **words)
+        console.result("\n".join(_lines(rehearsal)), rehearsal.to_document())
+        return
     run = verbs.pretrain(
         *(data or []),
-        method=method,
-        config=config,
-        settings=settings or [],
         resume=resume,
         allow_data_change=allow_data_change,
         overwrite=overwrite,
-        console=console,
-        backbone=backbone,
-        init=init,
-        epochs=epochs,
-        batch_size=batch_size,
-        micro_batch=micro_batch,
-        lr=lr,
-        size=size,
-        limit=limit,
-        workers=workers,
-        device=device,
-        precision=precision,
-        out=out,
-        save_every=save_every,
-        pictures=pictures,
-        seed=seed,
+        **words,
     )
     console.say("done. Next:")
     console.say(f"  sslkit probe {run} LABELLED-IMAGES      # did it help?")
     console.say(f"  sslkit export {run}                     # a file that timm opens")
     console.result(str(run), {"run": str(run)})
+
+
+def _lines(rehearsal: Rehearsal) -> list[str]:
+    """A rehearsal as text."""
+    rates = rehearsal.rates
+    return [
+        f"loader alone  {rates.loader:8.1f} images/s",
+        f"model alone   {rates.model:8.1f} images/s",
+        f"together      {rates.whole:8.1f} images/s, {rates.wait:.1%} of the time waiting for images",
+        f"memory        {rates.memory / 2**30:8.2f} GB at most",
+        f"whole run     {rehearsal.hours:8.2f} hours, {rehearsal.steps:,} steps",
+        f"disk          {rehearsal.disk / 2**30:8.2f} GB",
+        rehearsal.limit,
+    ]

@@ -114,8 +114,12 @@ class Case:
         """The steps of `clock`, at most `stop`, by the real engine: batches in turn, AdamW if not told."""
         optimizer = optimizer or torch.optim.AdamW(trainable(method).values(), lr=1e-3)
         steady = CosineSchedule(optimizer, 10**9, warmup=0, warmup_lr=0.0, min_lr=0.0)
-        turns = (self.batches[step % len(self.batches)] for step in range(clock.step, clock.steps))
-        steps = train(method, batches or turns, optimizer, steady, clock, device=CPU, precision=precision)
+        turns: Iterable[Batch] = (
+            self.batches[step % len(self.batches)] for step in range(clock.step, clock.steps)
+        )
+        steps = train(
+            method, batches or turns, optimizer, steady, clock.rest(), device=CPU, precision=precision
+        )
         return list(islice(steps, stop))
 
     def trained(self) -> Method:

@@ -32,7 +32,7 @@ from sslkit.exporting.timm import PlainTimm, export_timm
 from sslkit.methods.base import Method
 from sslkit.training import checkpoint
 from sslkit.training.optim import build_optimizer, parameter_groups
-from sslkit.training.session import pictured_batch
+from sslkit.training.pictures import pictured_batch
 from sslkit.weights import ENCODER_FILE, write_encoder
 
 

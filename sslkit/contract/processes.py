@@ -16,7 +16,8 @@ from sslkit.contract.case import LATE, Case, copied, outputs, trainable
 WORLD = 2
 BACKBONE = "test_vit"
 """Without batch norm, whose statistics are each process's own in the usual CNN."""
-TOLERANCE = 1e-5
+TOLERANCE = 1e-4
+"""A batch norm over the nearly equal features of an untrained network amplifies rounding a hundred times."""
 PATIENCE = timedelta(seconds=120)  # the other process imports torch on a busy machine
 
 
@@ -24,7 +25,7 @@ def compare_processes(names: Sequence[str]) -> dict[str, str]:
     """Why each method's step is another one in two processes; empty where it is the same.
 
     This process and one more, for all methods: most of the time goes into starting it. Loss, gradients and,
-    after an SGD step and `after_step`, all parameters and buffers must agree within 1e-5 of the largest.
+    after an SGD step and `after_step`, all parameters and buffers must agree within 1e-4 of the largest.
     """
     with tempfile.TemporaryDirectory() as folder:
         other = multiprocessing.get_context("spawn").Process(target=_process, args=(1, names, folder))

@@ -169,13 +169,13 @@ def _doubles(seen: Seen, other: Seen | None, labels: dict[str, str]) -> list[Fin
     paths = [path for part in parts for path in np.array(part.images.paths, object)[part.readable]]
     looks = np.concatenate([part.looks[part.readable] for part in parts])
     own = int(seen.readable.sum())  # the first so many of both sets
-    copy_of, near_of = _groups(looks)
+    copy_of, near_of = groups(looks)
     copies, near = _repeats(copy_of[:own]), _repeats(near_of[:own])
     near = [(i, first) for i, first in near if copy_of[i] == i]
     disagreeing = [(i, j) for i, j in copies + near if labels.get(paths[i]) != labels.get(paths[j])]
-    leaks = _shared(copy_of, own)
+    leaks = shared(copy_of, own)
     leaked = {i for i, _ in leaks}
-    near_leaks = [(i, j) for i, j in _shared(near_of, own) if i not in leaked]
+    near_leaks = [(i, j) for i, j in shared(near_of, own) if i not in leaked]
     name = other.images.name if other else ""
 
     def finding(kind: str, pairs: list[tuple[int, int]], advice: str) -> Finding:
@@ -196,7 +196,7 @@ def _doubles(seen: Seen, other: Seen | None, labels: dict[str, str]) -> list[Fin
     ]
 
 
-def _groups(looks: Looks) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def groups(looks: Looks) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """For each image the first one with the same pixels, and the first one of those that look alike."""
     _, first, group = np.unique(looks["digest"], return_index=True, return_inverse=True)
     copy_of = first[group]
@@ -212,7 +212,7 @@ def _repeats(first: NDArray[np.int64]) -> list[tuple[int, int]]:
     return [(i, int(j)) for i, j in enumerate(first) if i != j]
 
 
-def _shared(first: NDArray[np.int64], own: int) -> list[tuple[int, int]]:
+def shared(first: NDArray[np.int64], own: int) -> list[tuple[int, int]]:
     """(position, position in the other set) of the first `own` images whose group reaches beyond them."""
     beyond: dict[int, int] = {}
     for position in range(own, len(first)):

@@ -1,23 +1,27 @@
-"""From a file to an upright RGB image, or to one line that says why not.
+"""From a file to an upright RGB image, or to crops of it, or to one line that says why not.
 
-Pillow decodes, with an explicit list of formats (never EPS or PDF, which start other programs) and with
-our own limit on pixels, read from the header before any memory is taken.
+An opened file is a `Picture`: its size is known from the header, and it is decoded once, when first needed
+and no finer than needed. Pillow decodes, with an explicit list of formats (never EPS or PDF, which start
+other programs) and with our own limit on pixels, read from the header before any memory is taken.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import statistics
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageChops, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from sslkit.data import turbo
+from sslkit.data.modes import to_rgb
+from sslkit.data.picture import Picture, Pixels
 from sslkit.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,7 +34,11 @@ MAX_PIXELS = 64 * 2**20
 MIN_SIDE = 8
 """A shorter side holds no picture, and a crop of it no frequencies."""
 
-_STRIP = 256  # rows that are scaled at once
+Part = tuple[int, int]
+"""(offset, size): where in a file an image is, bytes."""
+
+_AT_ONCE = 16 * 2**20  # bytes; a smaller file is read in one piece, a larger one as the decoder asks for it
+_REDUCIBLE = {"JPEG RGB", "JPEG L", "MPO RGB", "MPO L"}  # the decoder can skip the high frequencies
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -55,37 +63,95 @@ class UnreadableImage(Exception):
         return f"{self.path}: {self.reason}"
 
 
-def read_image(path: str) -> Image.Image:
+class _Encoded(Picture):
+    """An image in an opened file."""
+
+    def __init__(self, path: str, file: BinaryIO) -> None:
+        self.path, self._file = path, file
+        self._ready: tuple[Image.Image | Pixels, int] | None = None
+        with _readable(path), _silently():
+            self._header = self._read_header()
+            self.kind = f"{self._header.format} {self._header.mode}"
+            self._orientation = _orientation(self._header)
+        self.width, self.height = self._header.size
+        # Pillow reports the size of a TIFF already turned, of every other format as stored.
+        if self._orientation >= 5 and self._header.format != "TIFF":
+            self.width, self.height = self.height, self.width
+
+    def _read_header(self) -> Image.Image:
+        self._file.seek(0)
+        image = Image.open(self._file, formats=FORMATS)
+        _check_size(self.path, *image.size)
+        return image
+
+    def _decoded(self, factor: int) -> tuple[Image.Image | Pixels, int]:
+        if self._ready is None or self._ready[1] > factor:
+            factor = factor if self.kind in _REDUCIBLE else 1
+            with _readable(self.path), nullcontext() if self.kind in _REDUCIBLE else _silently():
+                # Decoding has consumed the header, should the image be wanted again, and finer.
+                header = self._header if self._ready is None else self._read_header()
+                self._ready = self._decode(header, factor), factor
+        return self._ready
+
+    def _decode(self, image: Image.Image, factor: int) -> Image.Image | Pixels:
+        if factor > 1:
+            image.draft(None, (image.width // factor, image.height // factor))
+        if self.kind in _REDUCIBLE and self._orientation == 1 and isinstance(self._file, io.BytesIO):
+            pixels = turbo.decode(self._file.getvalue(), *image.size)
+            if pixels is not None:
+                return pixels
+        image.load()
+        upright = _turned(to_rgb(image), _orientation(image))
+        if upright.size != (-(-self.width // factor), -(-self.height // factor)):
+            raise ValueError(f"{upright.width}x{upright.height} pixels, its header says otherwise")
+        return upright
+
+
+@contextmanager
+def opened(path: str, part: Part | None = None) -> Iterator[Picture]:
+    """The image file, its header read, to be decoded inside the `with` when and as far as it is needed.
+
+    Args:
+        part: the image is these bytes of the file alone.
+
+    Raises:
+        UnreadableImage: missing, of another format, more than 64 megapixels, a side under 8 pixels.
+    """
+    with _source(path, part, at_once=True) as file:
+        yield _Encoded(path, file)
+
+
+def read_image(path: str, part: Part | None = None) -> Image.Image:
     """The first frame of an image file, in RGB, upright.
 
     EXIF orientation is applied, transparency is composed on white, 16-bit, 32-bit and float images are
     scaled by their range (Pillow's own conversion turns them white or black).
 
+    Args:
+        part: the image is these bytes of the file alone.
+
     Raises:
         UnreadableImage: missing, damaged, of another format, more than 64 megapixels, a side under 8 pixels.
     """
-    return read_with_kind(path)[0]
+    return read_with_kind(path, part)[0]
 
 
-def read_with_kind(path: str) -> tuple[Image.Image, str]:
+def read_with_kind(path: str, part: Part | None = None) -> tuple[Image.Image, str]:
     """`read_image`, and format and mode of the file as Pillow names them, such as "PNG I;16"."""
-    with _opened(path) as image:
-        kind = f"{image.format} {image.mode}"
-        image.load()
-        return _turned(_to_rgb(image), _orientation(image)), kind
+    with _source(path, part, at_once=True) as file:
+        picture = _Encoded(path, file)
+        return picture.rgb(), picture.kind
 
 
-def image_size(path: str) -> tuple[int, int]:
+def image_size(path: str, part: Part | None = None) -> tuple[int, int]:
     """(width, height) of the upright image, in pixels, from the header alone.
 
     Raises:
         UnreadableImage: as `read_image`, as far as a header can tell.
     """
-    with _opened(path) as image:
-        width, height = image.size
-        # Pillow reports the size of a TIFF already turned, of every other format as stored.
-        swapped = image.format != "TIFF" and _orientation(image) >= 5
-        return (height, width) if swapped else (width, height)
+    with _source(path, part, at_once=False) as file:
+        picture = _Encoded(path, file)
+        return picture.width, picture.height
 
 
 def native_side(images: ImageSet, sample: int = 64) -> int:
@@ -110,21 +176,42 @@ def native_side(images: ImageSet, sample: int = 64) -> int:
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[Image.Image]:
-    """The opened, not yet decoded file; whatever goes wrong inside becomes UnreadableImage."""
-    try:
-        with warnings.catch_warnings(), open(path, "rb", opener=_without_waiting) as file:
-            # Pillow warns of large images, odd metadata and truncated EXIF; none of it is the user's concern.
-            warnings.simplefilter("ignore")
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+def _source(path: str, part: Part | None, *, at_once: bool) -> Iterator[BinaryIO]:
+    """The opened file, or in memory the bytes of it that are wanted. Raises UnreadableImage."""
+    with ExitStack() as stack:
+        with _readable(path):
+            file = stack.enter_context(open(path, "rb", opener=_without_waiting))
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
                 raise UnreadableImage(path, "not a file but a pipe, a socket or a device")
-            with Image.open(file, formats=FORMATS) as image:
-                _check_size(path, *image.size)
-                yield image
+            whole = at_once and status.st_size <= _AT_ONCE
+            if part is not None or whole:
+                content = _bytes_of(file, part or (0, status.st_size), status.st_size)
+        yield file if part is None and not whole else content
+
+
+def _bytes_of(file: BinaryIO, part: Part, length: int) -> io.BytesIO:
+    offset, size = part
+    if offset < 0 or offset + size > length:  # before memory is taken for what is not there
+        raise OSError(f"the image's bytes {offset} to {offset + size} reach beyond the file's {length}")
+    file.seek(offset)
+    return io.BytesIO(file.read(size))
+
+
+@contextmanager
+def _readable(path: str) -> Iterator[None]:
+    """Whatever goes wrong inside becomes UnreadableImage."""
+    try:
+        yield
     except UnreadableImage:
         raise
     except Exception as error:  # Pillow raises OSError, ValueError, SyntaxError, struct.error, EOFError, …
         raise UnreadableImage(path, _reason(error)) from error
+
+
+def _silently() -> warnings.catch_warnings:
+    """Pillow warns of large images, odd metadata and truncated EXIF; none of it is the user's concern."""
+    return warnings.catch_warnings(action="ignore")
 
 
 def _without_waiting(path: str, flags: int) -> int:
@@ -164,53 +251,3 @@ def _orientation(image: Image.Image) -> int:
 
 def _turned(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        return _scaled(image).convert("RGB")
-    if image.has_transparency_data:
-        straight = image.convert("LA") if image.mode == "La" else image  # Pillow goes one step at a time
-        with_alpha = straight if straight.mode == "RGBA" else straight.convert("RGBA")
-        page = Image.new("RGB", image.size, "white")
-        page.paste(with_alpha, mask=with_alpha.getchannel("A"))
-        return page
-    if image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
-        # Adobe stores inks inverted and marks the file; Pillow inverts back whether or not the mark is there.
-        image = ImageChops.invert(image)
-    return image.convert("RGB")
-
-
-def _scaled(image: Image.Image) -> Image.Image:
-    """A one-channel image of 16 or 32 bits as 8-bit grey.
-
-    The range is the customary one where the values fit it ([0, 65535] for integers, [0, 1] for floats),
-    else the image's own minimum and maximum. Values that are not finite count as the lower end; the value
-    that a 16-bit PNG declares transparent becomes white.
-    """
-    values = np.asarray(image)
-    clear = image.info.get("transparency") if image.mode.startswith("I") else None
-    if values.dtype.itemsize == 2:
-        shades = (np.arange(65536) * (255 / 65535)).round().astype(np.uint8)
-        if isinstance(clear, int):
-            shades[clear] = 255
-        return Image.fromarray(shades[values])
-    low, high = _range(values, 1.0 if image.mode == "F" else 65535.0)
-    # A constant image outside the customary range has no range of its own; it becomes black.
-    scale = 255.0 / max(high - low, np.finfo(np.float64).tiny)
-    grey = np.empty(values.shape, np.uint8)
-    for first in range(0, len(values), _STRIP):  # float64 of the whole image would be eight times its size
-        strip = values[first : first + _STRIP].astype(np.float64)
-        strip[~np.isfinite(strip)] = low
-        grey[first : first + _STRIP] = ((strip - low) * scale).round()
-    return Image.fromarray(grey)
-
-
-def _range(values: NDArray[Any], customary: float) -> tuple[float, float]:
-    """(0, customary) where all finite values lie in it, else their minimum and maximum."""
-    finite = np.isfinite(values)
-    if not finite.any():
-        return 0.0, customary
-    low = float(values.min(where=finite, initial=np.inf if values.dtype.kind == "f" else values.max()))
-    high = float(values.max(where=finite, initial=-np.inf if values.dtype.kind == "f" else values.min()))
-    return (0.0, customary) if low >= 0 and high <= customary else (low, high)

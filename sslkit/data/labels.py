@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sslkit import keyed
-from sslkit.data import fractal
+from sslkit.data import fractal, packed
+from sslkit.data.names import Names
 from sslkit.data.sources import ImageSet, images_in, none_found, rows_of
 from sslkit.errors import UserError
 
@@ -38,7 +42,7 @@ def open_labelled(source: str, seed: int = 0) -> tuple[ImageSet, ImageSet]:
     if not os.path.exists(source):
         raise UserError(f"{source}: no such file or folder", "labelled images: class folders or a .csv")
     if os.path.isdir(source):
-        return _open_folder(source, seed)
+        return (_open_pack if packed.is_pack(source) else _open_folder)(source, seed)
     if source.lower().endswith(".csv"):
         return _open_table(source, seed)
     raise UserError(f"{source}: no labels", hint=_LAYOUTS)
@@ -64,6 +68,45 @@ def _class_folders(folder: str, source: str) -> Labelled:
     if not found:
         raise none_found(folder)
     return found
+
+
+def _open_pack(source: str, seed: int) -> tuple[ImageSet, ImageSet]:
+    """As a folder, by the folders that the images were in when they were packed."""
+    names = packed.names_of(source)
+    training, validation = _parts(map(packed.original, names))
+
+    def below(part: str) -> Labelled:
+        found = ((name, _class_folder(packed.original(name), part)) for name in names)
+        return [(name, label) for name, label in found if label]
+
+    if not (found := below(training)):
+        raise UserError(f"{source}: no labels, the packed images were in no class folders", hint=_LAYOUTS)
+    return _divide(source, found, None if validation is None else below(validation), seed)
+
+
+def class_numbers(originals: Names) -> tuple[NDArray[np.int64], list[str]]:
+    """Of images by their names below one folder: each one's class, -1 where it has none, and all classes."""
+    parts = [part for part in _parts(originals) if part is not None]
+    labels = [next(filter(None, (_class_folder(name, part) for part in parts)), "") for name in originals]
+    trained = (_class_folder(name, parts[0]) for name in originals)
+    classes = sorted(set(filter(None, trained)))
+    number = {name: position for position, name in enumerate(classes)}
+    return np.array([number.get(label, -1) for label in labels], dtype=np.int64), classes
+
+
+def _parts(originals: Iterable[str]) -> tuple[str, str | None]:
+    """The folders, with "/", of the training and of the validation part; "" is all."""
+    tops = {name.partition("/")[0] for name in originals if "/" in name}
+    if "train" not in tops:
+        return "", None
+    validation = next((name for name in VALIDATION_NAMES if name in tops), None)
+    return "train/", validation and f"{validation}/"
+
+
+def _class_folder(original: str, part: str) -> str:
+    """The folder directly below `part` that an image is in; "" where it is in none, or elsewhere."""
+    folder, slash, _ = original.removeprefix(part).partition("/")
+    return folder if slash and original.startswith(part) else ""
 
 
 def _open_table(source: str, seed: int) -> tuple[ImageSet, ImageSet]:
@@ -133,7 +176,7 @@ def _numbered(source: str, images: Labelled, classes: tuple[str, ...]) -> ImageS
     number = {name: position for position, name in enumerate(classes)}
     ordered = sorted(images)
     labels = tuple(number[label] for _, label in ordered)
-    return ImageSet(tuple(path for path, _ in ordered), source, labels, classes)
+    return ImageSet(Names(path for path, _ in ordered), source, labels, classes)
 
 
 def _hold_out(images: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:

@@ -20,13 +20,16 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from sslkit import keyed
 from sslkit.console import SILENT, Console
 from sslkit.data.decode import UnreadableImage
+from sslkit.data.picture import Picture
 from sslkit.data.sources import ImageSet
 from sslkit.data.workers import LOOK, unbroken
 from sslkit.errors import UserError
 
-ViewTransform = Callable[[Image.Image, np.random.Generator], Mapping[str, Tensor]]
+ViewTransform = Callable[[Picture, np.random.Generator], Mapping[str, Tensor]]
 Bad = list[tuple[str, str]]
 """(path, reason) of images that could not be read."""
+Share = tuple[int, int]
+"""(which, of how many) equal parts of every batch: that of one of several processes."""
 
 _REPLACEMENT_TRIES = 20
 _PREFETCH = 4  # batches ready per worker: enough to even out slow images, small beside the model's memory
@@ -50,11 +53,11 @@ class ViewDataset(Dataset[dict[str, Any]]):
         bad: Bad = []
         for candidate in self._candidates(epoch, index):
             try:
-                image = self.images.read(candidate)
+                with self.images.opened(candidate) as picture:
+                    views = self.transform(picture, keyed.generator(self.seed, epoch, candidate))
             except UnreadableImage as error:
                 bad.append((error.path, error.reason))
                 continue
-            views = self.transform(image, keyed.generator(self.seed, epoch, candidate))
             return {**views, "index": candidate, "bad": bad}
         return {"bad": bad}
 
@@ -78,10 +81,13 @@ class KeyedBatches:
     start_step: int
     steps: int
     steps_per_epoch: int
+    share: Share = (0, 1)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.steps_per_epoch < 1 or self.start_step < 0:
             raise ValueError(f"batch_size, steps_per_epoch >= 1 and start_step >= 0 expected, got {self}")
+        if self.batch_size % self.share[1]:
+            raise ValueError(f"a batch of {self.batch_size} has no {self.share[1]} equal parts")
         if self.steps_per_epoch * self.batch_size > self.count:
             raise ValueError(
                 f"an epoch of {self.steps_per_epoch} x {self.batch_size} exceeds {self.count} images"
@@ -91,10 +97,12 @@ class KeyedBatches:
         return max(0, self.steps - self.start_step)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        part, parts = self.share
+        size = self.batch_size // parts
         for step in range(self.start_step, self.steps):
             epoch, position = divmod(step, self.steps_per_epoch)
-            first = position * self.batch_size
-            order = keyed.permutation(self.count, self.seed, epoch, first, first + self.batch_size)
+            first = position * self.batch_size + part * size
+            order = keyed.permutation(self.count, self.seed, epoch, first, first + size)
             yield [(epoch, int(index)) for index in order]
 
 
@@ -109,13 +117,15 @@ def pretraining_loader(
     steps_per_epoch: int,
     workers: int,
     console: Console = SILENT,
+    share: Share = (0, 1),
 ) -> Generator[dict[str, Any], None, None]:
     """Batches of steps `start_step` … `steps` - 1.
 
     Args:
-        transform: worker side; (image, its generator) → named uint8 views. Must be picklable.
+        transform: worker side; (picture, its generator) → named uint8 views. Must be picklable.
         steps_per_epoch: at most len(images) // batch_size; the rest of an epoch is dropped.
         workers: processes that decode; 0 decodes in this one.
+        share: the part of each batch that is wanted; `batch_size` is that of the whole.
 
     Returns:
         A generator of dicts, whose `close` ends the workers: the transform's tensors stacked to
@@ -128,11 +138,11 @@ def pretraining_loader(
             are started anew there, with a warning.
     """
     views = ViewDataset(images, transform, seed)
-    KeyedBatches(len(images), batch_size, seed, start_step, steps, steps_per_epoch)  # refuses at once
+    KeyedBatches(len(images), batch_size, seed, start_step, steps, steps_per_epoch, share)  # refuses at once
 
     def loader(delivered: int) -> DataLoader[Any]:
         first = start_step + delivered
-        batches = KeyedBatches(len(images), batch_size, seed, first, steps, steps_per_epoch)
+        batches = KeyedBatches(len(images), batch_size, seed, first, steps, steps_per_epoch, share)
         return _data_loader(views, batches, _collate_views, workers)
 
     return _checked(images.name, unbroken(loader, console))

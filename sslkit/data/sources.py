@@ -1,27 +1,32 @@
-"""Where images come from. One rule for DATA everywhere: a folder, a .txt list, a .csv table, `fractal:N`,
-or several of these. Files are listed once, sorted, and never opened here.
+"""Where images come from. One rule for DATA everywhere: a folder, a pack, a .txt list, a .csv table,
+`fractal:N`, or several of these. Files are listed once, sorted, and never opened here.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import heapq
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import groupby
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from sslkit import keyed
-from sslkit.data import fractal
-from sslkit.data.decode import image_size, read_image
+from sslkit.data import fractal, packed
+from sslkit.data.decode import image_size, opened, read_image
+from sslkit.data.listing import ENDINGS, image_files
+from sslkit.data.names import Names, common_folder
+from sslkit.data.picture import Picture
 from sslkit.errors import UserError
 
-ENDINGS = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff",
-    ".ppm", ".pgm", ".pbm", ".pnm", ".mpo",
-)  # fmt: skip
-"""File endings a folder is searched for, in any case of letters."""
+_NOT_FILES = (b"fractal:", b"pack:")
 
 
 @dataclass(frozen=True)
@@ -29,16 +34,20 @@ class ImageSet:
     """A fixed, sorted list of images; an image's position in it is its identity (`index`).
 
     Attributes:
-        paths: absolute file names, or names of generated images (`fractal:system/variant`).
+        paths: absolute file names, or names of generated (`fractal:system/variant`) or packed images; any
+            sequence of texts becomes Names.
         name: what the user typed, for messages.
         labels: one class number per image, or None.
         classes: names of the classes, in the order of their numbers.
     """
 
-    paths: tuple[str, ...]
+    paths: Names
     name: str
     labels: tuple[int, ...] | None = None
     classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "paths", Names.of(self.paths))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -46,30 +55,51 @@ class ImageSet:
     def read(self, index: int) -> Image.Image:
         """The image, RGB and upright. Raises UnreadableImage."""
         path = self.paths[index]
-        return fractal.draw(path) if fractal.is_name(path) else read_image(path)
+        if fractal.is_name(path):
+            return fractal.draw(path)
+        with packed.place(path) as (file, part):
+            return read_image(file, part)
+
+    @contextmanager
+    def opened(self, index: int) -> Iterator[Picture]:
+        """The image, to be decoded inside the `with` when and as far as needed. Raises UnreadableImage."""
+        path = self.paths[index]
+        if fractal.is_name(path):
+            yield Picture(fractal.draw(path))
+            return
+        with packed.place(path) as (file, part), opened(file, part) as picture:
+            yield picture
 
     def size(self, index: int) -> tuple[int, int]:
         """(width, height) in pixels, without decoding. Raises UnreadableImage."""
         path = self.paths[index]
-        return (fractal.SIDE, fractal.SIDE) if fractal.is_name(path) else image_size(path)
+        if fractal.is_name(path):
+            return fractal.SIDE, fractal.SIDE
+        with packed.place(path) as (file, part):
+            return image_size(file, part)
 
     def subset(self, indices: Iterable[int]) -> ImageSet:
         """The images at `indices`, in that order, with the same classes."""
         chosen = [int(index) for index in indices]
         labels = None if self.labels is None else tuple(self.labels[index] for index in chosen)
-        return replace(self, paths=tuple(self.paths[index] for index in chosen), labels=labels)
+        return replace(self, paths=self.paths.take(chosen), labels=labels)
+
+    @cached_property
+    def sizes(self) -> NDArray[np.int64]:
+        """`file_bytes` of every image, int64 [N], as they were when first asked for."""
+        return np.fromiter(map(file_bytes, self.paths.as_bytes()), np.int64, len(self))
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) over names relative to the common folder, labels, and sizes in bytes.
 
-        It survives moving the folder, and changes when a file is added, removed, renamed or resized.
+        It survives moving the folder, and changes when a file is added, removed, renamed or resized. A pack
+        of unchanged files has that of their folder.
         """
-        root = _common_folder(self.paths)
         digest = hashlib.sha256()
-        for position, path in enumerate(self.paths):
-            label = "" if self.labels is None else self.classes[self.labels[position]]
-            digest.update(os.fsencode(f"{path.removeprefix(root)}\0{label}\0{file_bytes(path)}\n"))
+        labels = [""] * len(self) if self.labels is None else [self.classes[label] for label in self.labels]
+        for name, label, size in zip(_relative(self.paths), labels, self.sizes.tolist(), strict=True):
+            digest.update(b"%b\0%b\0%d\n" % (name, os.fsencode(label), size))
         return digest.hexdigest()
 
 
@@ -77,8 +107,8 @@ def open_images(sources: Sequence[str], limit: int | None = None) -> ImageSet:
     """All images of one or several sources, without labels; a file named twice counts once.
 
     Args:
-        sources: DATA as typed: folders (recursive), .txt lists (one path a line, relative to the list),
-            .csv tables (header with `path`), `fractal:N`.
+        sources: DATA as typed: folders (recursive), packs, .txt lists (one path a line, relative to the
+            list), .csv tables (header with `path`), `fractal:N`.
         limit: keep at most so many, drawn over the whole set and always the same ones.
 
     Raises:
@@ -88,21 +118,28 @@ def open_images(sources: Sequence[str], limit: int | None = None) -> ImageSet:
         raise UserError("no images given", hint="name a folder, a .txt or .csv list, or fractal:1000")
     if limit is not None and limit < 1:
         raise UserError(f"limit {limit}: at least 1 image expected")
-    paths = sorted({path for source in sources for path in _paths_of(source)}, key=os.fsencode)
+    found = [_paths_of(source) for source in sources]
+    paths = found[0] if len(found) == 1 else _union(found)
     if limit is not None and limit < len(paths):
         # The first `limit` names would be a few folders, that is, a few classes.
-        paths = [paths[i] for i in sorted(keyed.permutation(len(paths), 0, 0, 0, limit))]
-    return ImageSet(paths=tuple(paths), name=", ".join(sources))
+        paths = paths.take(np.sort(keyed.permutation(len(paths), 0, 0, 0, limit)))
+    return ImageSet(paths=paths, name=", ".join(sources))
 
 
-def images_in(folder: str) -> list[str]:
+def images_in(folder: str) -> Names:
     """Absolute names of the image files under `folder`, sorted by their bytes whatever the locale.
 
     Hidden files and folders are left out (`._*` of macOS too), links to folders are followed, each real
     folder once, and folders that may not be entered are passed over. May be empty.
     """
     root = os.path.abspath(folder)
-    return sorted(_scan(root), key=os.fsencode) if os.path.isdir(root) else []
+    return image_files(root) if os.path.isdir(root) else Names()
+
+
+def _union(found: Sequence[Names]) -> Names:
+    """All names, sorted by their bytes, each once. The parts are sorted."""
+    merged = heapq.merge(*(names.as_bytes() for names in found))
+    return Names.of_bytes(name for name, _ in groupby(merged))
 
 
 def none_found(source: str) -> UserError:
@@ -132,26 +169,33 @@ def rows_of(table: str) -> list[dict[str, str]]:
     return [{**row, "path": path} for row, path in zip(rows, paths, strict=True)]
 
 
-def _paths_of(source: str) -> list[str]:
+def _paths_of(source: str) -> Names:
+    """Sorted by their bytes, each once."""
     if fractal.is_name(source):
-        return fractal.names(fractal.count(source))
+        return Names(fractal.names(fractal.count(source)))
     if not os.path.exists(source):
         raise UserError(f"{source}: no such file or folder", "fractal:2000 stands for generated images")
     if os.path.isdir(source):
-        if not os.access(source, os.R_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
-            raise UserError(f"{source}: the folder may not be read", "chmod u+rx, or ask its owner")
-        found = images_in(source)
-        if not found:
-            raise none_found(source)
-        return found
+        return _paths_in(source)
     ending = os.path.splitext(source)[1].lower()
-    if ending == ".csv":
-        return [row["path"] for row in rows_of(source)]
-    if ending == ".txt":
-        return _lines_of(source)
-    raise UserError(
-        f"{source}: not a folder, a .txt list or a .csv table", hint="give the folder that holds the images"
-    )
+    if ending not in (".csv", ".txt"):
+        raise UserError(
+            f"{source}: not a folder, a .txt list or a .csv table",
+            hint="give the folder that holds the images",
+        )
+    listed = [row["path"] for row in rows_of(source)] if ending == ".csv" else _lines_of(source)
+    return Names(sorted(set(listed), key=os.fsencode))
+
+
+def _paths_in(source: str) -> Names:
+    if not os.access(source, os.R_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise UserError(f"{source}: the folder may not be read", "chmod u+rx, or ask its owner")
+    if packed.is_pack(source):
+        return packed.names_of(source)
+    found = images_in(source)
+    if not found:
+        raise none_found(source)
+    return found
 
 
 def _lines_of(listing: str) -> list[str]:
@@ -179,45 +223,27 @@ def _existing(listing: str, names: Sequence[str]) -> list[str]:
     return paths
 
 
-def _scan(root: str) -> Iterator[str]:
-    """Image files under `root`. A stack instead of recursion: folders may be deeper than Python's limit."""
-    pending, seen = [root], set()
-    while pending:
-        folder = pending.pop()
-        try:
-            identity = os.stat(folder)
-            if (identity.st_dev, identity.st_ino) in seen:  # a link back, or a second way to the same folder
-                continue
-            with os.scandir(folder) as entries:
-                visible = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
-        except OSError:
-            continue
-        seen.add((identity.st_dev, identity.st_ino))
-        pending += [entry.path for entry in reversed(visible) if _is(os.DirEntry.is_dir, entry)]
-        named = (entry for entry in visible if entry.name.lower().endswith(ENDINGS))
-        yield from (entry.path for entry in named if _is(os.DirEntry.is_file, entry))
+def _relative(paths: Names) -> Iterator[bytes]:
+    """Names relative to the folder that all files lie in; packed images as they were called before."""
+    files = common_folder(path for path in paths.as_bytes() if not path.startswith(_NOT_FILES))
+    originals = common_folder(map(_original, filter(_is_packed, paths.as_bytes())))
+    for path in paths.as_bytes():
+        yield _original(path).removeprefix(originals) if _is_packed(path) else path.removeprefix(files)
 
 
-def _is(kind: Callable[[os.DirEntry[str]], bool], entry: os.DirEntry[str]) -> bool:
-    """False for a link that leads to itself, or to where nobody may look, which raise."""
-    try:
-        return kind(entry)
-    except OSError:
-        return False
+def _is_packed(path: bytes) -> bool:
+    return path.startswith(b"pack:")
 
 
-def _common_folder(paths: Sequence[str]) -> str:
-    folders = {os.path.dirname(path) for path in paths if not fractal.is_name(path)}
-    try:
-        return os.path.join(os.path.commonpath(folders), "") if folders else ""
-    except ValueError:  # different drives on Windows
-        return ""
+def _original(path: bytes) -> bytes:
+    return os.fsencode(packed.original(os.fsdecode(path)))
 
 
-def file_bytes(path: str) -> int:
-    """Size of a file; 0 for a generated image, -1 for a file that is gone."""
-    if fractal.is_name(path):
-        return 0
+def file_bytes(path: bytes) -> int:
+    """Size of an image's file, or of a packed image; 0 for a generated one, -1 for a file that is gone."""
+    if path.startswith(_NOT_FILES):
+        _, part = packed.locate(os.fsdecode(path))
+        return part[1] if part else 0
     try:
         return os.stat(path).st_size
     except OSError:

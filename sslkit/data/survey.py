@@ -11,9 +11,10 @@ from signal import SIG_IGN, SIGINT, signal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from sslkit.console import Bar
-from sslkit.data import fractal
+from sslkit.data import fractal, packed
 from sslkit.data.decode import UnreadableImage, read_with_kind
 from sslkit.data.likeness import LOOK, Looks, look_at
 from sslkit.data.sources import ImageSet
@@ -75,9 +76,7 @@ def _read(paths: Sequence[str]) -> Chunk:
     looks, readable, kinds, bad = [], [], Counter[str](), []
     for position, path in enumerate(paths):
         try:
-            image, kind = (
-                (fractal.draw(path), "generated RGB") if fractal.is_name(path) else read_with_kind(path)
-            )
+            image, kind = _image_and_kind(path)
         except UnreadableImage as error:
             bad.append((position, error.reason))
             continue
@@ -85,6 +84,13 @@ def _read(paths: Sequence[str]) -> Chunk:
         readable.append(position)
         kinds[kind] += 1
     return np.array(looks, LOOK), readable, kinds, bad
+
+
+def _image_and_kind(path: str) -> tuple[Image.Image, str]:
+    if fractal.is_name(path):
+        return fractal.draw(path), "generated RGB"
+    with packed.place(path) as (file, part):
+        return read_with_kind(file, part)
 
 
 def _mapped(

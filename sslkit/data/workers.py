@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -51,8 +51,8 @@ def unbroken(loader: Callable[[int], DataLoader[Any]], console: Console) -> Gene
     delivered = lost = 0
     while True:
         try:
-            with _workers(loader(delivered)) as batches:
-                for batch in _patiently(batches):
+            with closing(_pass(loader(delivered))) as batches:
+                for batch in batches:
                     delivered, lost = delivered + 1, 0
                     yield batch
             return
@@ -65,6 +65,14 @@ def unbroken(loader: Callable[[int], DataLoader[Any]], console: Console) -> Gene
                     code=1,
                 ) from None
             console.warn(f"{problem}; reading starts again at the same batch ({lost} of {RESTARTS})")
+
+
+def _pass(loader: DataLoader[Any]) -> Generator[Any, None, None]:
+    """One pass in a frame of its own: a new worker must not inherit its dead predecessors' iterator, which it
+    would try to end.
+    """
+    with _workers(loader) as batches:
+        yield from _patiently(batches)
 
 
 def _patiently(batches: Iterator[Any]) -> Iterator[Any]:

@@ -9,22 +9,23 @@ All state of a method is parameters and buffers; then checkpoints and resuming n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
-from PIL import Image
 from torch import Tensor, nn
 
 from sslkit.backbones import Encoder
+from sslkit.data.picture import Picture
 from sslkit.data.sources import ImageSet
 
 Batch = dict[str, Tensor]
 """One batch on the device: "index" int64 [B], the images' stable positions in the data set, and what
 `transform` made, as float [B, C, H, W] in [0, 1] where it was uint8."""
 
-Transform = Callable[[Image.Image, np.random.Generator], Mapping[str, Tensor]]
+Transform = Callable[[Picture, np.random.Generator], Mapping[str, Tensor]]
+"""`augment.geometry.Views`, or any function of a picture, not decoded yet, and a generator of its own."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,10 @@ class Clock:
     def at(self, step: int) -> Clock:
         return replace(self, step=step)
 
+    def rest(self) -> Iterator[Clock]:
+        """This step and all after it."""
+        return (self.at(step) for step in range(self.step, self.steps))
+
     def every(self, count: int) -> bool:
         """True once in `count` steps, and on the last step."""
         return (self.step + 1) % count == 0 or self.step + 1 == self.steps
@@ -72,6 +77,9 @@ class Method(nn.Module):
     couples_images: ClassVar[bool] = False
     """True where an image's loss depends on the others in memory: accumulation then changes the method."""
 
+    rests: ClassVar[bool] = False
+    """True where some steps leave a parameter without gradient; processes that train together must know."""
+
     encoder: Encoder
     """The product: what is probed and exported."""
 
@@ -90,7 +98,11 @@ class Method(nn.Module):
         return {}
 
     def transform(self) -> Transform:
-        """Worker side: a decoded image and its generator → named uint8 views; must be picklable."""
+        """Worker side: a picture and its generator → named uint8 views; must be picklable.
+
+        `picture.width` and `picture.height` cost nothing, `picture.crops(cuts)` decodes as far as the crops
+        need, `picture.rgb()` is the whole image as Pillow's.
+        """
         raise NotImplementedError
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:

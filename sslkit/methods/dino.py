@@ -114,6 +114,8 @@ class DINO(Method):
         "schedule.min_lr": 1e-6,
     }
 
+    rests = True  # the last layer, in the first epochs
+
     centre: Tensor
     answered: Tensor
     answers: Tensor

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 import sslkit
 from sslkit.errors import UserError, first_line
 from sslkit.training.locks import alive
+from sslkit.training.optim import match_memory_
 from sslkit.weights import save, sha256
 
 FORMAT = 2
@@ -228,6 +229,7 @@ def restore(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> 
         index, _, key = name.partition(".")
         entries.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+    match_memory_(optimizer)
     return state
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Generic, TypeVar
 
+from sslkit import place
 from sslkit.config import AUTO
 from sslkit.data.workers import usable_cores
 
@@ -37,6 +38,8 @@ class Chooser(Generic[Configuration]):
 def reading_workers(on_cpu: bool) -> int:
     """Processes that read images while a model trains: one per core for a GPU, at most eight.
 
-    On the CPU they take cores from the training itself, and one feeds several of those.
+    On the CPU they take cores from the training itself, and one feeds several of those. Processes that train
+    together share the cores of their machine.
     """
-    return max(1, usable_cores() // 4) if on_cpu else min(8, usable_cores())
+    cores = max(1, usable_cores() // place.local_count())
+    return max(1, cores // 4) if on_cpu else min(8, cores)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sslkit import place
 from sslkit.config import AUTO
 from sslkit.errors import UserError
 
@@ -17,11 +18,17 @@ Precision = Literal["float32", "bfloat16"]
 
 
 def pick_device(wanted: str = AUTO) -> torch.device:
-    """ "auto": a CUDA device, else Apple's, else the CPU.
+    """ "auto": a CUDA device, else Apple's, else the CPU. Of several processes each gets a CUDA device.
 
     Raises:
-        UserError: no such device here.
+        UserError: no such device here, or fewer than processes.
     """
+    if place.placed() and torch.cuda.is_available() and wanted in (AUTO, "cuda"):
+        if place.local_count() > torch.cuda.device_count():
+            count = torch.cuda.device_count()
+            raise UserError(f"{place.local_count()} processes and {count} CUDA devices", f"--devices {count}")
+        torch.cuda.set_device(place.local())
+        return torch.device("cuda", place.local())
     if wanted == AUTO:
         best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         return torch.device(best)

@@ -12,18 +12,29 @@ momentum and weight decay act once more, and nothing that is not finite reaches 
 
 from __future__ import annotations
 
+import inspect
 import time
+import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
+from sslkit import distributed
 from sslkit.errors import UserError
 from sslkit.methods.base import Batch, Clock
 from sslkit.training.device import Precision, autocast, to_device
 from sslkit.training.optim import CosineSchedule, clip_gradients_
+
+_BUFFERS = next(
+    name
+    for name in ("forward_sync_buffers", "broadcast_buffers")  # newer torch warns of the older name
+    if name in inspect.signature(DistributedDataParallel).parameters
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,7 @@ def train(
     batches: Iterable[dict[str, Any]],
     optimizer: torch.optim.Optimizer,
     schedule: CosineSchedule,
-    clock: Clock,
+    clocks: Iterable[Clock],
     *,
     device: torch.device,
     precision: Precision = "float32",
@@ -55,37 +66,41 @@ def train(
     clip_by: str = "all",
     micro_batch: int = 0,
 ) -> Iterator[Step]:
-    """Train from `clock.step` to `clock.steps`, one yielded `Step` per update.
+    """Train while there are `clocks`, one yielded `Step` per update.
+
+    Of several processes each trains on its part of every batch; gradients are averaged, so that all make the
+    same step.
 
     Args:
         method: a module with `forward(batch, clock) -> {"loss": …}` and `after_step(clock)`.
-        batches: one per step, starting with that of `clock.step`.
+        batches: one per clock.
         clip: norm to which gradients are clipped, of "all" or of each "tensor"; 0: never.
         micro_batch: images at once in memory, gradients are accumulated; 0: the whole batch. Losses that
             pool over the batch (MFM's) are then pooled over the micro-batch. It is halved for good when
             memory runs out; the batch of a step stays what it is.
 
     Raises:
-        UserError: there is too little memory even for the method's smallest batch.
+        UserError: there is too little memory even for the method's smallest batch; or, with several
+            processes, for one of them, as the others already wait for its gradients.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     source = iter(batches)
+    module = together(method, device)
     method.train()
-    for number in range(clock.step, clock.steps):
-        now = clock.at(number)
+    for now in clocks:
         asked = time.perf_counter()
         batch = next(source)
         wait = time.perf_counter() - asked
-        schedule.apply(number)
+        schedule.apply(now.step)
         moved, whole = to_device(batch, device), len(batch["index"])
         parts = split(moved, micro_batch)
-        while (outputs := _accumulated(method, parts, now, device, precision)) is None:
+        while (outputs := accumulated(module, parts, now, device, precision)) is None:
             optimizer.zero_grad(set_to_none=True)
             micro_batch = smaller(micro_batch or whole, whole, getattr(method, "minimum_batch", 1))
             parts = split(moved, micro_batch)
         grad_norm = clip_gradients_(parameters, clip, clip_by)
         metrics, embedding = _gathered(outputs, [len(part["index"]) / whole for part in parts])
-        finite = grad_norm.isfinite() & metrics["loss"].isfinite()
+        finite = distributed.agreed(grad_norm.isfinite() & metrics["loss"].isfinite())
         updates = True
         if device.type == "cpu":
             updates = bool(finite)
@@ -109,6 +124,22 @@ def train(
             batch["index"],
             micro_batch,
         )
+
+
+def together(method: Any, device: torch.device) -> Any:
+    """The method as it is, or with gradients that are averaged over the processes while they are computed."""
+    if distributed.world() == 1:
+        return method
+    # Kernels of 1 × 1 have two equal memory layouts, and torch takes note of which one a gradient has.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    options: dict[str, Any] = {_BUFFERS: False}  # batch norms' statistics are their own, or shared already
+    return DistributedDataParallel(
+        method,
+        device_ids=[device] if device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+        find_unused_parameters=getattr(method, "rests", False),
+        **options,
+    )
 
 
 def split(batch: Batch, size: int) -> list[Batch]:
@@ -138,18 +169,33 @@ def smaller(size: int, whole: int, minimum: int) -> int:
     )
 
 
-def _accumulated(
-    method: Any, parts: list[Batch], clock: Clock, device: torch.device, precision: Precision
+def accumulated(
+    module: Any, parts: list[Batch], clock: Clock, device: torch.device, precision: Precision
 ) -> list[dict[str, Tensor]] | None:
-    """The gradients of all parts, added up; None if memory ran out on the way."""
+    """The gradients of all parts, added up; None if memory ran out on the way.
+
+    Processes exchange gradients once, in the last part.
+    """
     whole = sum(len(part["index"]) for part in parts)
+    alone = [getattr(module, "no_sync", nullcontext)] * (len(parts) - 1) + [nullcontext]
+    outputs = []
     try:
-        return [_backward(method, part, clock, device, precision, whole) for part in parts]
+        for part, context in zip(parts, alone, strict=True):
+            with context():
+                outputs.append(_backward(module, part, clock, device, precision, whole))
+        return outputs
     except (torch.OutOfMemoryError, MemoryError):
         pass
     except RuntimeError as problem:  # so says the CPU's allocator
         if "can't allocate memory" not in str(problem):
             raise
+    if distributed.world() > 1:
+        largest, me = len(parts[0]["index"]), f"{distributed.rank()} of {distributed.world()}"
+        raise UserError(
+            f"process {me}: out of memory with {largest} images at once",
+            f"--micro-batch {max(1, largest // 2)} or less; the batch of a step stays",
+            code=1,
+        )
     if device.type == "cuda":  # only here, when the exception and the graph that it held are gone
         torch.cuda.empty_cache()
     return None
@@ -163,11 +209,11 @@ def _zero_unless_(finite: Tensor, parameters: list[torch.nn.Parameter]) -> None:
 
 
 def _backward(
-    method: Any, batch: Batch, clock: Clock, device: torch.device, precision: Precision, whole: int
+    module: Any, batch: Batch, clock: Clock, device: torch.device, precision: Precision, whole: int
 ) -> dict[str, Tensor]:
     """One micro-batch's gradients, by its share of `whole` images, added to `.grad`; returns the outputs."""
     with autocast(device, precision):
-        outputs: dict[str, Tensor] = method(batch, clock)
+        outputs: dict[str, Tensor] = module(batch, clock)
     (outputs["loss"] * (len(batch["index"]) / whole)).backward()  # type: ignore[no-untyped-call]
     return {name: value.detach() for name, value in outputs.items()}
 
@@ -188,7 +234,9 @@ def _gathered(
 def mean(name: str, values: list[Tensor], shares: list[float] | None = None) -> Tensor:
     """The mean of a metric. A task may be absent (NaN) and is left out, but a loss that is NaN must show."""
     stacked = torch.stack(values)
-    weights = torch.ones_like(stacked) if shares is None else stacked.new_tensor(shares)
+    # Filled on the device: a tensor made of Python's numbers would be copied there, and wait for it.
+    shares = shares or [1.0] * len(values)
+    weights = torch.stack([torch.full_like(v, share) for v, share in zip(values, shares, strict=True)])
     if name.startswith("loss_"):
         weights = weights.where(~stacked.isnan(), 0)
         stacked = stacked.nan_to_num()

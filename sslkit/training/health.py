@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -52,6 +53,17 @@ def advice(figures: Mapping[str, float], width: int, share: float) -> str | None
             "a smaller optim.lr, a longer warm-up or, for a teacher, a lower method.momentum may help"
         )
     return None
+
+
+def averaged(told: Sequence[tuple[dict[str, float], float]]) -> tuple[dict[str, float], float]:
+    """Figures of all processes as means, without those that had no such task (NaN); the longest wait."""
+    figures = [numbers for numbers, _ in told]
+    means = {}
+    for name in figures[0]:
+        values = [numbers[name] for numbers in figures]
+        there = [value for value in values if not math.isnan(value)] if name.startswith("loss_") else values
+        means[name] = sum(there) / len(there) if there else math.nan
+    return means, max(wait for _, wait in told)
 
 
 class Interval:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import torch
 
@@ -20,10 +21,13 @@ class NonFinite:
 
     On the CPU each step is looked at at once. Elsewhere that would make the host wait for the device in
     every step, so the flags stay there until `settle`, at the end of a log interval.
+
+    Args:
+        images: the indices of a step's images.
     """
 
-    def __init__(self, run: RunFolder, steps: int) -> None:
-        self._run = run
+    def __init__(self, run: RunFolder, steps: int, images: Callable[[Step], list[int]]) -> None:
+        self._run, self._images = run, images
         self._allowed = max(IN_A_ROW, int(SHARE * steps))
         file = run.path / FILE
         self.count = len(file.read_text(encoding="utf-8").splitlines()) if file.is_file() else 0
@@ -51,8 +55,7 @@ class NonFinite:
         self.count += 1
         done = step.clock.step + 1
         figures = rounded({"loss": float(step.metrics["loss"]), "grad_norm": float(step.grad_norm)})
-        images = [] if step.index is None else step.index.tolist()
-        self._run.append(FILE, json.dumps({"step": done, **figures, "images": images}))
+        self._run.append(FILE, json.dumps({"step": done, **figures, "images": self._images(step)}))
         if self._row >= IN_A_ROW or self.count > self._allowed:
             often = f"{self._row} times in a row" if self._row >= IN_A_ROW else f"in {self.count} steps"
             raise UserError(

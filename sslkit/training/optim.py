@@ -13,7 +13,8 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
-from sslkit.config import Optim
+from sslkit.config import Optim, PretrainConfig
+from sslkit.methods.base import Clock, Method
 
 
 def learning_rate(base: float, batch_size: int, reference_batch: int) -> float:
@@ -60,17 +61,47 @@ def build_optimizer(groups: list[dict[str, object]], optim: Optim, lr: float) ->
     same absolute number for every layer, where timm's scheduler would scale that too. Momentum is the plain
     one, not Nesterov's. LARS adapts the rate of groups with weight decay only (You et al., 2017).
     """
+    parameters = [parameter for group in groups for parameter in group["params"]]  # type: ignore[attr-defined]
+    fused = {"fused": True} if _fusable(parameters) else {}
     for group in groups:
         group["lr"] = lr * float(group.pop("lr_scale", 1.0))  # type: ignore[arg-type]
     options: dict[str, dict[str, Any]] = {
-        "adamw": {"opt": "adamw", "betas": optim.betas, "eps": optim.eps},
-        "sgd": {"opt": "momentum", "momentum": optim.momentum},
+        "adamw": {"opt": "adamw", "betas": optim.betas, "eps": optim.eps, **fused},
+        "sgd": {"opt": "momentum", "momentum": optim.momentum, **fused},
         "lars": {"opt": "lars", "momentum": optim.momentum, "trust_coeff": optim.trust},
     }
     optimizer: torch.optim.Optimizer = create_optimizer_v2(
         groups, lr=lr, weight_decay=optim.weight_decay, **options[optim.name]
     )
     return optimizer
+
+
+def optimizer_and_schedule(
+    method: Method, config: PretrainConfig, clock: Clock
+) -> tuple[torch.optim.Optimizer, CosineSchedule]:
+    """What trains a method's parameters over the clock's steps, as the configuration has it."""
+    optim, schedule, batch = config.optim, config.schedule, config.run.batch_size
+    groups = parameter_groups(method, optim.weight_decay, method.overrides)
+    scale = learning_rate(1.0, batch, optim.reference_batch)
+    optimizer = build_optimizer(groups, optim, optim.lr * scale)
+    warmup = min(round(schedule.warmup_epochs * clock.steps_per_epoch), clock.steps - 1)
+    lows = schedule.warmup_lr * scale, schedule.min_lr * scale
+    return optimizer, CosineSchedule(optimizer, clock.steps, warmup, *lows, optim.weight_decay_end)
+
+
+def _fusable(parameters: list[nn.Parameter]) -> bool:
+    """Whether torch updates all of them in one pass over the memory: on a CPU half of the time or less."""
+    return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
+
+
+def match_memory_(optimizer: torch.optim.Optimizer) -> None:
+    """Lay the state out as its parameters are: what a file gave back need not be, and a fused step on the
+    CPU reads both in the order of memory without a look.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def clip_gradients_(parameters: list[nn.Parameter], limit: float, by: str = "all") -> Tensor:
@@ -106,14 +137,20 @@ class CosineSchedule:
         min_lr: float,
         weight_decay_end: float | None = None,
     ) -> None:
-        self._optimizer, self._steps, self._weight_decay_end = optimizer, steps, weight_decay_end
+        self._optimizer, self._weight_decay_end = optimizer, weight_decay_end
         self._weight_decays = [group["weight_decay"] for group in optimizer.param_groups]
+        self._warmup_lr, self._min_lr = warmup_lr, min_lr
+        self.plan(steps, warmup)
+
+    def plan(self, steps: int, warmup: int) -> None:
+        """Another number of steps, and of those that warm up, from the next `apply` on."""
+        self._steps = steps
         self._scheduler = CosineLRScheduler(
-            optimizer,
+            self._optimizer,
             t_initial=max(steps, 2),
-            lr_min=min_lr,
+            lr_min=self._min_lr,
             warmup_t=warmup,
-            warmup_lr_init=warmup_lr,
+            warmup_lr_init=self._warmup_lr,
             warmup_prefix=False,
             t_in_epochs=False,
         )

@@ -6,24 +6,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import sslkit
 from sslkit import config as configuration
+from sslkit import distributed, place, processes
+from sslkit.blocks import share_statistics_
 from sslkit.config import AUTO, PretrainConfig
 from sslkit.console import SILENT, Console
 from sslkit.data.decode import native_side
 from sslkit.data.sources import ImageSet, open_images
 from sslkit.errors import UserError
-from sslkit.methods import load, short_name
+from sslkit.methods import card, load, short_name
 from sslkit.methods.base import Method
 from sslkit.training import checkpoint
+from sslkit.training.acceleration import accelerate_, fitted
 from sslkit.training.changes import image_changes, list_images, setting_changes, settings_of
 from sslkit.training.device import pick_device
+from sslkit.training.launch import launch
 from sslkit.training.locks import locked
+from sslkit.training.loggers import require
 from sslkit.training.progress import announce
-from sslkit.training.resolve import Resolved, interval, resolve
+from sslkit.training.resolve import Resolved, interval, resolve, seconds_of
 from sslkit.training.run import RunFolder, build_method, describe, read_configuration, refuse
 from sslkit.training.session import Session
 from sslkit.weights import load_encoder, load_into, tensors_for
@@ -39,32 +45,71 @@ def pretrain(config: PretrainConfig, console: Console = SILENT, overwrite: bool 
         UserError: anything that can't work, before any work starts.
         Interrupted: stopped by a signal, after saving.
     """
+    if config.run.devices > 1 and not place.placed():
+        given = (settings_of(config), console.choice, overwrite)
+        return Path(launch(_pretrain_here, given, config.run.devices))
     device = pick_device(config.run.device)
     interval(config.run.save_every)
-    if config.run.out != AUTO:
-        refuse(Path(config.run.out), overwrite)
-    images = open_images(config.data.sources, config.data.limit or None)
-    config = _anchored(config)
-    ready = resolve(config, len(images), native_side(images), device)
-    _check(ready, console)
-    method = _prepared(ready, images, device, console)
-    run = RunFolder.create(Path(ready.config.run.out), overwrite)
+    if config.run.max_time:
+        seconds_of(config.run.max_time)
+    with processes.joined(device, config.run.patience), processes.watched(lambda: 0):
+        if config.run.out != AUTO:
+            processes.on_first(lambda: refuse(Path(config.run.out), overwrite))
+        images = open_images(config.data.sources, config.data.limit or None)
+        config = _anchored(config)
+        ready = _agreed(resolve(config, len(images), native_side(images), device))
+        check(ready, console)
+        method = _prepared(ready, images, device, console)
+        ready = fitted(ready, method, images, device)
+        path = Path(ready.config.run.out)
+        processes.on_first(lambda: RunFolder.create(path, overwrite) and None)
+        run = RunFolder(path, writes=distributed.rank() == 0)
+        with _held(run, console):
+            processes.on_first(lambda: _begin(run, ready, images, device))
+            announce(ready, method, images, console)
+            return Session(ready, method, images, run, device, console).go(start=0)
+
+
+def _pretrain_here(values: dict[str, Any], choice: tuple[bool, bool], overwrite: bool) -> str:
+    """`pretrain` in a process of its own, with what can be sent there."""
+    name = values.pop("method.name")
+    config = configuration.build_pretrain(name, card(name).Config, values)
+    return str(pretrain(config, Console(*choice), overwrite))
+
+
+def _begin(run: RunFolder, ready: Resolved, images: ImageSet, device: torch.device) -> None:
+    """What stands in a run's folder before the first step."""
+    run.update(status="running", **describe(images, ready.info, device))
+    header = f"sslkit {sslkit.__version__}: `sslkit pretrain -c {run.path / 'config.toml'}` repeats this run"
+    (run.path / "config.toml").write_text(configuration.dump(ready.config, header), encoding="utf-8")
+    list_images(images, run.path)
+
+
+@contextmanager
+def _held(run: RunFolder, console: Console) -> Iterator[None]:
+    """The run's lock and log, for the process that writes."""
+    if not run.writes:
+        yield
+        return
     with locked(run.path, console), console.copied_to(run.path / "log.txt"), _told_if_full(run.path):
-        run.update(status="running", **describe(images, ready.info, device))
-        header = (
-            f"sslkit {sslkit.__version__}: `sslkit pretrain -c {run.path / 'config.toml'}` repeats this run"
-        )
-        (run.path / "config.toml").write_text(configuration.dump(ready.config, header), encoding="utf-8")
-        list_images(images, run.path)
-        announce(ready, method, images, console)
-        return Session(ready, method, images, run, device, console).go(start=0)
+        yield
 
 
-def resume(path: Path, console: Console = SILENT, allow_data_change: bool = False) -> Path:
+def _agreed(ready: Resolved) -> Resolved:
+    """The same configuration in every process, and how many there are."""
+    config = ready.config
+    run = replace(config.run, out=processes.told(config.run.out), devices=distributed.world())
+    return replace(ready, config=replace(config, run=run))
+
+
+def resume(
+    path: Path, console: Console = SILENT, allow_data_change: bool = False, devices: int | None = None
+) -> Path:
     """Continue a run at the very step of its newest whole checkpoint.
 
     Args:
         allow_data_change: go on although the images are not those the run began with.
+        devices: processes that train together from here on; None: as many as before.
 
     Raises:
         UserError: not a run, already complete, in use, or its images or its network have changed.
@@ -74,26 +119,41 @@ def resume(path: Path, console: Console = SILENT, allow_data_change: bool = Fals
         raise UserError(
             f"{path} is already complete", f"sslkit probe {path} DATA, or pretrain --init {path} to go on"
         )
-    with locked(path, console), console.copied_to(path / "log.txt"), _told_if_full(path):
-        return _resumed(run, console, allow_data_change)
-
-
-def _resumed(run: RunFolder, console: Console, allow_data_change: bool) -> Path:
-    config, data = read_configuration(run.path / "config.toml"), run.facts["data"]
+    config = read_configuration(path / "config.toml")
+    count = devices or config.run.devices
+    if count > 1 and not place.placed():
+        return Path(launch(_resume_here, (str(path), console.choice, allow_data_change), count))
     device = pick_device(config.run.device)
+    with processes.joined(device, config.run.patience), processes.watched(lambda: 0):
+        run.writes = distributed.rank() == 0
+        with _held(run, console):
+            return _resumed(run, config, device, console, allow_data_change)
+
+
+def _resume_here(path: str, choice: tuple[bool, bool], allow_data_change: bool) -> str:
+    """`resume` in a process of its own, with what can be sent there."""
+    return str(resume(Path(path), Console(*choice), allow_data_change))
+
+
+def _resumed(
+    run: RunFolder, config: PretrainConfig, device: torch.device, console: Console, allow_data_change: bool
+) -> Path:
+    data = run.facts["data"]
     images = open_images(config.data.sources, config.data.limit or None)
     if images.fingerprint != data["fingerprint"]:
-        _accept_images(run, images, console, allow_data_change)
-    ready = resolve(config, len(images), data["native"], device)  # settings newer than the run
-    found, notices = checkpoint.newest(run.path / "checkpoints")
+        processes.on_first(lambda: _accept_images(run, images, console, allow_data_change))
+    ready = _agreed(resolve(config, len(images), data["native"], device))  # settings newer than the run
+    check(ready, console)
+    found, notices = processes.on_first(lambda: checkpoint.newest(run.path / "checkpoints"))
     for notice in notices:
         console.warn(notice)
     state = checkpoint.read_state(found) if found else {}
     for change in setting_changes(state.get("config", {}), settings_of(config)):
         console.warn(f"config.toml has changed since step {state['step']}: {change}")
-    method = build_method(config, ready.info).to(device)
+    method = _built(ready, device)
+    accelerate_(method, ready.config, device)
     session = Session(ready, method, images, run, device, console)
-    session.micro_batch = state.get("micro_batch") or session.micro_batch
+    session.go_on_from(state)
     start = checkpoint.restore(found, method, session.optimizer)["step"] if found else 0
     if start > session.clock.steps:
         raise UserError(
@@ -132,21 +192,27 @@ def _told_if_full(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _check(ready: Resolved, console: Console) -> None:
+def check(ready: Resolved, console: Console) -> None:
     """Refuse what the method can't do with these images and batches; warn of what changes it."""
     name, run = short_name(ready.config.method_name), ready.config.run
-    method, memory = load(ready.config.method_name), run.micro_batch or run.batch_size
+    require(run.loggers)
+    method = load(ready.config.method_name)
     if missing := method.needs - {"image"}:
         problem = f"{name} needs {', '.join(sorted(missing))} beside images"
         raise UserError(problem, "sslkit pretrain gives images alone; sslkit methods lists what others need")
-    last = run.batch_size % memory or memory
+    if run.batch_size % run.devices:
+        problem = f"a batch of {run.batch_size} images can't be shared by {run.devices} processes alike"
+        raise UserError(problem, f"--batch-size {run.batch_size // run.devices * run.devices or run.devices}")
+    part = run.batch_size // run.devices
+    memory = min(run.micro_batch or part, part)
+    last = part % memory or memory
     if min(memory, last) < method.minimum_batch:
         problem = f"{name} compares the images of a batch, and gets {min(memory, last)} at once"
         raise UserError(problem, f"--batch-size and --micro-batch of at least {method.minimum_batch}")
-    if method.couples_images and memory < run.batch_size:
+    if method.couples_images and memory < part:
         console.warn(
-            f"{name} compares the images in memory: {run.batch_size} in parts of {memory} is the method "
-            f"at batch {memory}, with rarer steps"
+            f"{name} compares the images in memory: {part} in parts of {memory} is the method "
+            f"at batch {memory * run.devices}, with rarer steps"
         )
 
 
@@ -158,8 +224,17 @@ def _anchored(config: PretrainConfig) -> PretrainConfig:
 
 def _prepared(ready: Resolved, images: ImageSet, device: torch.device, console: Console) -> Method:
     """The method on its device with the weights it starts from."""
-    method = build_method(ready.config, ready.info).to(device)
+    method = _built(ready, device)
     _start_weights(ready, method, images, console)
+    accelerate_(method, ready.config, device)
+    return method
+
+
+def _built(ready: Resolved, device: torch.device) -> Method:
+    """The method with fresh weights on its device."""
+    method = build_method(ready.config, ready.info).to(device)
+    if ready.config.model.sync_norm and distributed.world() > 1:
+        share_statistics_(method, device)
     return method
 
 

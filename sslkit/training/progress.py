@@ -24,7 +24,8 @@ def announce(ready: Resolved, method: Method, images: ImageSet, console: Console
     per_epoch = info.count // batch
     encoder = sum(p.numel() for p in method.encoder.parameters())
     rest = sum(p.numel() for p in method.parameters()) - encoder
-    micro = config.run.micro_batch or batch
+    devices = config.run.devices
+    micro = min(config.run.micro_batch or batch, batch // devices)
     peak = learning_rate(optim.lr, batch, optim.reference_batch)
     console.say(
         f"sslkit {sslkit.__version__} pretrain: {short_name(config.method_name)} on {config.model.backbone}"
@@ -34,7 +35,8 @@ def announce(ready: Resolved, method: Method, images: ImageSet, console: Console
             "data": f"{info.count:,} images from {images.name}, short side {info.native} px",
             "views": f"{info.size} × {info.size} px",
             "model": f"{encoder / 1e6:.2f} M weights in the encoder, {rest / 1e6:.2f} M beside it",
-            "batch": f"{batch} = {micro} × {-(-batch // micro)} steps of accumulation × 1 device",
+            "batch": f"{batch} = {micro} × {-(-batch // devices // micro)} steps of accumulation × "
+            f"{devices} device{'s' if devices > 1 else ''}",
             "device": f"{config.run.device}, {config.run.precision}, {config.data.workers} workers reading",
             "schedule": f"{schedule.epochs} epochs × {per_epoch} steps, {schedule.warmup_epochs:g} warm up",
             "lr": f"{optim.lr:g} per {optim.reference_batch} images → {peak:.3g} at batch {batch}",

@@ -68,12 +68,14 @@ def resolve(config: PretrainConfig, count: int, native: int, device: torch.devic
     epochs = choice(
         "schedule.epochs",
         max(5, min(800, IMAGES_SEEN.get(device.type, 300_000) // count)),
-        f"{count:,} images",
+        "a first guess; the clock decides" if config.run.max_time else f"{count:,} images",
     )
     choice("schedule.warmup_epochs", round(epochs / 15, 2), "a fifteenth of the epochs, as in the paper")
     choice("run.precision", pick_precision(AUTO, device), "what the chip multiplies fastest")
     choice("run.device", str(device), "found here")
+    choice("run.micro_batch", 0, "the whole batch, or what fits a GPU")
     choice("data.workers", reading_workers(not large), "processor cores")
+    choice("data.cache", "memory", "decoded once where the images fit")
     choice(
         "run.log_every", max(1, min(50, (count // batch) * epochs // 100 or 1)), "about a hundred lines a run"
     )
@@ -156,3 +158,15 @@ def interval(text: str) -> tuple[float, str]:
     if unit in ("s", "m", "h"):
         return number * {"s": 1, "m": 60, "h": 3600}[unit], "seconds"
     return number, "epochs" if unit == "e" else "steps"
+
+
+def seconds_of(text: str) -> float:
+    """ "8h" → 28,800.
+
+    Raises:
+        UserError: not a time.
+    """
+    number, unit = interval(text)
+    if unit != "seconds":
+        raise UserError(f"{text!r} is not a time", "30m, 8h")
+    return number

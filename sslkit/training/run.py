@@ -39,10 +39,13 @@ FORMAT = 1
 
 
 class RunFolder:
-    """Files of one run. `create` makes a new folder, `open` takes an existing one."""
+    """Files of one run. `create` makes a new folder, `open` takes an existing one.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Of several processes only the first one writes there: for the others `writes` is False.
+    """
+
+    def __init__(self, path: Path, writes: bool = True) -> None:
+        self.path, self.writes = path, writes
 
     @classmethod
     def create(cls, path: Path, overwrite: bool = False) -> RunFolder:
@@ -87,6 +90,8 @@ class RunFolder:
 
     def update(self, **facts: Any) -> None:
         """Change run.json, by one rename, so that a reader never sees half of it."""
+        if not self.writes:
+            return
         old = self.facts if (self.path / "run.json").is_file() else {}
         temporary = self.path / f".run.json.{os.getpid()}"
         document = {**old, **facts, "heartbeat": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
@@ -105,6 +110,8 @@ class RunFolder:
 
     def append(self, name: str, line: str) -> None:
         """Add a line to one of the run's files, whole or, where the disk is full, not at all (OSError)."""
+        if not self.writes:
+            return
         content = f"{line}\n".encode()
         with (self.path / name).open("ab", buffering=0) as file:
             before = file.tell()

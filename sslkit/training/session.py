@@ -3,45 +3,44 @@
 from __future__ import annotations
 
 import platform
+import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 
 import sslkit
-from sslkit.augment.geometry import CenterCrop
-from sslkit.console import Bar, Console
-from sslkit.data.decode import UnreadableImage
-from sslkit.data.loader import pretraining_loader
+from sslkit import keyed, processes
+from sslkit.console import Console
+from sslkit.data.cached import cached_loader
 from sslkit.data.sources import ImageSet
 from sslkit.data.workers import WorkersLost
+from sslkit.distributed import rank, world
 from sslkit.errors import UserError
 from sslkit.methods import short_name
-from sslkit.methods.base import Batch, Clock, Method
+from sslkit.methods.base import Clock, Method
+from sslkit.training.books import Books
 from sslkit.training.changes import settings_of
-from sslkit.training.device import autocast, to_device
+from sslkit.training.deadline import Deadline
 from sslkit.training.engine import Step, train
-from sslkit.training.health import Interval, advice
-from sslkit.training.nonfinite import NonFinite
-from sslkit.training.optim import CosineSchedule, build_optimizer, learning_rate, parameter_groups
-from sslkit.training.progress import note
-from sslkit.training.resolve import Resolved, interval
-from sslkit.training.run import RunFolder, rounded
+from sslkit.training.optim import optimizer_and_schedule
+from sslkit.training.pictures import due, write_panels
+from sslkit.training.resolve import Resolved, interval, seconds_of
+from sslkit.training.run import RunFolder
 from sslkit.training.signals import Interrupted, Wishes, listening
-from sslkit.training.skipped import Skipped
 from sslkit.training.writer import Writer
-
-PICTURED = 8
-"""Images of the set that every picture of a run shows."""
 
 
 class Session:
-    """One process's work on one run: the loop, and what happens at its intervals."""
+    """One process's work on one run: the loop, and what happens at its intervals.
+
+    Several processes walk through the same steps and make the same decisions; the first one alone writes.
+    """
 
     def __init__(
         self,
@@ -57,151 +56,116 @@ class Session:
         self.run, self.device, self.console = run, device, console
         per_epoch = len(self.images) // config.run.batch_size
         self.clock = Clock(0, config.schedule.epochs * per_epoch, per_epoch, config.run.seed)
-        optim, batch = config.optim, config.run.batch_size
-        groups = parameter_groups(method, optim.weight_decay, method.overrides)
-        scale = learning_rate(1.0, batch, optim.reference_batch)
-        self.optimizer = build_optimizer(groups, optim, optim.lr * scale)
-        warmup = min(round(config.schedule.warmup_epochs * per_epoch), self.clock.steps - 1)
-        self.schedule = CosineSchedule(
-            self.optimizer,
-            self.clock.steps,
-            warmup,
-            config.schedule.warmup_lr * scale,
-            config.schedule.min_lr * scale,
-            optim.weight_decay_end,
-        )
-        self.skipped = Skipped(run, len(self.images), config.data.max_bad)
+        self.optimizer, self.schedule = optimizer_and_schedule(method, config, self.clock)
+        self.deadline = Deadline(seconds_of(config.run.max_time)) if config.run.max_time else None
         self.save_every = interval(config.run.save_every)
         self.saved = time.monotonic()
-        self.warned = self.full = False
-        self.nonfinite = NonFinite(run, self.clock.steps)
+        self.books = Books(run, config, method, self.clock, len(self.images), console, self._indices)
         self.writer = Writer(run.path / "checkpoints", device.type != "cpu", console)
-        self.micro_batch = config.run.micro_batch
         self.fingerprint = run.facts["data"]["fingerprint"]
+
+    def go_on_from(self, state: Mapping[str, Any]) -> None:
+        """What a checkpoint knows of the run beside weights: images at once, and the time that was used."""
+        self.books.micro_batch = state.get("micro_batch") or self.books.micro_batch
+        if self.deadline and state:
+            self.deadline = Deadline(seconds_of(self.config.run.max_time), state["seconds"])
+            self.clock = replace(self.clock, steps=state["steps"])
 
     def go(self, start: int) -> Path:
         """Run the loop from `start`, and leave the product."""
-        with listening() as wishes:
+        with listening() as wishes, self.books.opened(start):
             try:
                 self._loop(start, wishes)
                 return self._finish()
             except Interrupted:
-                self._note(self.run.update, status="interrupted")
+                self.books.note(self.run.update, status="interrupted")
                 raise
             except Exception:
                 with suppress(UserError):  # a save in flight is finished; what went wrong is told already
                     self.writer.settle()
-                self._note(self.run.update, status="failed")
+                self.books.note(self.run.update, status="failed")
                 raise
 
-    def _batches(self, start: int) -> Generator[dict[str, Any], None, None]:
-        return pretraining_loader(
+    def _batches(self, start: int, wishes: Wishes) -> Generator[dict[str, Any], None, None]:
+        return cached_loader(
+            self.config.data.cache,
+            self.device,
             self.images,
             self.method.transform(),
             batch_size=self.config.run.batch_size,
             seed=self.config.run.seed,
             start_step=start,
-            steps=self.clock.steps,
+            steps=sys.maxsize if self.deadline else self.clock.steps,
             steps_per_epoch=self.clock.steps_per_epoch,
             workers=self.config.data.workers,
             console=self.console,
+            share=(rank(), world()),
+            stop=lambda: bool(wishes.stop),
         )
+
+    def _clocks(self, start: int) -> Iterator[Clock]:
+        """One clock a step; how many steps there are may change on the way, by `--max-time`."""
+        number = start
+        while number < self.clock.steps:
+            yield self.clock.at(number)
+            number += 1
 
     def _loop(self, start: int, wishes: Wishes) -> None:
         config, done = self.config, start
         with (
+            closing(self._batches(start, wishes)) as batches,  # ends its workers now, not when garbage goes
             self.console.bar("training", self.clock.steps, start, each=True) as bar,
-            closing(self._batches(start)) as batches,  # ends its workers now, not when garbage is collected
         ):
             steps = train(
                 self.method,
                 batches,
                 self.optimizer,
                 self.schedule,
-                self.clock.at(start),
+                self._clocks(start),
                 device=self.device,
                 precision=config.run.precision,
                 clip=config.optim.clip,
                 clip_by=config.optim.clip_by,
-                micro_batch=self.micro_batch,
+                micro_batch=self.books.micro_batch,
             )
             try:
-                for step in self._logged(steps, bar):
-                    done = step.clock.step + 1
-                    if self._picture_due(step.clock):
-                        self._note(self._picture, step.clock)
-                    if wishes.stop:
-                        self._interrupted(wishes.stop, done)
-                    self.writer.settle(wait=False)
-                    if wishes.save or self._save_due(step.clock):
-                        wishes.save = False
-                        self._save(done)
-            except WorkersLost:
+                with processes.watched(lambda: done):
+                    for step in steps:
+                        done = step.clock.step + 1
+                        self.books.add(step, bar)
+                        if rank() == 0 and due(step.clock, config.run.pictures):
+                            self.books.note(self._picture, done)
+                        stop, save = self._agreed(wishes, step.clock)
+                        bar.total = self.clock.steps
+                        if stop:
+                            self._interrupted(stop, done)
+                        self.writer.settle(wait=False)
+                        if save:
+                            self._save(done)
+            except (WorkersLost, processes.Lost):
                 self._save(done)  # what was learned is kept; nothing is wrong with it
                 self.writer.settle()
                 raise
 
-    def _logged(self, steps: Iterator[Step], bar: Bar) -> Iterator[Step]:
-        """The steps, with figures written at each log interval."""
-        figures, began = Interval(), time.monotonic()
-        for step in steps:
-            figures.add(step)
-            self._note(self.skipped.add, step.bad)
-            self._note(self.nonfinite.add, step)
-            self._look_at_memory(step)
-            if step.clock.every(self.config.run.log_every):
-                seconds = time.monotonic() - began
-                line = self._line(step, figures, seconds)
-                bar.advance(figures.steps, note=note(line))
-                figures, began = Interval(), time.monotonic()
-            yield step
+    def _agreed(self, wishes: Wishes, clock: Clock) -> tuple[int, bool]:
+        """(signal to stop with or 0, whether to save): what any process wants, and all then do.
 
-    def _line(self, step: Step, figures: Interval, seconds: float) -> dict[str, Any]:
-        """One line of metrics.jsonl, checked for sanity."""
-        numbers = figures.figures()
-        done = step.clock.step + 1
-        line = {
-            "step": done,
-            "epoch": round(done / step.clock.steps_per_epoch, 4),
-            "lr": step.lr,
-            **numbers,
-            "images_per_s": figures.steps * self.config.run.batch_size / seconds,
-            "wait": figures.wait / seconds,
-            "skipped": len(self.skipped),
-        }
-        if self.micro_batch:
-            line["micro_batch"] = self.micro_batch
-        self._note(self.nonfinite.settle)
-        if self.nonfinite.count:
-            line["nonfinite"] = self.nonfinite.count
-        problem = advice(numbers, self.method.encoder.width, done / step.clock.steps)
-        if problem and not self.warned:
-            self.console.warn(f"step {done}: {problem}")
-        self.warned = self.warned or problem is not None
-        self._note(self.run.log, line)
-        logged = rounded(line)
-        self.console.event(logged)
-        return logged
-
-    def _look_at_memory(self, step: Step) -> None:
-        if step.micro_batch != self.micro_batch:
-            self.micro_batch = step.micro_batch
-            self.console.warn(
-                f"step {step.clock.step + 1}: out of memory; from here on {step.micro_batch} of "
-                f"{self.config.run.batch_size} images at once, the batch of a step stays",
-                f"--micro-batch {step.micro_batch} avoids the attempt",
-            )
-
-    def _note(self, write: Callable[..., object], *given: Any, **named: Any) -> None:
-        """Bookkeeping never ends a run: where the disk refuses, that is said once, and training goes on."""
-        try:
-            write(*given, **named)
-        except OSError as problem:
-            if not self.full:
-                self.console.warn(
-                    f"{self.run.path}: {problem.strerror or problem}; training goes on", "make room"
-                )
-            self.full = True
+        Unreadable images and the plan for `--max-time` travel along.
+        """
+        done = clock.step + 1
+        processes.beat(done)
+        planned = self.deadline.planned(done) if self.deadline and rank() == 0 else 0
+        wanted = wishes.save or self._save_due(clock)
+        mine = [wishes.stop, wanted, bool(self.books.unread), planned]
+        stop, save, unread, planned = processes.exchange(mine)
+        if unread:
+            self.books.tell_unread()
+        if planned:
+            self.clock = replace(self.clock, steps=max(planned, done))
+            self.schedule.plan(self.clock.steps, self.clock.steps // 15)
+        if save:
+            wishes.save = False
+        return stop, bool(save)
 
     def _save_due(self, clock: Clock) -> bool:
         number, unit = self.save_every
@@ -210,46 +174,47 @@ class Session:
         return clock.every(max(1, round(number * clock.steps_per_epoch if unit == "epochs" else number)))
 
     def _save(self, step: int) -> None:
+        if rank() > 0:
+            return
+        began = time.monotonic()
         state = {
             "images_seen": step * self.config.run.batch_size,
-            "micro_batch": self.micro_batch,
+            "micro_batch": self.books.micro_batch,
             "config": settings_of(self.config),
             "data": self.fingerprint,
-            "world": 1,
+            "world": world(),
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
         }
-        self._note(self.nonfinite.settle)
+        if self.deadline:
+            state |= {"seconds": self.deadline.used, "steps": self.clock.steps}
+        self.books.note(self.books.nonfinite.settle)
         self.writer.save(step, self.method, self.optimizer, state)
-        self._note(self.run.update, step=step)
+        self.books.note(self.run.update, step=step)
         self.saved = time.monotonic()
+        self.books.saving += self.saved - began
 
-    def _picture_due(self, clock: Clock) -> bool:
-        """True `run.pictures` times, evenly, the last time on the last step."""
-        wanted = self.config.run.pictures
-        return (clock.step + 1) * wanted // clock.steps > clock.step * wanted // clock.steps
-
-    def _picture(self, clock: Clock) -> None:
-        """The method's panels for the first images of the set, one row per image, as a PNG."""
-        batch = pictured_batch(self.images, self.config.data.size, self.device)
-        self.method.eval()
-        with torch.no_grad(), autocast(self.device, self.config.run.precision):
-            panels = self.method.panels(batch)
-        self.method.train()
-        columns = [panel.float().cpu() for panel in panels.values()]
-        if columns:
-            grid = torch.cat([torch.cat(list(column), dim=1) for column in columns], dim=2)
-            pixels = (grid.permute(1, 2, 0) * 255).round().byte().numpy()
-            Image.fromarray(pixels).save(self.run.path / "pictures" / f"step-{clock.step + 1:08d}.png")
+    def _picture(self, done: int) -> None:
+        """The method's panels for the first images of the set."""
+        file = self.run.path / "pictures" / f"step-{done:08d}.png"
+        write_panels(self.method, self.images, self.config, self.device, file)
 
     def _interrupted(self, number: int, done: int) -> None:
         self._save(done)
         self.writer.settle()
+        processes.wait()  # who ends first would look lost to the others
         saved = "and saved" if not self.writer.failures else "but not saved"
         cure = f"sslkit pretrain --resume {self.run.path}"
         self.console.say(f"stopped at step {done} {saved}; go on with: {cure}")
         raise Interrupted(128 + number)
 
     def _finish(self) -> Path:
+        if rank() == 0:
+            self._leave_product()
+        with processes.watched(lambda: self.clock.steps):
+            processes.wait()
+        return self.run.path
+
+    def _leave_product(self) -> None:
         self._save(self.clock.steps)
         self.writer.settle()
         cure = f"make room, then: sslkit pretrain --resume {self.run.path}"
@@ -270,17 +235,12 @@ class Session:
         self.run.update(
             status="completed", step=self.clock.steps, finished=time.strftime("%Y-%m-%dT%H:%M:%S%z")
         )
-        return self.run.path
 
-
-def pictured_batch(images: ImageSet, size: int, device: torch.device) -> Batch:
-    """The first readable images of the set as evaluation views, on the device."""
-    view, views = CenterCrop(size), {}
-    for index in range(len(images)):
-        try:
-            views[index] = view(images.read(index))
-        except UnreadableImage:
-            continue
-        if len(views) == PICTURED:
-            break
-    return to_device({"image": torch.stack(list(views.values())), "index": torch.tensor(list(views))}, device)
+    def _indices(self, step: Step) -> list[int]:
+        """The images of a step, those of all processes."""
+        if world() == 1 and step.index is not None:
+            return [int(index) for index in step.index]
+        clock, size = step.clock, self.config.run.batch_size
+        first = clock.step % clock.steps_per_epoch * size
+        order = keyed.permutation(len(self.images), clock.seed, clock.epoch, first, first + size)
+        return [int(index) for index in order]

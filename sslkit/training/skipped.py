@@ -34,8 +34,8 @@ class Skipped:
         if not new:
             return
         self._paths |= new.keys()
-        with (self._run.path / "skipped.tsv").open("a", encoding="utf-8") as file:
-            file.writelines(f"{path}\t{reason}\n" for path, reason in new.items())
+        for path, reason in new.items():
+            self._run.append("skipped.tsv", f"{path}\t{reason}")
         if len(self) > self._allowed:
             raise UserError(
                 f"{len(self)} of {self._count} images can't be read, more than {self._allowed}",

@@ -1,0 +1,81 @@
+"""sslkit bench DATA..."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sslkit.cli import options
+from sslkit.console import Console
+
+if TYPE_CHECKING:
+    from sslkit.training.speed import Rates
+
+SIDES = {
+    "loader": "loader only",
+    "bare": "bare backbone",
+    "model": "model only",
+    "whole": "end to end",
+}
+
+
+def bench(
+    data: Annotated[
+        list[str], typer.Argument(metavar="DATA...", help="Folders, .txt lists, .csv tables or fractal:N.")
+    ],
+    method: Annotated[
+        str | None,
+        typer.Option("-m", "--method", help="How to learn: a name of sslkit methods, or ./mine.py."),
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option("-b", "--backbone", help="Any timm model; see sslkit models.")
+    ] = None,
+    size: options.Size = None,
+    batch_size: options.BatchSize = None,
+    micro_batch: Annotated[
+        str | None, typer.Option("--micro-batch", help="Images at once in memory, or auto: what fits.")
+    ] = None,
+    workers: options.Workers = None,
+    device: options.Device = None,
+    precision: options.Precision = None,
+    compile: options.Compile = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Timed steps of each side.")] = 20,
+    config: options.Config = None,
+    settings: options.Settings = None,
+    quiet: options.Quiet = False,
+    json: options.Json = False,
+) -> None:
+    """How fast images are read and trained on here, beside the bare backbone; writes nothing."""
+    from sslkit import verbs
+
+    console = Console(quiet, json)
+    made, rates = verbs.bench(
+        *data,
+        method=method,
+        config=config,
+        settings=settings or [],
+        steps=steps,
+        console=console,
+        backbone=backbone,
+        size=size,
+        batch_size=batch_size,
+        micro_batch=options.number(micro_batch),
+        workers=workers,
+        device=device,
+        precision=precision,
+        compile=compile,
+    )
+    limit = rates.limit(made)
+    console.result("\n".join([*_lines(rates), limit]), {**rates.to_document(), "limit": limit})
+
+
+def _lines(rates: Rates) -> list[str]:
+    """The rates as text; MFU: the share of the device's peak that a model's own products take."""
+    peak = f"MFU of {rates.peak / 1e12:.2f} TFLOP/s" if rates.peak else "MFU: peak unknown"
+    lines = [f"{'':<14}{'images/s':>10}{'of bare':>9}  {peak}"]
+    for side, label in SIDES.items():
+        rate = getattr(rates, side)
+        use = f"{rates.use[side]:.1%}" if side in rates.use else ""
+        lines.append(f"{label:<14}{rate:>10.1f}{rate / rates.bare:>9.1%}  {use}".rstrip())
+    return [*lines, f"{rates.wait:.1%} of the time end to end passes waiting for images"]

@@ -1,0 +1,66 @@
+"""sslkit pack DATA... OUT"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sslkit.cli import options
+from sslkit.console import Console, visible
+
+if TYPE_CHECKING:
+    from sslkit.data.pack import Packing
+
+
+def pack(
+    arguments: Annotated[
+        list[str], typer.Argument(metavar="DATA... OUT", help="Images as everywhere, then a new folder.")
+    ],
+    size: Annotated[
+        int | None,
+        typer.Option("--size", help="Short side of what is larger, pixels; else as it is."),
+    ] = None,
+    shard_size: Annotated[
+        str, typer.Option("--shard-size", metavar="BYTES", help="Of a shard, e.g. 100MB or 1GB.")
+    ] = "256MB",
+    quality: Annotated[int, typer.Option("--quality", help="Of JPEG files made smaller, 1 to 100.")] = 92,
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Processes that make images smaller; 0: none.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Use at most so many images.")] = None,
+    quiet: options.Quiet = False,
+    json: options.Json = False,
+) -> None:
+    """Many image files into few tar shards that are read faster: DATA like any other, in the same order."""
+    from sslkit import verbs
+    from sslkit.errors import UserError
+
+    if len(arguments) < 2:
+        raise UserError("pack needs DATA and OUT", "sslkit pack photos/ photos-256 --size 256")
+    console = Console(quiet, json)
+    *data, out = arguments
+    packing = verbs.pack(
+        *data,
+        out=out,
+        size=size,
+        shard_size=shard_size,
+        quality=quality,
+        workers=workers,
+        limit=limit,
+        console=console,
+    )
+    _tell(packing, console)
+    console.result(str(packing.path), packing.to_document())
+
+
+def _tell(packing: Packing, console: Console) -> None:
+    rate = packing.count / max(packing.seconds, 1e-9)
+    console.say(
+        f"{packing.count:,} images, {packing.resized:,} of them made smaller, in {packing.shards:,} shards: "
+        f"{packing.bytes / 1e6:,.1f} MB ({rate:.0f} images/s)"
+    )
+    if packing.unreadable:
+        (name, reason), more = packing.unreadable[0], len(packing.unreadable) - 1
+        others = f" and {more:,} more, listed in {packing.path / 'pack.json'}" if more else ""
+        console.warn(f"kept as they are, training will skip them: {visible(name)}: {reason}{others}")

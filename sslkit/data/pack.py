@@ -1,0 +1,203 @@
+"""Many image files into few tar shards that are read as fast as the disk can (the layout: packed.py).
+
+The pack holds the images in the order of the set, one for one, so that training on it meets the same images
+with the same random crops as training on the files. Nothing of the place or the time gets into it: the same
+files and settings give the same bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from sslkit.console import SILENT, Console
+from sslkit.data import fractal, packed
+from sslkit.data.decode import MIN_SIDE
+from sslkit.data.labels import class_numbers
+from sslkit.data.members import Settings, ending, made
+from sslkit.data.names import Names, common_folder
+from sslkit.data.shards import OVERHEAD, Shards
+from sslkit.data.sources import ImageSet, open_images
+from sslkit.data.workers import usable_cores
+from sslkit.errors import UserError
+from sslkit.paths import make_folder
+
+DEFAULTS = Settings()
+
+_SMALLEST, _LARGEST = 10**4, 10**11  # bytes of a shard
+_UNITS = {"kB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+@dataclass(frozen=True)
+class Packing:
+    """A finished pack. `unreadable`: (name, reason) of images that training will skip, as in the folder."""
+
+    path: Path
+    count: int
+    bytes: int
+    shards: int
+    resized: int
+    classes: tuple[str, ...]
+    unreadable: list[tuple[str, str]]
+    seconds: float
+
+    def to_document(self) -> dict[str, Any]:
+        """Everything as JSON can say it."""
+        return {**asdict(self), "path": str(self.path), "seconds": round(self.seconds, 1)}
+
+
+def pack(
+    sources: Sequence[str],
+    out: Path,
+    settings: Settings = DEFAULTS,
+    workers: int | None = None,
+    limit: int | None = None,
+    console: Console = SILENT,
+) -> Packing:
+    """Write the images of `sources` into the new folder `out`; there is a whole one in the end, or none.
+
+    An image that can't be read keeps its place, with the bytes it has.
+
+    Args:
+        sources: DATA as everywhere, packs included.
+        workers: processes that make images smaller; None takes one for each core; without `size` none.
+        limit: so many images, the same ones that `data.limit` takes.
+
+    Raises:
+        UserError: nothing to pack, `out` exists, a setting out of range; the disk is full (code 1).
+    """
+    _check(out, settings, workers)
+    images = open_images(sources, limit)
+    _check_space(images, out, settings)
+    count = (usable_cores() if settings.size else 0) if workers is None else workers
+    unfinished = make_folder(out.with_name(f"{out.name}.partial-{os.getpid()}"))
+    began = time.monotonic()
+    try:
+        description = _write(images, _originals(images.paths, sources), unfinished, settings, count, console)
+        os.rename(unfinished, out)
+    except OSError as problem:
+        cure = "free some space" if problem.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another OUT"
+        raise UserError(f"{out} can't be written: {problem.strerror}", cure, code=1) from problem
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return Packing(
+        out,
+        len(images),
+        sum(shard["bytes"] for shard in description["shards"]),
+        len(description["shards"]),
+        description["resized"],
+        tuple(description["classes"]),
+        [(name, reason) for name, reason in description["unreadable"]],
+        time.monotonic() - began,
+    )
+
+
+def parse_bytes(text: str) -> int:
+    """ "256MB" → 256,000,000. Raises UserError."""
+    found = re.fullmatch(r"(\d+)(kB|MB|GB)", text, re.IGNORECASE)
+    if found is None:
+        raise UserError(f"{text!r} is not a number of bytes", "for example 256MB or 1GB")
+    return int(found[1]) * next(value for unit, value in _UNITS.items() if unit.lower() == found[2].lower())
+
+
+def _check(out: Path, settings: Settings, workers: int | None) -> None:
+    if settings.size is not None and settings.size < MIN_SIDE:
+        raise UserError(f"size {settings.size}: {MIN_SIDE} pixels or more expected")
+    if not 1 <= settings.quality <= 100:
+        raise UserError(f"quality {settings.quality}: 1 to 100 expected")
+    if not _SMALLEST <= settings.shard_size <= _LARGEST:
+        raise UserError(f"shard size {settings.shard_size} bytes: 10kB to 100GB expected")
+    if workers is not None and workers < 0:
+        raise UserError(f"workers {workers}: 0 or more expected")
+    if out.exists() or out.is_symlink():
+        raise UserError(f"{out} exists", "choose another folder; nothing is overwritten")
+
+
+def _check_space(images: ImageSet, out: Path, settings: Settings) -> None:
+    """Copies need what the files have; how small others become is not known before."""
+    there = next(folder for folder in out.absolute().parents if folder.exists())
+    needed = int(images.sizes.clip(min=0).sum()) + OVERHEAD * len(images)
+    free = shutil.disk_usage(there).free
+    if settings.size is None and needed > free:
+        raise UserError(
+            f"{out}: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free",
+            "another disk, --size or --limit",
+        )
+
+
+def _originals(paths: Names, sources: Sequence[str]) -> Names:
+    """What the images are called in the pack: below the folder that was given, or the one they all lie in."""
+    if len(sources) == 1 and os.path.isdir(sources[0]):
+        root = os.fsencode(os.path.join(os.path.abspath(sources[0]), ""))
+    else:
+        root = common_folder(path for path in paths.as_bytes() if path.startswith(b"/"))
+    return Names.of_bytes(os.fsencode(_original(name)).removeprefix(root) for name in paths)
+
+
+def _original(name: str) -> str:
+    if packed.is_name(name):
+        return packed.original(name)
+    if fractal.is_name(name):
+        system, variant = fractal.parse(name)
+        return f"system {system:04}/{variant:05}.png"
+    return name
+
+
+def _write(
+    images: ImageSet, originals: Names, folder: Path, settings: Settings, workers: int, console: Console
+) -> dict[str, Any]:
+    """Everything into `folder`; returns what pack.json says."""
+    numbers, classes = class_numbers(originals)
+    places = np.zeros(len(images), [("shard", np.int32), ("offset", np.int64), ("size", np.int64)])
+    unreadable, resized, shards = [], 0, Shards(folder, settings.shard_size)
+    members = made(images.paths, settings, workers)
+    with console.bar("packing", len(images)) as bar, closing(shards), closing(members):
+        for index, member in enumerate(members):
+            key = f"{index:09}"
+            files = [(f"{key}.{ending(member.content, originals[index])}", member.content)]
+            if numbers[index] >= 0:
+                files.append((f"{key}.cls", b"%d" % numbers[index]))
+            places[index] = (*shards.add(files), len(member.content))
+            resized += member.resized
+            if member.reason:
+                unreadable.append((originals[index], member.reason))
+            bar.advance()
+        shards.finish()
+    blob, ends = originals.parts
+    tensors = {name: np.ascontiguousarray(places[name]) for name in places.dtype.names or ()}
+    tensors |= {"names": np.frombuffer(blob, np.uint8), "name_ends": ends}
+    index_file = save(tensors)
+    _store(folder / packed.INDEX, index_file)
+    description = {
+        "format": packed.FORMAT,
+        "count": len(images),
+        "settings": asdict(settings),
+        "resized": resized,
+        "unreadable": unreadable,
+        "classes": classes,
+        "fingerprint": images.fingerprint,
+        "index": {"bytes": len(index_file), "sha256": hashlib.sha256(index_file).hexdigest()},
+        "shards": shards.written,
+    }
+    _store(folder / packed.DESCRIPTION, json.dumps(description, indent=1).encode() + b"\n")
+    return description
+
+
+def _store(path: Path, content: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,180 @@
+"""Processes that train together: how one joins the others, and what their hosts tell each other.
+
+Tensors travel in torch's default group, on their device (see distributed.py). Objects and wishes to stop
+travel here, in a gloo group of their own, so that no host waits for a device. One process alone asks itself.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from sslkit import place
+from sslkit.distributed import rank, world
+from sslkit.errors import UserError
+
+Value = TypeVar("Value")
+
+_BEAT = 1.0  # seconds between two signs of life
+
+
+class Lost(UserError):
+    """Another process is gone, or has said nothing for the whole time-out."""
+
+
+class Group:
+    """What this process holds of the others, from `joined` on."""
+
+    def __init__(self, store: Any, patience: timedelta) -> None:
+        self.store = store
+        self.hosts: Any = dist.new_group(backend="gloo", timeout=patience)
+        self._beaten = 0.0
+        self._asked: tuple[Any, Tensor] | None = None
+
+    def beat(self, step: int) -> None:
+        """Tell the others how far this process is, at most once a second."""
+        if time.monotonic() - self._beaten > _BEAT:
+            self.store.set(f"sslkit/beat/{rank()}", str(step))
+            self._beaten = time.monotonic()
+
+    def exchange(self, values: Sequence[int]) -> list[int]:
+        """The largest of each value over the processes, as of the call before this one; zeros at first.
+
+        One call late, so that no host waits for another.
+        """
+        mine = torch.tensor(list(values))
+        work = dist.all_reduce(mine, op=dist.ReduceOp.MAX, group=self.hosts, async_op=True)
+        before, self._asked = self._asked, (work, mine)
+        if before is None:
+            return [0] * len(mine)
+        before[0].wait()
+        return [int(value) for value in before[1].tolist()]
+
+    def slowest(self) -> str:
+        """Who was heard of last, for a message."""
+        steps = {}
+        for number in range(world()):
+            with suppress(Exception):  # a store that is gone as well
+                if self.store.check([f"sslkit/beat/{number}"]):
+                    steps[number] = int(self.store.get(f"sslkit/beat/{number}"))
+        late = [number for number in range(world()) if steps.get(number, -1) < max(steps.values(), default=0)]
+        return ", ".join(map(str, late)) if late else "unknown"
+
+
+_group: Group | None = None
+
+
+@contextmanager
+def joined(device: torch.device, patience: float) -> Iterator[None]:
+    """Together with the other processes inside, if this one was started as one of several.
+
+    Args:
+        patience: seconds after which one that says nothing counts as lost.
+    """
+    global _group
+    if not place.placed() or dist.is_initialized():
+        yield
+        return
+    for name, value in place.variables().items():
+        os.environ.setdefault(name, value)
+    limit = timedelta(seconds=patience)
+    store, number, count = next(rendezvous("env://", timeout=limit))
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=limit)
+    _group = Group(store, limit)
+    try:
+        yield
+    finally:
+        _group = None
+        with suppress(RuntimeError):  # the others may be gone
+            dist.destroy_process_group()
+
+
+@contextmanager
+def watched(step: Callable[[], int]) -> Iterator[None]:
+    """What torch says when another process is gone becomes `Lost`, with who it was as far as one can tell."""
+    try:
+        yield
+    except RuntimeError as problem:
+        if _group is None or isinstance(problem, torch.OutOfMemoryError) or not _of_others(str(problem)):
+            raise
+        raise Lost(
+            f"process {rank()} of {world()}, step {step()}: lost contact with the others "
+            f"(heard of last: {_group.slowest()})",
+            "see what the other processes say; --resume goes on from the newest checkpoint",
+            code=1,
+        ) from None
+
+
+def _of_others(text: str) -> bool:
+    words = (
+        "closed by peer",
+        "timed out",
+        "timeout",
+        "reset by peer",
+        "gloo",
+        "nccl",
+        "broken pipe",
+        "store",
+    )
+    return any(word in text.lower() for word in words)
+
+
+def beat(step: int) -> None:
+    """Tell the others how far this process is."""
+    if _group is not None:
+        _group.beat(step)
+
+
+def exchange(values: Sequence[int]) -> list[int]:
+    """The largest of each value over the processes; with several, as of the call before this one."""
+    return list(values) if _group is None else _group.exchange(values)
+
+
+def told(value: Value) -> Value:
+    """The first process's value."""
+    if _group is None:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0, group=_group.hosts)
+    return values[0]
+
+
+def everyone(value: Value) -> list[Value]:
+    """The values of all processes, in the order of ranks."""
+    if _group is None:
+        return [value]
+    values: list[Any] = [None] * world()
+    dist.all_gather_object(values, value, group=_group.hosts)
+    return values
+
+
+def wait() -> None:
+    """Until every process is here."""
+    everyone(None)
+
+
+def on_first(work: Callable[[], Value]) -> Value:
+    """What the first process finds by `work`, told to all; if it fails there, the others end in silence."""
+    problem: UserError | None = None
+    result: Any = None
+    if rank() == 0:
+        try:
+            result = work()
+        except UserError as found:
+            problem = found
+    code, result = told((problem.code if problem else 0, result))
+    if problem:
+        raise problem
+    if code:
+        raise SystemExit(code)
+    return result  # type: ignore[no-any-return]

@@ -1,0 +1,168 @@
+"""`--devices N`: N processes of this machine that train together, each with a device of its own.
+
+Clusters and restarts are torchrun's business; here one command starts the processes, passes signals on and
+tells what became of them. Each process is a session of its own, so that Ctrl-C reaches only the one in front,
+which asks the others once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from multiprocessing import connection, parent_process
+from typing import Any
+
+import torch
+from torch import multiprocessing
+
+from sslkit.data.workers import usable_cores
+from sslkit.errors import UserError
+from sslkit.training.signals import Interrupted
+
+GRACE = 20.0
+"""Seconds that the others have to save and end by themselves when one has failed."""
+
+Outcome = tuple[str, Any]
+"""("done", what the work returned), ("error", (message, hint, code)), ("stopped", code), ("stalled", None)"""
+
+
+def launch(work: Callable[..., Any], arguments: tuple[Any, ...], count: int) -> Any:
+    """`work(*arguments)` in `count` processes; returns what the first of them returned.
+
+    Args:
+        work: a function of a module; it and its arguments are pickled.
+
+    Raises:
+        UserError: what the first process that failed has raised, or that one died.
+        Interrupted: all were asked to stop, and did.
+    """
+    context = _context()
+    environment = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1"}
+    environment["MASTER_PORT"] = _free_port()
+    processes, ends = [], []
+    for number in range(count):
+        ours, theirs = context.Pipe(duplex=False)
+        place = {**environment, "RANK": number, "LOCAL_RANK": number}
+        processes.append(context.Process(target=_begin, args=(place, theirs, work, arguments)))
+        ends.append(ours)
+    with _passed_on(processes):
+        for process in processes:
+            process.start()
+        outcomes = _outcomes(processes, ends)
+    return _judged(outcomes, [process.exitcode for process in processes])
+
+
+def _context() -> Any:
+    """New processes are forked from one that has only imported what they need: torch once, not each time."""
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["sslkit.training.pretrain"])
+    return context
+
+
+def _begin(place: Mapping[str, Any], end: Any, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    """One process from its start to its end."""
+    if hasattr(os, "setsid"):
+        os.setsid()
+    os.environ.update({name: str(value) for name, value in place.items()})
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    if "OMP_NUM_THREADS" not in os.environ:  # they share the cores
+        torch.set_num_threads(max(1, usable_cores() // place["LOCAL_WORLD_SIZE"]))
+    try:
+        outcome: Outcome = ("done", work(*arguments))
+    except UserError as problem:
+        outcome = ("error", (problem.message, problem.hint, problem.code))
+    except Interrupted as stop:
+        outcome = ("stopped", stop.code)
+    end.send(outcome)
+
+
+def _follow_parent() -> None:
+    """Without the process in front nobody could stop this one: then it saves and ends."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def _passed_on(processes: list[Any]) -> Iterator[None]:
+    """Signals to this process become signals to all of them."""
+
+    def pass_on(number: int, frame: object) -> None:
+        for process in processes:
+            if process.pid is not None and process.is_alive():
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, number)
+
+    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
+    if threading.current_thread() is not threading.main_thread():  # signals are somebody else's business
+        yield
+        return
+    old = {number: signal.signal(number, pass_on) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _outcomes(processes: list[Any], ends: list[Any]) -> list[Outcome | None]:
+    """What each has sent, None where one died; when one fails the others get a while, and then no longer."""
+    outcomes: list[Outcome | None] = [None] * len(processes)
+    waiting, deadline = dict(zip(ends, range(len(ends)), strict=True)), float("inf")
+    for process, end in zip(processes, ends, strict=True):
+        waiting[process.sentinel] = waiting[end]
+    while any(process.is_alive() for process in processes):
+        for ready in connection.wait(list(waiting), timeout=1.0):
+            number = waiting.pop(ready)
+            if ready is ends[number]:
+                with suppress(EOFError):
+                    outcomes[number] = ready.recv()
+            failed = processes[number].exitcode not in (0, None)
+            if failed or (outcomes[number] or ("",))[0] == "error":
+                deadline = min(deadline, time.monotonic() + GRACE)
+        if time.monotonic() > deadline:
+            for number, process in enumerate(processes):
+                if process.is_alive():  # it stalls; that is another's find, and no death of its own
+                    outcomes[number] = ("stalled", None)
+                    process.kill()
+    for number, end in enumerate(ends):
+        with suppress(EOFError):
+            if outcomes[number] is None and end.poll():
+                outcomes[number] = end.recv()
+    return outcomes
+
+
+def _judged(outcomes: list[Outcome | None], codes: list[int | None]) -> Any:
+    """The first process's result, or what went wrong first: a death explains what the others then saw."""
+    dead = [number for number, outcome in enumerate(outcomes) if outcome is None and codes[number] != 0]
+    errors = [content for outcome in outcomes if outcome for kind, content in [outcome] if kind == "error"]
+    own = [error for error in errors if "lost contact" not in error[0]]
+    if own:
+        raise UserError(*own[0])
+    if dead:
+        code = codes[dead[0]] or 0
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        cure = "sslkit pretrain --resume RUN goes on from the newest checkpoint"
+        raise UserError(f"process {dead[0]} of {len(codes)} {how}", cure, code=1)
+    if errors:
+        raise UserError(*errors[0])
+    for outcome in outcomes:
+        if outcome and outcome[0] == "stopped":
+            raise Interrupted(outcome[1])
+    assert outcomes[0] is not None
+    return outcomes[0][1]
