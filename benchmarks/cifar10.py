@@ -99,7 +99,9 @@ def pretrained(
 
 
 def probed(run: Path, table: Path, options: argparse.Namespace) -> dict[str, Any]:
-    result = sslkit.probe(run, data=table, k=NEIGHBOURS, device=options.device, console=Console())
+    result = sslkit.probe(
+        run, data=table, k=NEIGHBOURS, readout="mean", device=options.device, console=Console()
+    )
     return {row.name: {"knn": row.knn, "linear": row.linear} for row in result.rows}
 
 

@@ -218,7 +218,8 @@ def test_files_are_read_where_memory_would_not_pay(
     batches(equal, "memory")
     assert kept == []
     monkeypatch.setattr(cached, "free_memory", lambda: 4 * 22 * 3 * 20 * 18)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # the other process wants as much
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)  # the other process wants as much
     batches(equal, "memory")
     assert kept == []
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")

@@ -8,7 +8,6 @@ of equal size, on the device, where a whole batch is cut out at once (augment/re
 from __future__ import annotations
 
 import math
-import os
 import statistics
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from sslkit import keyed
+from sslkit import keyed, place
 from sslkit.augment.geometry import RandomResizedCrop, Views
 from sslkit.augment.resample import crop_resize_batch
 from sslkit.console import SILENT, Console
@@ -31,7 +30,6 @@ from sslkit.data.memory import free_device_memory, free_memory
 from sslkit.data.picture import Cut, Picture, reduction
 from sslkit.data.pixels import Pixels, decode_all, is_reducible
 from sslkit.data.sources import ImageSet
-from sslkit.distributed import world
 
 SHARE = 4
 """One part in so many of the free memory is taken; the processes of a machine divide it."""
@@ -103,7 +101,7 @@ def _decoded(
     images: ImageSet, views: Crops, workers: int, console: Console, stop: Callable[[], bool]
 ) -> Pixels | None:
     """All images in memory, or None where that does not pay; headers of a sample tell before the first."""
-    limit = free_memory() // SHARE // int(os.environ.get("LOCAL_WORLD_SIZE", world()))
+    limit = free_memory() // SHARE // place.local_count()
     sizes, from_files = [], 0
     for index in np.linspace(0, len(images) - 1, min(_SAMPLE, len(images))).round().astype(int).tolist():
         with suppress(UnreadableImage):
