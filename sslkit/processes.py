@@ -24,7 +24,7 @@ from sslkit.errors import UserError
 
 Value = TypeVar("Value")
 
-_BEAT = 1.0  # seconds between two signs of life
+_ANSWER = 5.0  # seconds for the others to say that they are there
 
 
 class Lost(UserError):
@@ -37,14 +37,7 @@ class Group:
     def __init__(self, store: Any, patience: timedelta) -> None:
         self.store = store
         self.hosts: Any = dist.new_group(backend="gloo", timeout=patience)
-        self._beaten = 0.0
         self._asked: tuple[Any, Tensor] | None = None
-
-    def beat(self, step: int) -> None:
-        """Tell the others how far this process is, at most once a second."""
-        if time.monotonic() - self._beaten > _BEAT:
-            self.store.set(f"sslkit/beat/{rank()}", str(step))
-            self._beaten = time.monotonic()
 
     def exchange(self, values: Sequence[int]) -> list[int]:
         """The largest of each value over the processes, as of the call before this one; zeros at first.
@@ -59,15 +52,15 @@ class Group:
         before[0].wait()
         return [int(value) for value in before[1].tolist()]
 
-    def slowest(self) -> str:
-        """Who was heard of last, for a message."""
-        steps = {}
-        for number in range(world()):
-            with suppress(Exception):  # a store that is gone as well
-                if self.store.check([f"sslkit/beat/{number}"]):
-                    steps[number] = int(self.store.get(f"sslkit/beat/{number}"))
-        late = [number for number in range(world()) if steps.get(number, -1) < max(steps.values(), default=0)]
-        return ", ".join(map(str, late)) if late else "unknown"
+    def silent(self) -> str:
+        """Who does not answer a last question, for a message; every process that still waits does."""
+        asked, names = time.monotonic(), {str(number) for number in range(world())}
+        with suppress(Exception):  # the store may be gone as well
+            self.store.set(f"sslkit/here/{rank()}", "yes")
+            while names and time.monotonic() - asked < _ANSWER:
+                names -= {name for name in names if self.store.check([f"sslkit/here/{name}"])}
+                time.sleep(0.1)
+        return ", ".join(sorted(names - {str(rank())}, key=int)) or "unknown"
 
 
 _group: Group | None = None
@@ -101,7 +94,7 @@ def joined(device: torch.device, patience: float) -> Iterator[None]:
 
 @contextmanager
 def watched(step: Callable[[], int]) -> Iterator[None]:
-    """What torch says when another process is gone becomes `Lost`, with who it was as far as one can tell."""
+    """What torch says when another process is gone becomes `Lost`, with who is silent."""
     try:
         yield
     except RuntimeError as problem:
@@ -109,7 +102,7 @@ def watched(step: Callable[[], int]) -> Iterator[None]:
             raise
         raise Lost(
             f"process {rank()} of {world()}, step {step()}: lost contact with the others "
-            f"(heard of last: {_group.slowest()})",
+            f"(silent: {_group.silent()})",
             "see what the other processes say; --resume goes on from the newest checkpoint",
             code=1,
         ) from None
@@ -127,12 +120,6 @@ def _of_others(text: str) -> bool:
         "store",
     )
     return any(word in text.lower() for word in words)
-
-
-def beat(step: int) -> None:
-    """Tell the others how far this process is."""
-    if _group is not None:
-        _group.beat(step)
 
 
 def exchange(values: Sequence[int]) -> list[int]:

@@ -5,6 +5,7 @@ Lost workers are started anew at the batch that is missing.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import shutil
@@ -50,6 +51,8 @@ def unbroken(loader: Callable[[int], DataLoader[Any]], console: Console) -> Gene
     """All batches of `loader(0)`. When workers are lost, `loader(n)` goes on after the n delivered ones."""
     delivered = lost = 0
     while True:
+        if lost:  # a new worker must not inherit the pass that failed: it would try to end it
+            gc.collect()
         try:
             with closing(_pass(loader(delivered))) as batches:
                 for batch in batches:
@@ -68,9 +71,7 @@ def unbroken(loader: Callable[[int], DataLoader[Any]], console: Console) -> Gene
 
 
 def _pass(loader: DataLoader[Any]) -> Generator[Any, None, None]:
-    """One pass in a frame of its own: a new worker must not inherit its dead predecessors' iterator, which it
-    would try to end.
-    """
+    """One pass over a loader, in a frame of its own that goes when it fails."""
     with _workers(loader) as batches:
         yield from _patiently(batches)
 

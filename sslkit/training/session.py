@@ -153,7 +153,6 @@ class Session:
         Unreadable images and the plan for `--max-time` travel along.
         """
         done = clock.step + 1
-        processes.beat(done)
         planned = self.deadline.planned(done) if self.deadline and rank() == 0 else 0
         wanted = wishes.save or self._save_due(clock)
         mine = [wishes.stop, wanted, bool(self.books.unread), planned]
