@@ -117,8 +117,8 @@ def probe(
 ) -> Any:
     """Frozen features of each source, classified by kNN and a linear layer beside baselines.
 
-    A source that is a run gets the result into its folder and its report; `out` is a new folder for table,
-    pictures and JSON. See `evaluation.probe.probe` for the options and the ProbeResult.
+    A source that is a run gets the result into its folder and its report, unless the data are masks; `out` is
+    a new folder for table, pictures and JSON. See `evaluation.probe.probe` for options and ProbeResult.
     """
     from sslkit.evaluation.probe import probe as run
     from sslkit.visualization.probe import write_result
@@ -129,7 +129,7 @@ def probe(
     if out is not None:
         write_result(result, Path(out))
     for source in map(Path, sources):
-        if _is_run(source):
+        if _is_run(source) and result.rows:  # masks alone don't take the place of a probe of classes
             write_result(result, source, source / "pictures")
             _write_report(source, console)
     return result

@@ -262,7 +262,7 @@ FLAGS = {
     "finetune": f"{TRAINING} {SETTINGS} {OUTPUT} --scratch --baseline --seeds --shots --share "
     "--freeze --balance --keep --resume --save-every",
     "probe": f"--size --device --precision --workers --seed --out -o {OUTPUT} --baseline --readout --shots "
-    "--seeds --exclude-leaks --grid --robust --robust-limit --attacks --min-top1 --no-cache",
+    "--seeds --exclude-leaks --grid --robust --robust-limit --attacks --local --min-top1 --no-cache",
     "visualize": f"--kind -k --count --with --limit --radius --size --seed --out -o {OUTPUT}",
     "export": f"--format --backbone -b --trust {OUTPUT}",
     "embed": f"--out -o --readout --neighbours --query --size --device --precision --workers --seed {OUTPUT}",

@@ -43,6 +43,9 @@ def probe(
         bool | None,
         typer.Option("--attacks/--no-attacks", help="FGSM and PGD in --robust; on a GPU by default."),
     ] = None,
+    local: Annotated[
+        bool, typer.Option("--local", help="Also parts of images: mosaics, or masks/ beside images/.")
+    ] = False,
     min_top1: Annotated[
         float | None,
         typer.Option("--min-top1", help="Exit 1 if the first SOURCE's better accuracy, in %, is below."),
@@ -65,11 +68,14 @@ def probe(
     """
     from sslkit import verbs
     from sslkit.errors import UserError
+    from sslkit.evaluation.segmentation import has_masks
 
     if len(arguments) < 2:
         raise UserError("probe needs SOURCE and DATA", "sslkit probe runs/mfm-…-1 labelled-photos/")
     if min_top1 is not None and not 0 <= min_top1 <= 100:
         raise UserError(f"--min-top1: {min_top1:g} is not a percentage", "--min-top1 60")
+    if min_top1 is not None and has_masks(arguments[-1]):
+        raise UserError(f"--min-top1: {arguments[-1]} has masks, no classes", "leave out --min-top1")
     console = Console(quiet, json)
     given: dict[str, object] = {
         "baselines": tuple(baseline) if baseline else None,
@@ -86,6 +92,7 @@ def probe(
         "exclude_leaks": exclude_leaks,
         "grid": grid,
         "robust": robust,
+        "local": local,
         "cache": not no_cache,
     }
     options_given = {name: value for name, value in given.items() if value is not None}

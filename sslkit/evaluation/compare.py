@@ -10,6 +10,7 @@ from sslkit.evaluation.entries import Entry
 from sslkit.evaluation.measure import Reading
 from sslkit.evaluation.result import MEASURES, FewRow, Level, Row, Verdict
 from sslkit.evaluation.verdict import (
+    Difference,
     accuracy,
     against_pixels,
     against_random,
@@ -83,6 +84,11 @@ def _verdict(
 ) -> Verdict:
     first, second = (predictions[name][MEASURES[measure]] for name in (source, baseline))
     difference = (paired if first.ndim == 1 else paired_over_draws)(first, second, labels)
+    return make_verdict(source, baseline, kind, measure, difference)
+
+
+def make_verdict(source: str, baseline: str, kind: str, measure: str, difference: Difference) -> Verdict:
+    """A difference from a baseline of a kind ("random", "pixels", "baseline"), with its sentence."""
     if kind == "baseline":
         sentence = against_source(measure, difference, baseline)
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -19,10 +19,12 @@ from sslkit.evaluation.entries import BASELINES, Entry, Wanted, make_entries
 from sslkit.evaluation.grid import Cell, measure_grid, sizes_around
 from sslkit.evaluation.heads import Classifier, measure_robustness
 from sslkit.evaluation.leaks import Leaks
+from sslkit.evaluation.local import check_maps, check_mosaics, probe_masks, probe_mosaics
 from sslkit.evaluation.measure import Bench, Reading
 from sslkit.evaluation.parts import refuse_empty_folders, uneven
 from sslkit.evaluation.result import ProbeResult
 from sslkit.evaluation.robustness_scores import RobustnessResult
+from sslkit.evaluation.segmentation import has_masks
 from sslkit.evaluation.shots import check_shots, parse_shots
 from sslkit.evaluation.table import leak_warning, show
 from sslkit.training.choices import reading_workers
@@ -43,6 +45,7 @@ def probe(
     robust: bool = False,
     robust_limit: int = 500,
     attacks: bool | None = None,
+    local: bool = False,
     cache: bool = True,
     size: int | None = None,
     k: int = 20,
@@ -66,6 +69,8 @@ def probe(
         grid: also other input sizes and normalisations, of every source.
         robust: also corruptions, filters and single waves, of the linear probes, on `robust_limit` images.
         attacks: with `robust`, also FGSM and PGD; by default on a GPU only, as they take longest.
+        local: also the parts of images, by a linear layer on the cells of the last map: on mosaics of the
+            photos, or, where `data` has images/ and masks/, linear segmentation of these alone.
         cache: keep features in the user's cache folder, and take what an earlier probe has kept.
         size: side of the views, pixels; by default each source's own.
         k: neighbours.
@@ -78,11 +83,22 @@ def probe(
     place = pick_device(device)
     exact = pick_precision(precision, place)
     _check(k, robust_limit)
+    masked = has_masks(data)
+    if masked:
+        others = {"--shots": few, "--grid": grid, "--robust": robust, "--exclude-leaks": exclude_leaks}
+        _refuse_masks(data, local, others)
     entries = make_entries(sources, Wanted(baselines, readout, size, seed, exact), console)
+    readers = reading_workers(place.type == "cpu") if workers is None else workers
+    if local:
+        check_maps(entries)
+    if masked:
+        result = probe_masks(data, entries, place, readers, seed, console)
+        show(result, console)
+        return result
     train, validation = _open(data, console)
     check_shots(few, seeds, train)
+    tilings = check_mosaics(entries, train, validation) if local else ()
     console.say(f"{data}: {len(train)} training and {len(validation)} validation images")
-    readers = reading_workers(place.type == "cpu") if workers is None else workers
     bench = Bench(
         train,
         validation,
@@ -102,6 +118,8 @@ def probe(
         result = replace(result, grid=_grid(bench, entries, measured, seed))
     if robust:
         result = replace(result, robustness=_robust(bench, entries, measured, robust_limit, attacks))
+    if local:
+        result = replace(result, local=probe_mosaics(bench, entries, tilings))
     show(result, console)
     return result
 
@@ -119,6 +137,14 @@ def _check(k: int, robust_limit: int) -> None:
         raise UserError(f"k: {k} is not >= 1")
     if robust_limit < 2:
         raise UserError(f"--robust-limit: {robust_limit} is not >= 2")
+
+
+def _refuse_masks(data: str, local: bool, others: Mapping[str, object]) -> None:
+    """Masks say nothing of whole images."""
+    if not local:
+        raise UserError(f"{data}: images/ and masks/, no classes", "--local probes them cell by cell")
+    if flag := next((flag for flag, given in others.items() if given), None):
+        raise UserError(f"{flag}: {data} has masks, no classes", f"leave out {flag}")
 
 
 def _open(data: str, console: Console) -> tuple[ImageSet, ImageSet]:

@@ -71,6 +71,39 @@ class Level:
 
 
 @dataclass(frozen=True)
+class LocalRow:
+    """One model, or raw pixels, with a linear layer on the cells of its map."""
+
+    name: str
+    kind: str
+    size: int
+    grid: int  # cells a side
+    width: int
+    scores: dict[str, tuple[float, float]]  # measure → percent, half its 95 % interval
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """What is known of the parts of images: of mosaics of labelled photos, or of images with masks."""
+
+    task: str  # "mosaics", "segmentation"
+    rows: tuple[LocalRow, ...]
+    comparisons: tuple[Verdict, ...]  # by the first measure
+    counts: dict[str, int]  # train, validation, classes; of mosaics, or of images with masks
+    constant: float  # by the first measure, of naming the most frequent class everywhere, percent
+
+    def to_document(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "task": self.task,
+            "rows": [dataclasses.asdict(row) for row in self.rows],
+            "verdicts": _verdicts(self.comparisons),
+            "counts": self.counts,
+            "constant": self.constant,
+        }
+
+
+@dataclass(frozen=True)
 class ProbeResult:
     """The table, the comparisons behind the verdict, and what was measured on."""
 
@@ -84,12 +117,14 @@ class ProbeResult:
     leaks: Leaks = Leaks((), ())  # noqa: RUF009 - frozen
     grid: tuple[Cell, ...] = ()
     robustness: RobustnessResult | None = None
+    local: LocalResult | None = None
 
     @property
     def verdicts(self) -> tuple[str, ...]:
         """The sentence of every comparison."""
-        several = len({comparison.source for comparison in self.comparisons}) > 1
-        return tuple(f"{c.source}: {c.sentence}" if several else c.sentence for c in self.comparisons)
+        found = self.comparisons + (self.local.comparisons if self.local else ())
+        several = len({comparison.source for comparison in found}) > 1
+        return tuple(f"{c.source}: {c.sentence}" if several else c.sentence for c in found)
 
     @property
     def headlines(self) -> tuple[str, ...]:
@@ -98,6 +133,8 @@ class ProbeResult:
         for level in self.levels:
             images = "1 image" if level.shots == 1 else f"{level.shots} images"
             found += [f"after {images} per class: {told}" for told in _headlines(level.comparisons)]
+        if self.local:
+            found += _headlines(self.local.comparisons)
         return tuple(found)
 
     @property
@@ -126,6 +163,7 @@ class ProbeResult:
             "leaks": {"count": self.leaks.count, **dataclasses.asdict(self.leaks)},
             "grid": [dataclasses.asdict(cell) for cell in self.grid],
             "robustness": self.robustness.to_document() if self.robustness else None,
+            "local": self.local.to_document() if self.local else None,
         }
 
 

@@ -7,7 +7,7 @@ import shlex
 from sslkit.console import Console, visible
 from sslkit.evaluation.leaks import Leaks
 from sslkit.evaluation.readout import TITLES
-from sslkit.evaluation.result import ProbeResult
+from sslkit.evaluation.result import LocalResult, ProbeResult
 from sslkit.evaluation.robustness_scores import RobustnessResult
 from sslkit.evaluation.robustness_scores import show as show_robustness
 
@@ -31,7 +31,9 @@ def tables(result: ProbeResult) -> list[Table]:
         ]
         for row in result.rows
     ]
-    found: list[Table] = [("all training images (± half a 95 % interval)", head, cells)]
+    found: list[Table] = []
+    if result.rows:
+        found.append(("all training images (± half a 95 % interval)", head, cells))
     for level in result.levels:
         spread = f"mean ± deviation of {len(level.seeds)} draws" if len(level.seeds) > 1 else "one draw"
         few = [
@@ -46,13 +48,31 @@ def tables(result: ProbeResult) -> list[Table]:
         ]
         header = ["", "size", "normalisation", "kNN %", "linear %"]
         found.append(("input sizes and normalisations", header, grid))
+    if result.local is not None:
+        found.append(_local(result.local))
     return found
+
+
+def _local(local: LocalResult) -> Table:
+    count = f"{local.counts['train']} to train on, {local.counts['validation']} to validate"
+    rows = [
+        [
+            row.name,
+            f"{row.grid} x {row.grid}",
+            *(f"{value:.1f} ± {half:.1f}" for value, half in row.scores.values()),
+        ]
+        for row in local.rows
+    ]
+    title = f"{local.task}, a linear layer on every cell ({count}; ± half a 95 % interval)"
+    rows.append(["the most frequent class everywhere", "", f"{local.constant:.1f}"])
+    rows[-1] += [""] * (len(local.rows[0].scores) - 1)
+    return title, ["", "cells", *(f"{measure} %" for measure in local.rows[0].scores)], rows
 
 
 def show(result: ProbeResult, console: Console) -> None:
     """The tables, and the command for the fairer test; the verdict itself is the command's result."""
     for number, (title, header, rows) in enumerate(tables(result)):
-        if number or result.levels:
+        if number or result.levels or not result.rows:
             console.say(title)
         console.table(header, rows)
     if result.counts["unreadable"]:
@@ -74,17 +94,19 @@ def leak_warning(leaks: Leaks, data: str) -> tuple[str, str]:
 def to_markdown(result: ProbeResult) -> str:
     """table.md: verdicts, tables, what was measured on."""
     counts = result.counts
-    lines = [f"# Probe of {', '.join(_cell(row.name) for row in result.rows if row.kind == 'source')}", ""]
+    models = result.rows or (result.local.rows if result.local else ())
+    lines = [f"# Probe of {', '.join(_cell(row.name) for row in models if row.kind == 'source')}", ""]
     lines += [f"- {_cell(sentence)}" for sentence in (*result.headlines, *result.verdicts)]
     for title, header, rows in tables(result):
         lines += ["", f"## {title[0].upper()}{title[1:]}", "", *_markdown(header, rows)]
     if result.robustness is not None:
         lines += ["", "## Robustness", "", *_robust_lines(result.robustness)]
+    whole = f"kNN with k = {result.k}, " if result.rows else ""
     lines += [
         "",
         f"{_cell(result.data)}: {counts['train']} training and {counts['validation']} validation images, "
-        f"{counts['classes']} classes, {counts['unreadable']} unreadable; kNN with k = {result.k}, seed "
-        f"{result.seed}. {_leaks(result.leaks)}",
+        f"{counts['classes']} classes, {counts['unreadable']} unreadable; {whole}seed {result.seed}."
+        + (f" {_leaks(result.leaks)}" if whole else ""),
     ]
     return "\n".join(lines) + "\n"
 

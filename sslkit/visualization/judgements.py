@@ -63,7 +63,7 @@ def probe(document: Document, run: Path) -> str:
     parts.append("".join(f"<li>{paragraph(sentence)}</li>" for sentence in others))
     parts[-1] = f"<ul>{parts[-1]}</ul>" if parts[-1] else ""
     parts += [paragraph(measured + _leaks(document), "about"), *map(_shots, _listed(document, "shots"))]
-    return "".join([*parts, _grid(document), *_pictures(run, ("probe", "shots", "grid"))])
+    return "".join([*parts, _grid(document), _local(document), *_pictures(run, ("probe", "shots", "grid"))])
 
 
 def finetune(document: Document, run: Path) -> str:
@@ -187,6 +187,28 @@ def _grid(document: Document) -> str:
     return table(
         "Input sizes and normalisations, top-1 in %", ["Source", "Pixels", "Values", "kNN", "Linear"], cells
     )
+
+
+def _local(document: Document) -> str:
+    local = document.get("local")
+    if not isinstance(local, Mapping):
+        return ""
+    rows = _listed(local, "rows")
+    scores = [row["scores"] if isinstance(row.get("scores"), Mapping) else {} for row in rows]
+    measures = list(dict.fromkeys(measure for own in scores for measure in own))
+    cells = [
+        [row.get("name", "?"), row.get("grid", "?"), *(_interval(own.get(measure)) for measure in measures)]
+        for row, own in zip(rows, scores, strict=True)
+    ]
+    if measures and "constant" in local:
+        last = ["The most frequent class everywhere", "", _number(local["constant"])]
+        cells.append([*last, *[""] * (len(measures) - 1)])
+    title = "A linear layer on every cell of the last map, in %, ± half a 95 % interval over images"
+    return table(title, ["Features", "Cells a side", *measures], cells)
+
+
+def _interval(pair: Any) -> str:
+    return " ± ".join(map(_number, pair)) if isinstance(pair, Sequence) else "–"
 
 
 def _leaks(document: Document) -> str:

@@ -24,7 +24,7 @@ LONGEST = 44  # letters of a name
 
 def figures(result: ProbeResult) -> dict[str, Figure]:
     """File name without ending → figure: all that this result has figures for."""
-    found = {"probe": bars(result)}
+    found = {"probe": bars(result)} if result.rows else {}
     if result.levels:
         found["probe-shots"] = shots_curves(result)
     if result.grid:
