@@ -106,11 +106,11 @@ def test_one_image_a_class_still_fits() -> None:
 
 
 def test_uneven_classes_do_not_end_in_a_constant_guess() -> None:
-    """Two in three are of one class and features say little: the three strongest penalties name it alone."""
+    """Two in three are of one class and features say little: by accuracy the strongest penalty won."""
     random = torch.Generator().manual_seed(0)
     labels = torch.tensor([0] * 8 + [1, 2, 3, 4]).repeat(150)
     vectors = torch.randn(1800, 20, generator=random)
-    vectors[torch.arange(1800), labels] += 0.6
+    vectors[torch.arange(1800), labels] += 0.8
     head = fit_linear(vectors, labels, classes=5)
     assert head.strength <= 0.1
-    assert len(head.predict(vectors).unique()) > 1
+    assert len(head.predict(vectors).unique()) == 5
