@@ -22,6 +22,7 @@ from sslkit.frequency import (
     focal_spectral_loss,
     gaussian,
     kept_bins,
+    losses,
     low_pass,
     masked_spectral_loss,
     spectral_error,
@@ -338,3 +339,21 @@ WRONG = [
 def test_errors_name_the_value_and_what_was_expected(message, call) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("kind", [True, False])
+def test_a_large_batch_of_one_kind_alone(kind: bool) -> None:
+    """A low_share of 0 or 1: no image has the other task."""
+    random = torch.Generator().manual_seed(0)
+    prediction, target = torch.rand(2, 64, 3, 96, 96, generator=random)
+    assert prediction.nbytes > losses.WHOLE_BYTES
+    keep_low = torch.full((64,), kind)
+    prediction.requires_grad_()
+    error = losses.spectral_error(prediction, target, keep_low, 7.0)
+    (gradient,) = torch.autograd.grad(error.reduce("pooled"), prediction)
+    for index in (0, 63):
+        alone = losses.spectral_error(
+            prediction[index : index + 1], target[index : index + 1], keep_low[:1], 7.0
+        )
+        torch.testing.assert_close(error.total[index : index + 1], alone.total, rtol=1e-5, atol=1e-3)
+    assert gradient.abs().sum((1, 2, 3)).min() > 0
