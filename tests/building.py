@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TypeVar
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from sslkit.cli import app
+
 Network = TypeVar("Network", bound=nn.Module)
+Called = tuple[int, str, str]
+"""(exit code, stdout, stderr) of a command line."""
+
+
+def called(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Called:
+    """`sslkit WORDS` in this process."""
+    monkeypatch.setattr(sys, "argv", ["sslkit", *words])
+    with pytest.raises(SystemExit) as ended:
+        app.main()
+    return (int(ended.value.code or 0), *capsys.readouterr())
+
+
+def refused(done: Called, message: str) -> None:
+    """At the door, in one line and perhaps a hint."""
+    code, out, err = done
+    lines = err.splitlines()
+    assert (code, out) == (2, ""), err
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+    assert len(lines) <= 2
 
 
 def unfreshened(network: Network) -> Network:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import building
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from building import Called, called
 from PIL import Image
 
 from sslkit.backbones import Encoder
-from sslkit.cli import app
 from sslkit.data.labels import open_labelled
 from sslkit.evaluation.cells import Reader, Scenes, Tally, between, fit_cells, raw_patches
 from sslkit.evaluation.linear import fit_linear, fit_split
@@ -28,7 +28,6 @@ from sslkit.weights import write_encoder
 
 QUICK: dict[str, Any] = {"device": "cpu", "precision": "float32", "workers": 0, "cache": False}
 CPU = torch.device("cpu")
-Called = tuple[int, str, str]
 
 
 @pytest.fixture(scope="module")
@@ -86,21 +85,13 @@ def call(
             "--out",
             "new",
         ]
-        monkeypatch.setattr(sys, "argv", ["sslkit", "probe", "model", *words, *options])
-        with pytest.raises(SystemExit) as ended:
-            app.main()
-        return (int(ended.value.code or 0), *capsys.readouterr())
+        return called(["probe", "model", *words, *options], monkeypatch, capsys)
 
     return run
 
 
-def refused(called: Called, message: str) -> None:
-    code, out, err = called
-    lines = err.splitlines()
-    assert (code, out) == (2, ""), err
-    assert lines[0].startswith("error: ")
-    assert message in lines[0]
-    assert len(lines) <= 2
+def refused(done: Called, message: str) -> None:
+    building.refused(done, message)
     assert not Path("new").exists()
 
 

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from building import Called, called, refused
 from PIL import Image
 
 from sslkit.backbones import Encoder
-from sslkit.cli import app
 from sslkit.weights import write_encoder
-
-Called = tuple[int, str, str]
 
 
 def write(folder: Path, names: str, count: int) -> None:
@@ -42,21 +39,9 @@ def call(
 
     def run(*words: str, source: str = "model") -> Called:
         options = ["--workers", "0", "--device", "cpu", "--precision", "float32", "--no-cache"]
-        monkeypatch.setattr(sys, "argv", ["sslkit", "probe", source, *words, *options])
-        with pytest.raises(SystemExit) as ended:
-            app.main()
-        return (int(ended.value.code or 0), *capsys.readouterr())
+        return called(["probe", source, *words, *options], monkeypatch, capsys)
 
     return run
-
-
-def refused(called: Called, message: str) -> None:
-    code, out, err = called
-    lines = err.splitlines()
-    assert (code, out) == (2, ""), err
-    assert lines[0].startswith("error: ")
-    assert message in lines[0]
-    assert len(lines) <= 2
 
 
 def test_labels_that_do_not_fit(call: Callable[..., Called]) -> None:

@@ -24,18 +24,11 @@ def bench(
     data: Annotated[
         list[str], typer.Argument(metavar="DATA...", help="Folders, .txt lists, .csv tables or fractal:N.")
     ],
-    method: Annotated[
-        str | None,
-        typer.Option("-m", "--method", help="How to learn: a name of sslkit methods, or ./mine.py."),
-    ] = None,
-    backbone: Annotated[
-        str | None, typer.Option("-b", "--backbone", help="Any timm model; see sslkit models.")
-    ] = None,
+    method: options.Method = None,
+    backbone: options.Backbone = None,
     size: options.Size = None,
     batch_size: options.BatchSize = None,
-    micro_batch: Annotated[
-        str | None, typer.Option("--micro-batch", help="Images at once in memory, or auto: what fits.")
-    ] = None,
+    micro_batch: options.MicroBatch = None,
     workers: options.Workers = None,
     device: options.Device = None,
     precision: options.Precision = None,

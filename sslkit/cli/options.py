@@ -6,6 +6,14 @@ from typing import Annotated
 
 import typer
 
+Method = Annotated[
+    str | None,
+    typer.Option("-m", "--method", help="How to learn: a name of sslkit methods, or ./mine.py."),
+]
+Backbone = Annotated[str | None, typer.Option("-b", "--backbone", help="Any timm model; see sslkit models.")]
+MicroBatch = Annotated[
+    str | None, typer.Option("--micro-batch", help="Images at once in memory, or auto: what fits.")
+]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only results, warnings and errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Results as JSON on stdout.")]
 Config = Annotated[

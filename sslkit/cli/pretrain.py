@@ -19,21 +19,14 @@ def pretrain(
         list[str] | None,
         typer.Argument(help="Folders, .txt lists, .csv tables, or fractal:N (generated)."),
     ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option("-m", "--method", help="How to learn: a name of sslkit methods, or ./mine.py."),
-    ] = None,
-    backbone: Annotated[
-        str | None, typer.Option("-b", "--backbone", help="Any timm model; see sslkit models.")
-    ] = None,
+    method: options.Method = None,
+    backbone: options.Backbone = None,
     init: Annotated[
         str | None, typer.Option("--init", metavar="SOURCE", help="Start from these weights.")
     ] = None,
     epochs: options.Epochs = None,
     batch_size: options.BatchSize = None,
-    micro_batch: Annotated[
-        str | None, typer.Option("--micro-batch", help="Images at once in memory, or auto: what fits.")
-    ] = None,
+    micro_batch: options.MicroBatch = None,
     lr: options.LearningRate = None,
     size: options.Size = None,
     limit: Annotated[

@@ -143,7 +143,7 @@ def pretraining_loader(
     def loader(delivered: int) -> DataLoader[Any]:
         first = start_step + delivered
         batches = KeyedBatches(len(images), batch_size, seed, first, steps, steps_per_epoch, share)
-        return _data_loader(views, batches, _collate_views, workers)
+        return data_loader(views, batches, _collate_views, workers)
 
     return _checked(images.name, unbroken(loader, console))
 
@@ -163,7 +163,7 @@ def evaluation_loader(
     dataset = _Ordered(images, transform)
 
     def loader(delivered: int) -> DataLoader[Any]:
-        return _data_loader(dataset, batches[delivered:], _collate_readable, workers)
+        return data_loader(dataset, batches[delivered:], _collate_readable, workers)
 
     for views, index in unbroken(loader, SILENT):
         if len(index):
@@ -184,9 +184,10 @@ class _Ordered(Dataset[tuple[Tensor, int] | None]):
             return None
 
 
-def _data_loader(
+def data_loader(
     dataset: Dataset[Any], batches: Any, collate: Callable[[list[Any]], Any], workers: int
 ) -> DataLoader[Any]:
+    """torch's loader as every reading of images here uses it."""
     return DataLoader(
         dataset,
         batch_sampler=batches,

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import io
 import os
-from collections import deque
 from collections.abc import Generator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from signal import SIG_IGN, SIGINT, signal
+from functools import partial
 from typing import Any, NamedTuple
 
 from PIL import Image
@@ -18,7 +15,7 @@ from sslkit.data import fractal, packed
 from sslkit.data.decode import UnreadableImage
 from sslkit.data.names import Names
 from sslkit.data.sources import ImageSet
-from sslkit.errors import UserError
+from sslkit.data.workers import mapped
 
 _CHUNK = 8  # images handed to a process at once: what is begun is finished after Ctrl-C
 _LONGEST = 65_500  # pixels a side that a JPEG can hold
@@ -65,25 +62,8 @@ def made(paths: Names, settings: Settings, workers: int) -> Generator[Member, No
         UserError: while iterating, when a process died.
     """
     chunks = (paths[first : first + _CHUNK] for first in range(0, len(paths), _CHUNK))
-    if not workers:
-        for chunk in chunks:
-            yield from _members(chunk, settings)
-        return
-    pool = ProcessPoolExecutor(workers, initializer=signal, initargs=(SIGINT, SIG_IGN))
-    pending: deque[Future[list[Member]]] = deque()
-    try:
-        for chunk in chunks:
-            pending.append(pool.submit(_members, chunk, settings))
-            if len(pending) > 2 * workers:
-                yield from pending.popleft().result()
-        while pending:
-            yield from pending.popleft().result()
-    except BrokenProcessPool:
-        raise UserError(
-            "a process that made images smaller died", "out of memory? --workers 1 needs least of it", code=1
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
+    for members in mapped(partial(_members, settings=settings), chunks, workers, "made images smaller"):
+        yield from members
 
 
 def _members(names: Names, settings: Settings) -> list[Member]:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sslkit.console import Bar, Console
 from sslkit.data.decode import UnreadableImage
-from sslkit.data.loader import _data_loader
+from sslkit.data.loader import data_loader
 from sslkit.data.picture import Picture
 from sslkit.data.sources import ImageSet
 from sslkit.data.workers import unbroken
@@ -104,7 +104,7 @@ def decode_all(
 
     def loader(delivered: int) -> DataLoader[Any]:
         rest = chunks[delivered:]
-        return _data_loader(_Whole(images), rest, _as_chunk, 0 if count <= _ALONE else workers)
+        return data_loader(_Whole(images), rest, _as_chunk, 0 if count <= _ALONE else workers)
 
     with closing(unbroken(loader, console)) as parts:
         for numbers, chunk in zip(chunks, parts, strict=True):

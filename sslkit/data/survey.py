@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from signal import SIG_IGN, SIGINT, signal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +15,7 @@ from sslkit.data import fractal, packed
 from sslkit.data.decode import UnreadableImage, read_with_kind
 from sslkit.data.likeness import LOOK, Looks, look_at
 from sslkit.data.sources import ImageSet
-from sslkit.data.workers import usable_cores
-from sslkit.errors import UserError
+from sslkit.data.workers import mapped, usable_cores
 
 HUGE = 16 * 10**6
 """Pixels above which decoding is what training would wait for."""
@@ -61,7 +57,10 @@ def see(images: ImageSet, workers: int | None, bar: Bar) -> Seen:
     seen = Seen(images, np.zeros(len(images), LOOK), np.zeros(len(images), bool))
     chunks = [range(first, min(first + _CHUNK, len(images))) for first in range(0, len(images), _CHUNK)]
     parts = [[images.paths[index] for index in chunk] for chunk in chunks]
-    for chunk, (looks, readable, kinds, bad) in zip(chunks, _mapped(_read, parts, workers), strict=True):
+    count = min(usable_cores() if workers is None else workers, len(parts))
+    alone = workers is None and count <= 1
+    found = mapped(_read, parts, 0 if alone else count, "read images")
+    for chunk, (looks, readable, kinds, bad) in zip(chunks, found, strict=True):
         here = [chunk[position] for position in readable]
         seen.looks[here] = looks
         seen.readable[here] = True
@@ -91,22 +90,3 @@ def _image_and_kind(path: str) -> tuple[Image.Image, str]:
         return fractal.draw(path), "generated RGB"
     with packed.place(path) as (file, part):
         return read_with_kind(file, part)
-
-
-def _mapped(
-    read: Callable[[Sequence[str]], Chunk], parts: Sequence[Sequence[str]], workers: int | None
-) -> Iterator[Chunk]:
-    """`read` of each part, in order, by processes."""
-    count = min(usable_cores() if workers is None else workers, len(parts))
-    if count <= (1 if workers is None else 0):
-        yield from map(read, parts)
-        return
-    pool = ProcessPoolExecutor(count, initializer=signal, initargs=(SIGINT, SIG_IGN))
-    try:
-        yield from pool.map(read, parts)
-    except BrokenProcessPool:
-        raise UserError(
-            "a process that read images died", "out of memory? --workers 1 needs least of it", code=1
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)

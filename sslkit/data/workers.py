@@ -12,14 +12,20 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader
 
 from sslkit.console import Console
 from sslkit.errors import UserError
+
+Part = TypeVar("Part")
+Found = TypeVar("Found")
 
 RESTARTS = 3
 """How often workers are started anew for one batch."""
@@ -37,6 +43,37 @@ DIED = "a process that reads images died (out of memory?)"
 def usable_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def mapped(
+    work: Callable[[Part], Found], parts: Iterable[Part], workers: int, doing: str
+) -> Generator[Found, None, None]:
+    """`work` of each part, in order, by processes that are never far ahead of who takes the results.
+
+    Args:
+        workers: processes; 0 works in this one.
+        doing: what they do, for the message: "read images".
+
+    Raises:
+        UserError: while iterating, when a process died.
+    """
+    if not workers:
+        yield from map(work, parts)
+        return
+    pool = ProcessPoolExecutor(workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
+    pending: deque[Future[Found]] = deque()
+    try:
+        for part in parts:
+            pending.append(pool.submit(work, part))
+            if len(pending) > 2 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    except BrokenProcessPool:
+        cure = "out of memory? --workers 1 needs least of it"
+        raise UserError(f"a process that {doing} died", cure, code=1) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 class WorkersLost(UserError):

@@ -23,9 +23,8 @@ from sslkit.timm_models import create_model
 from sslkit.training.device import Precision, autocast, to_device
 from sslkit.training.optim import (
     CosineSchedule,
-    build_optimizer,
     layer_scales,
-    learning_rate,
+    optimizer_and_schedule,
     parameter_groups,
 )
 from sslkit.weights import EXPORT_FILE, Loaded, load_into, save, tensors_for, timm_config
@@ -201,19 +200,8 @@ def optimisation(
     model: nn.Module, config: FinetuneConfig, clock: Clock
 ) -> tuple[torch.optim.Optimizer, CosineSchedule]:
     """The optimizer with layer decay, and the schedule as the official code counts it."""
-    optim, schedule = config.optim, config.schedule
-    scale = learning_rate(1.0, config.run.batch_size, optim.reference_batch)
-    groups = finetune_groups(model, optim.weight_decay, optim.layer_decay)
-    optimizer = build_optimizer(groups, optim, optim.lr * scale)
-    warmup = min(round(schedule.warmup_epochs * clock.steps_per_epoch), clock.steps - 1)
-    return optimizer, CosineSchedule(
-        optimizer,
-        clock.steps,
-        warmup,
-        schedule.warmup_lr * scale,
-        schedule.min_lr * scale,
-        optim.weight_decay_end,
-    )
+    groups = finetune_groups(model, config.optim.weight_decay, config.optim.layer_decay)
+    return optimizer_and_schedule(groups, config.optim, config.schedule, config.run.batch_size, clock)
 
 
 def predicted(

@@ -33,11 +33,12 @@ from sslkit.methods.base import Clock
 from sslkit.training import checkpoint
 from sslkit.training.engine import Step, train
 from sslkit.training.nonfinite import NonFinite
+from sslkit.training.progress import less_at_once
 from sslkit.training.resolve import interval
 from sslkit.training.run import RunFolder
 from sslkit.training.signals import Interrupted, Wishes, listening
 from sslkit.training.skipped import Skipped
-from sslkit.training.writer import Writer
+from sslkit.training.writer import Writer, save_due
 
 
 class FinetuneSession:
@@ -146,7 +147,7 @@ class FinetuneSession:
                     if wishes.stop:
                         self._interrupted(wishes.stop, done)
                     self.writer.settle(wait=False)
-                    if wishes.save or self._save_due(step.clock):
+                    if wishes.save or save_due(self.save_every, self.saved, step.clock):
                         wishes.save = False
                         self._save(done)
             except WorkersLost:
@@ -178,10 +179,8 @@ class FinetuneSession:
     def _look_at_memory(self, step: Step) -> None:
         if step.micro_batch != self.micro_batch:
             self.micro_batch = step.micro_batch
-            done, whole = step.clock.step + 1, self.config.run.batch_size
-            some = f"{step.micro_batch} of {whole} images at once, the batch of a step stays"
             cure = f"--set run.micro_batch={step.micro_batch} avoids the attempt"
-            self.console.warn(f"step {done}: out of memory; from here on {some}", cure)
+            self.console.warn(less_at_once(step, self.config.run.batch_size), cure)
 
     def _line(self, step: Step, losses: Tensor, seconds: float, wait: float) -> dict[str, Any]:
         """One line of metrics.jsonl."""
@@ -228,12 +227,6 @@ class FinetuneSession:
             raise UserError(f"{images.name}: no validation image can be read", code=1)
         probabilities, kept = (torch.cat(tensors) for tensors in zip(*found, strict=True))
         return probabilities, torch.tensor(images.labels, dtype=torch.int64)[kept], kept
-
-    def _save_due(self, clock: Clock) -> bool:
-        number, unit = self.save_every
-        if unit == "seconds":
-            return time.monotonic() - self.saved >= number
-        return clock.every(max(1, round(number * clock.steps_per_epoch if unit == "epochs" else number)))
 
     def _save(self, step: int) -> None:
         state = {"micro_batch": self.micro_batch, "best": self.best}

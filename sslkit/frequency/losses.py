@@ -184,10 +184,11 @@ def _parts(images: Tensor, keep_low: Tensor, low: Tensor, radius: float | None) 
     pruned = None if radius is None else pruned_for(images, radius)
     scored_low = low if pruned is None else pruned.restrict(low)
     for chosen, weight, transform in ((keep_low, 1 - low, None), (~keep_low, scored_low, pruned)):
-        if not chosen.any():  # such as with a low_share of 0 or 1; here the CPU is asked, so nothing waits
-            continue
         for index in torch.split(chosen.nonzero()[:, 0], max(1, CHUNK_BYTES // one)):
-            yield _Part(index, weight[index] if len(weight) > 1 and weight.ndim > 2 else weight, transform)
+            if len(index):  # a low_share of 0 or 1 leaves a task without images
+                yield _Part(
+                    index, weight[index] if len(weight) > 1 and weight.ndim > 2 else weight, transform
+                )
 
 
 def _distance(difference: Tensor, part: _Part, gamma: float) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from sslkit.training.engine import Step
 from sslkit.training.health import Interval, advice, averaged
 from sslkit.training.loggers import Loggers
 from sslkit.training.nonfinite import NonFinite
-from sslkit.training.progress import note
+from sslkit.training.progress import less_at_once, note
 from sslkit.training.run import RunFolder, rounded
 from sslkit.training.skipped import Skipped
 
@@ -118,8 +118,5 @@ class Books:
     def _look_at_memory(self, step: Step) -> None:
         if step.micro_batch != self.micro_batch:
             self.micro_batch = step.micro_batch
-            self.console.warn(
-                f"step {step.clock.step + 1}: out of memory; from here on {step.micro_batch} of "
-                f"{self.config.run.batch_size} images at once, the batch of a step stays",
-                f"--micro-batch {step.micro_batch} avoids the attempt",
-            )
+            cure = f"--micro-batch {step.micro_batch} avoids the attempt"
+            self.console.warn(less_at_once(step, self.config.run.batch_size), cure)

@@ -13,8 +13,8 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
-from sslkit.config import Optim, PretrainConfig
-from sslkit.methods.base import Clock, Method
+from sslkit.config import Optim, Schedule
+from sslkit.methods.base import Clock
 
 
 def learning_rate(base: float, batch_size: int, reference_batch: int) -> float:
@@ -77,12 +77,10 @@ def build_optimizer(groups: list[dict[str, object]], optim: Optim, lr: float) ->
 
 
 def optimizer_and_schedule(
-    method: Method, config: PretrainConfig, clock: Clock
+    groups: list[dict[str, object]], optim: Optim, schedule: Schedule, batch_size: int, clock: Clock
 ) -> tuple[torch.optim.Optimizer, CosineSchedule]:
-    """What trains a method's parameters over the clock's steps, as the configuration has it."""
-    optim, schedule, batch = config.optim, config.schedule, config.run.batch_size
-    groups = parameter_groups(method, optim.weight_decay, method.overrides)
-    scale = learning_rate(1.0, batch, optim.reference_batch)
+    """What trains these parameter groups over the clock's steps, as the settings have it."""
+    scale = learning_rate(1.0, batch_size, optim.reference_batch)
     optimizer = build_optimizer(groups, optim, optim.lr * scale)
     warmup = min(round(schedule.warmup_epochs * clock.steps_per_epoch), clock.steps - 1)
     lows = schedule.warmup_lr * scale, schedule.min_lr * scale

@@ -13,6 +13,7 @@ from sslkit.console import Console
 from sslkit.data.sources import ImageSet
 from sslkit.methods import short_name
 from sslkit.methods.base import Method
+from sslkit.training.engine import Step
 from sslkit.training.optim import learning_rate
 from sslkit.training.resolve import Resolved
 
@@ -56,6 +57,12 @@ def tell_reasons(config: Any, reasons: Mapping[str, str], console: Console) -> N
     for key, reason in reasons.items():
         section, _, name = key.partition(".")
         console.say(f"  {key} = {getattr(getattr(config, section), name)}  ({reason})")
+
+
+def less_at_once(step: Step, batch: int) -> str:
+    """What a step has done because memory ran out."""
+    at_once = f"{step.micro_batch} of {batch} images at once, the batch of a step stays"
+    return f"step {step.clock.step + 1}: out of memory; from here on {at_once}"
 
 
 def note(line: dict[str, Any]) -> str:

@@ -28,12 +28,12 @@ from sslkit.training.books import Books
 from sslkit.training.changes import settings_of
 from sslkit.training.deadline import Deadline
 from sslkit.training.engine import Step, train
-from sslkit.training.optim import optimizer_and_schedule
+from sslkit.training.optim import optimizer_and_schedule, parameter_groups
 from sslkit.training.pictures import due, write_panels
 from sslkit.training.resolve import Resolved, interval, seconds_of
 from sslkit.training.run import RunFolder
 from sslkit.training.signals import Interrupted, Wishes, listening
-from sslkit.training.writer import Writer
+from sslkit.training.writer import Writer, save_due
 
 
 class Session:
@@ -56,7 +56,10 @@ class Session:
         self.run, self.device, self.console = run, device, console
         per_epoch = len(self.images) // config.run.batch_size
         self.clock = Clock(0, config.schedule.epochs * per_epoch, per_epoch, config.run.seed)
-        self.optimizer, self.schedule = optimizer_and_schedule(method, config, self.clock)
+        groups = parameter_groups(method, config.optim.weight_decay, method.overrides)
+        self.optimizer, self.schedule = optimizer_and_schedule(
+            groups, config.optim, config.schedule, config.run.batch_size, self.clock
+        )
         self.deadline = Deadline(seconds_of(config.run.max_time)) if config.run.max_time else None
         self.save_every = interval(config.run.save_every)
         self.saved = time.monotonic()
@@ -154,7 +157,7 @@ class Session:
         """
         done = clock.step + 1
         planned = self.deadline.planned(done) if self.deadline and rank() == 0 else 0
-        wanted = wishes.save or self._save_due(clock)
+        wanted = wishes.save or save_due(self.save_every, self.saved, clock)
         mine = [wishes.stop, wanted, bool(self.books.unread), planned]
         stop, save, unread, planned = processes.exchange(mine)
         if unread:
@@ -165,12 +168,6 @@ class Session:
         if save:
             wishes.save = False
         return stop, bool(save)
-
-    def _save_due(self, clock: Clock) -> bool:
-        number, unit = self.save_every
-        if unit == "seconds":
-            return time.monotonic() - self.saved >= number
-        return clock.every(max(1, round(number * clock.steps_per_epoch if unit == "epochs" else number)))
 
     def _save(self, step: int) -> None:
         if rank() > 0:

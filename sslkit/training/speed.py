@@ -129,7 +129,10 @@ class Workbench:
             self._bare = self._bare_steps()
         accelerate_(self.method, config, device)
         self.config = config = fitted(ready, self.method, images, device).config
-        self.optimizer, self.schedule = optimizer_and_schedule(self.method, config, self.clock)
+        groups = parameter_groups(self.method, config.optim.weight_decay, self.method.overrides)
+        self.optimizer, self.schedule = optimizer_and_schedule(
+            groups, config.optim, config.schedule, config.run.batch_size, self.clock
+        )
         self._model = self._steps(repeat(self.batch))
 
     def loader(self, steps: int) -> Pace:

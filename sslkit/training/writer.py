@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,24 @@ import torch
 from torch import nn
 
 from sslkit.console import Console
+from sslkit.methods.base import Clock
 from sslkit.training import checkpoint
 
 PATIENCE = 3
 """Saves that may fail one after the other before the run ends."""
+
+
+def save_due(every: tuple[float, str], saved: float, clock: Clock) -> bool:
+    """Whether it is time to save after this step.
+
+    Args:
+        every: number and unit, as `resolve.interval` reads them.
+        saved: when that was done last, by the monotonic clock.
+    """
+    number, unit = every
+    if unit == "seconds":
+        return time.monotonic() - saved >= number
+    return clock.every(max(1, round(number * clock.steps_per_epoch if unit == "epochs" else number)))
 
 
 class Writer:
