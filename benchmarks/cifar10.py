@@ -1,15 +1,18 @@
-"""Every method on CIFAR-10: pre-train, kNN and linear probe, fine-tune beside scratch; one table.
+"""Every method on CIFAR-10: pre-train, kNN and linear probe, fine-tune on few and all labels beside scratch.
 
     python benchmarks/cifar10.py cifar10 runs/cifar10                       # the recipes' own lengths: a GPU
     python benchmarks/cifar10.py cifar10 runs/small --images 4000 --test 2000 --epochs 8 --batch-size 128
-    python benchmarks/cifar10.py cifar10 runs/cifar10 --methods mfm mae --seeds 0 1 2 --finetune-epochs 100
+    python benchmarks/cifar10.py cifar10 runs/vit --methods mfm mae --labels 0.01:1000 0.1:300 1:100 \
+        --finetune-seeds 0 1 2
 
 DATA holds train/ and test/ with a folder of JPEG or PNG images for each class. What is finished is not done
 again: the same command goes on after a stop, a run in the middle of its training included. Results lie in
-OUT/results.jsonl, one line for each finished part; the table is made of them at the end of every call.
+OUT/results.jsonl, one line for each finished part; the tables are made of them at the end of every call.
 
-Methods with a ResNet recipe are judged by frozen features, masked-image methods by fine-tuning, both beside
-baselines: random weights and raw pixels there, scratch at the same budget here.
+Beside the methods stand the arms of MFM's own claims: its siblings (sr, deblur, denoise), one task alone
+(mfm-low keeps high frequencies and predicts low ones, mfm-high the reverse), the whole spectrum as target,
+other radii, and the published weighing of the tasks. Frozen features stand beside random weights and raw
+pixels, fine-tuning beside the same architecture from scratch with the same images, steps and seeds.
 """
 
 from __future__ import annotations
@@ -18,8 +21,9 @@ import argparse
 import csv
 import json
 import platform
+import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,8 +35,23 @@ from sslkit.config import read
 from sslkit.console import Console
 
 METHODS = ("mfm", "mae", "simmim", "simclr", "moco", "byol", "dino")
-FINETUNED = ("mfm", "mae", "simmim")
+VARIANTS = {
+    "sr": ("method.corruption=sr",),
+    "deblur": ("method.corruption=deblur", "method.sigma=0.71"),  # 5 px at 224, scaled to 32
+    "denoise": ("method.corruption=denoise",),
+    "mfm-low": ("method.low_share=0",),
+    "mfm-high": ("method.low_share=1",),
+    "mfm-all": ("method.target=all",),
+    "mfm-radius-1": ("method.radius=1.15",),
+    "mfm-radius-5": ("method.radius=4.6",),
+    "mfm-pooled": ("method.reduction=pooled",),
+    "mfm-half": ("method.clamp=half",),
+}
+"""Arms that are the recipe mfm-cifar10 but for these settings."""
+MASKED = ("mfm", "mae", "simmim", *VARIANTS)
 NEIGHBOURS = 200
+STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
+"""The 97.5 % point of Student's distribution for the mean of so many differences."""
 
 
 def table_of_images(data: Path, out: Path, images: int, test: int) -> Path:
@@ -76,10 +95,8 @@ class Results:
             stream.write(json.dumps(line) + "\n")
 
 
-def pretrained(
-    run: Path, method: str, images: Path, seed: int, options: argparse.Namespace
-) -> dict[str, Any]:
-    """Train, or go on with, the run of one method."""
+def pretrained(run: Path, arm: str, images: Path, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Train, or go on with, the run of one arm."""
     if (run / "run.json").is_file():
         if json.loads((run / "run.json").read_text(encoding="utf-8")).get("status") != "completed":
             sslkit.pretrain(resume=run, console=Console())
@@ -87,12 +104,13 @@ def pretrained(
         flags = {"epochs": options.epochs, "batch_size": options.batch_size, "device": options.device}
         # A recipe's warm-up, and AdamW's rate in it, are for its own length and batch.
         short = ["schedule.warmup_epochs=auto"] if options.epochs is not None else []
-        settings = short + ["optim.lr=auto"] * bool(short and method in FINETUNED)
+        settings = short + ["optim.lr=auto"] * bool(short and arm in MASKED)
         # Keys of an image's own past are no negatives: the recipe's queue is for all 50,000.
-        settings += ["method.queue=auto"] * bool(options.images and method == "moco") + options.set
-        recipe, console = f"{method}-cifar10", Console()
+        settings += ["method.queue=auto"] * bool(options.images and arm == "moco")
+        settings += [*VARIANTS.get(arm, ()), *options.set]
+        recipe = f"{'mfm' if arm in VARIANTS else arm}-cifar10"
         sslkit.pretrain(
-            images, config=recipe, settings=settings, seed=seed, out=run, console=console, **flags
+            images, config=recipe, settings=settings, seed=seed, out=run, console=Console(), **flags
         )
     config = read(str(run / "config.toml"))
     return {name: config[name] for name in ("model.backbone", "schedule.epochs", "run.batch_size")}
@@ -106,70 +124,116 @@ def probed(run: Path, table: Path, options: argparse.Namespace) -> dict[str, Any
 
 
 def finetuned(
-    source: Path, table: Path, seed: int, options: argparse.Namespace, scratch: bool
+    source: Path, table: Path, labels: tuple[float, int | None], options: argparse.Namespace, scratch: bool
 ) -> dict[str, Any]:
-    folder = options.out / f"finetune-{source.name}{'-scratch' if scratch else ''}"
-    if folder.exists():  # fine-tuning has no resume: what was cut off is put aside
-        folder.rename(folder.with_name(f"{folder.name}-cut-off-{int(time.time())}"))
-    result = sslkit.finetune(
-        source, table, epochs=options.finetune_epochs, seed=seed, scratch=scratch, out=folder,
-        device=options.device, console=Console(),
-    )  # fmt: skip
-    return {"top1": result.top1}
+    """Top-1 of one fine-tuning for each seed, on a share of the labels for a number of epochs."""
+    (share, epochs), top1 = labels, []
+    for seed in options.finetune_seeds:
+        out = options.out / f"finetune-{source.name}{'-scratch' if scratch else ''}-{share:g}-{seed}"
+        facts = json.loads((out / "run.json").read_text(encoding="utf-8")) if out.exists() else {}
+        if not facts:
+            sslkit.finetune(
+                source, table, share=share, epochs=epochs, seed=seed, scratch=scratch, out=out,
+                batch_size=options.finetune_batch_size, device=options.device, console=Console(),
+            )  # fmt: skip
+        elif facts["status"] != "completed":
+            sslkit.finetune(resume=out, console=Console())
+        facts = json.loads((out / "run.json").read_text(encoding="utf-8"))
+        top1.append(facts["result"]["top1"])
+    return {"top1": top1}
+
+
+def against(own: Sequence[float], scratch: Sequence[float]) -> str:
+    """Mean and deviation of both over the seeds, and the paired difference with its 95 % interval."""
+    text = f"{statistics.mean(own):.1f} / {statistics.mean(scratch):.1f}"
+    if len(own) < 2:
+        return text
+    gains = [first - second for first, second in zip(own, scratch, strict=True)]
+    margin = STUDENT.get(len(gains), 1.96) * statistics.stdev(gains) / len(gains) ** 0.5
+    spread = f"{statistics.mean(own):.1f} ± {statistics.stdev(own):.1f} / "
+    spread += f"{statistics.mean(scratch):.1f} ± {statistics.stdev(scratch):.1f}"
+    return f"{spread} ({statistics.mean(gains):+.1f} ± {margin:.1f})"
 
 
 def rows(results: Results, options: argparse.Namespace) -> Iterator[list[str]]:
-    for method in options.methods:
+    for arm in options.methods:
         for seed in options.seeds:
-            name = f"{method}-{seed}"
+            name = f"{arm}-{seed}"
             trained = results.parts.get(f"{name}/pretrain")
             frozen = results.parts.get(f"{name}/probe")
             if trained is None or frozen is None:
                 continue
-            figures = {key: value for key, value in frozen.items() if isinstance(value, dict)}
-            own, random, pixels = list(figures.values())
-            tuned = results.parts.get(f"{name}/finetune", {}).get("top1")
-            scratch = results.parts.get(f"{name}/scratch", {}).get("top1")
+            own, random, pixels = [value for value in frozen.values() if isinstance(value, dict)]
+            tuned = []
+            for share, _ in options.labels:
+                pair = [
+                    results.parts.get(f"{source}/finetune-{share:g}")
+                    for source in (name, f"scratch-{trained['model.backbone']}")
+                ]
+                tuned.append(against(*(part["top1"] for part in pair if part)) if all(pair) else "")
             yield [
-                method, str(trained["model.backbone"]), str(trained["schedule.epochs"]), str(seed),
+                arm, str(trained["model.backbone"]), str(trained["schedule.epochs"]), str(seed),
                 f"{trained['seconds']:.0f}",
                 *(f"{own[k]:.1f} / {random[k]:.1f} / {pixels[k]:.1f}" for k in ("knn", "linear")),
-                "" if tuned is None or scratch is None else f"{tuned:.1f} / {scratch:.1f}",
+                *tuned,
             ]  # fmt: skip
 
 
-def main() -> None:
+def labels(text: str) -> tuple[float, int | None]:
+    """SHARE or SHARE:EPOCHS."""
+    share, _, epochs = text.partition(":")
+    return float(share), int(epochs) if epochs else None
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=(*METHODS, *VARIANTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--images", type=int, default=0, help="training images; 0: all")
+    parser.add_argument("--images", type=int, default=0, help="images to pre-train on; 0: all")
+    parser.add_argument("--labelled", type=int, help="images to fine-tune on; 0: all; else as many")
+    parser.add_argument("--probed", type=int, help="images to probe with; 0: all; else as --labelled")
     parser.add_argument("--test", type=int, default=0, help="test images; 0: all")
     parser.add_argument("--epochs", type=int, default=None, help="by default the recipe's")
     parser.add_argument("--batch-size", type=int, default=None, help="by default the recipe's")
-    parser.add_argument("--finetune-epochs", type=int, default=None, help="by default the tool's choice")
+    parser.add_argument("--labels", type=labels, nargs="*", default=[(1.0, None)], metavar="SHARE[:EPOCHS]")
+    parser.add_argument("--finetune-seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--finetune-batch-size", type=int, default=None)
     parser.add_argument("--set", action="append", default=[], help="a setting of every pre-training")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
+    options.labelled = options.images if options.labelled is None else options.labelled
+    options.probed = options.labelled if options.probed is None else options.probed
+    return options
+
+
+def main() -> None:
+    options = arguments()
     options.out.mkdir(parents=True, exist_ok=True)
-    table = table_of_images(options.data, options.out, options.images, options.test)
-    images, results = list_of_images(table), Results(options.out / "results.jsonl")
-    for method in options.methods:
+    wanted = (options.images, options.labelled, options.probed)
+    pool, labelled, reference = (table_of_images(options.data, options.out, n, options.test) for n in wanted)
+    images, results = list_of_images(pool), Results(options.out / "results.jsonl")
+    for arm in options.methods:
         for seed in options.seeds:
-            name, run = f"{method}-{seed}", options.out / f"{method}-{seed}"
-            results.once(f"{name}/pretrain", partial(pretrained, run, method, images, seed, options))
-            results.once(f"{name}/probe", partial(probed, run, table, options))
-            if method in FINETUNED:
-                results.once(f"{name}/finetune", partial(finetuned, run, table, seed, options, False))
-                results.once(f"{name}/scratch", partial(finetuned, run, table, seed, options, True))
+            name, run = f"{arm}-{seed}", options.out / f"{arm}-{seed}"
+            results.once(f"{name}/pretrain", partial(pretrained, run, arm, images, seed, options))
+            results.once(f"{name}/probe", partial(probed, run, reference, options))
+            scratch = f"scratch-{results.parts[f'{name}/pretrain']['model.backbone']}"
+            for share, epochs in options.labels:
+                for source, random in ((name, False), (scratch, True)):
+                    work = partial(finetuned, run, labelled, (share, epochs), options, random)
+                    results.once(f"{source}/finetune-{share:g}", work)
     place = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
     print(f"\nsslkit {sslkit.__version__}, torch {torch.__version__}, {place}, {time.strftime('%Y-%m-%d')}")
-    print("kNN and linear: own / random weights / raw pixels; fine-tuned: own / scratch; all in percent")
-    print("method | backbone | epochs | seed | seconds | kNN | linear | fine-tuned")
-    print(" | ".join(["---"] * 8))
+    print(
+        "kNN and linear: own / random weights / raw pixels; fine-tuned: own / scratch (difference); percent"
+    )
+    shares = [f"fine-tuned on {share:.4g} of the labels" for share, _ in options.labels]
+    print(" | ".join(["method", "backbone", "epochs", "seed", "seconds", "kNN", "linear", *shares]))
+    print(" | ".join(["---"] * (7 + len(shares))))
     for row in rows(results, options):
         print(" | ".join(row))
 

@@ -303,6 +303,20 @@ def test_baselines_score_every_frequency(corruption: str) -> None:
     assert method(batch_of(pictures), CLOCK)["loss"].item() == pytest.approx(expected.item(), rel=1e-10)
 
 
+def test_the_whole_spectrum_as_target() -> None:
+    """The paper's ablation: inputs stay as they are, the loss is the full complex FFT of the difference."""
+    method = exact_constants(unfreshened(make(target="all")))
+    pictures, index = images(4), torch.arange(4)
+    shown = make().task(pictures, index, CLOCK).inputs
+    torch.testing.assert_close(method.task(pictures, index, CLOCK).inputs, shown, rtol=0, atol=0)
+    prediction, _ = method.predict(shown)
+    difference = torch.fft.fft2(prediction - normalised(pictures), norm="ortho")
+    expected = (difference.real**2 + difference.imag**2 + 1e-12).sqrt().mean()
+    metrics = method(batch_of(pictures), CLOCK)
+    assert metrics["loss"].item() == pytest.approx(expected.item(), rel=1e-10)
+    assert set(metrics) == {"loss", "embedding"}
+
+
 def test_super_resolution_is_bicubic_down_and_up() -> None:
     pictures = images(2)
     small = nn.functional.interpolate(pictures, scale_factor=1 / 4, mode="bicubic").clamp(0, 1)

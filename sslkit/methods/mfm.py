@@ -116,6 +116,9 @@ class MFM(Method):
         reduction: Literal["pooled", "per_sample", "balanced"] = setting(
             "pooled", "mean over all bins of the batch (official), per image first, or per task first (ours)"
         )
+        target: Literal["missing", "all"] = setting(
+            "missing", "bins of the loss: those that an input lacks (official), or all (the paper's ablation)"
+        )
         clamp: Literal["official", "none", "half"] = setting(
             "official",
             "filtered images are clamped to [0, 1], or not, or high-pass ones get ½ added before (ours)",
@@ -200,16 +203,18 @@ class MFM(Method):
 
     def task(self, images: Tensor, index: Tensor, clock: Clock, keep_low: Tensor | None = None) -> Task:
         """What is asked about images [B, 3, H, W] in [0, 1]; `keep_low` overrides the draw."""
-        if self.config.corruption != "frequency":
-            # Nothing survives a baseline's degradation for sure, so all frequencies are scored.
-            nothing = images.new_zeros(images.shape[-2], images.shape[-1] // 2 + 1)
-            return Task(self.degrade(images, index, clock), torch.ones_like(index, dtype=torch.bool), nothing)
+        nothing = images.new_zeros(images.shape[-2], images.shape[-1] // 2 + 1)  # kept: all bins are scored
+        every = torch.ones_like(index, dtype=torch.bool)
+        if self.config.corruption != "frequency":  # nothing survives a baseline's degradation for sure
+            return Task(self.degrade(images, index, clock), every, nothing)
         keep_low = self.keep_low(index, clock) if keep_low is None else keep_low
         cutoff = self.cutoff(images, index, clock)
         inputs = corrupt(images, keep_low, cutoff, clamp=self.config.clamp == "official")
         if self.config.clamp == "half":
             # A high-pass image has mean zero: the official clamp loses its negative half, ½ keeps both.
             inputs = (inputs + 0.5 * ~keep_low[:, None, None, None]).clamp(0, 1)
+        if self.config.target == "all":
+            return Task(inputs, every, nothing)
         return Task(inputs, keep_low, cutoff)
 
     def degrade(self, images: Tensor, index: Tensor, clock: Clock) -> Tensor:
@@ -235,7 +240,7 @@ class MFM(Method):
         error = spectral_error(prediction, target, keep_low, cutoff, self.config.gamma)
         loss, vector = error.reduce(self.config.reduction), features.mean((2, 3))
         parts = {}
-        if self.config.corruption == "frequency":
+        if self.config.corruption == "frequency" and self.config.target == "missing":
             parts = {f"loss_{task}": value for task, value in error.by_task().items()}
         if self.config.teacher_weight > 0:
             disagreement = self.disagreement(vector, images)
