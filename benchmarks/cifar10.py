@@ -101,7 +101,7 @@ def pretrained(run: Path, arm: str, images: Path, seed: int, options: argparse.N
         if json.loads((run / "run.json").read_text(encoding="utf-8")).get("status") != "completed":
             sslkit.pretrain(resume=run, console=Console())
     else:
-        flags = {"epochs": options.epochs, "batch_size": options.batch_size, "device": options.device}
+        flags = {"epochs": options.epochs, "batch_size": options.batch_size, "workers": options.workers}
         # A recipe's warm-up, and AdamW's rate in it, are for its own length and batch.
         short = ["schedule.warmup_epochs=auto"] if options.epochs is not None else []
         settings = short + ["optim.lr=auto"] * bool(short and arm in MASKED)
@@ -110,16 +110,18 @@ def pretrained(run: Path, arm: str, images: Path, seed: int, options: argparse.N
         settings += [*VARIANTS.get(arm, ()), *options.set]
         recipe = f"{'mfm' if arm in VARIANTS else arm}-cifar10"
         sslkit.pretrain(
-            images, config=recipe, settings=settings, seed=seed, out=run, console=Console(), **flags
-        )
+            images, config=recipe, settings=settings, seed=seed, out=run, console=Console(),
+            device=options.device, **flags,
+        )  # fmt: skip
     config = read(str(run / "config.toml"))
     return {name: config[name] for name in ("model.backbone", "schedule.epochs", "run.batch_size")}
 
 
 def probed(run: Path, table: Path, options: argparse.Namespace) -> dict[str, Any]:
     result = sslkit.probe(
-        run, data=table, k=NEIGHBOURS, readout="mean", device=options.device, console=Console()
-    )
+        run, data=table, k=NEIGHBOURS, readout="mean", device=options.device, workers=options.workers,
+        console=Console(),
+    )  # fmt: skip
     return {row.name: {"knn": row.knn, "linear": row.linear} for row in result.rows}
 
 
@@ -134,7 +136,8 @@ def finetuned(
         if not facts:
             sslkit.finetune(
                 source, table, share=share, epochs=epochs, seed=seed, scratch=scratch, out=out,
-                batch_size=options.finetune_batch_size, device=options.device, console=Console(),
+                batch_size=options.finetune_batch_size, device=options.device, workers=options.workers,
+                console=Console(),
             )  # fmt: skip
         elif facts["status"] != "completed":
             sslkit.finetune(resume=out, console=Console())
@@ -204,6 +207,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--finetune-batch-size", type=int, default=None)
     parser.add_argument("--set", action="append", default=[], help="a setting of every pre-training")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--workers", type=int, default=None, help="processes that read images")
     options = parser.parse_args()
     options.labelled = options.images if options.labelled is None else options.labelled
     options.probed = options.labelled if options.probed is None else options.probed
