@@ -7,6 +7,7 @@
 
 Two random views of each image come from the loader and nothing is trained. Both sides take turns and make the
 same batches (compared bit for bit first); medians over the repeats. Decoding the set once is timed apart.
+Without workers this process does all the work, and other programs spoil its CPU time least.
 """
 
 from __future__ import annotations
@@ -53,16 +54,17 @@ def loader(images: ImageSet, cache: str, size: int, workers: int, device: str) -
     )
 
 
-def rate(batches: Iterator[Any], steps: int, device: str) -> float:
-    """Images a second over `steps` batches."""
+def rates(batches: Iterator[Any], steps: int, device: str) -> tuple[float, float]:
+    """Images a second over `steps` batches, and images a second of this process's CPU time."""
     for _ in islice(batches, WARM):
         pass
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), time.process_time()
     for _ in islice(batches, steps):
         pass
     if device != "cpu":
         torch.cuda.synchronize()
-    return steps * BATCH / (time.perf_counter() - began)
+    wall, work = time.perf_counter() - began, time.process_time() - worked
+    return steps * BATCH / wall, steps * BATCH / work
 
 
 def same(first: dict[str, Any], second: dict[str, Any]) -> bool:
@@ -70,18 +72,21 @@ def same(first: dict[str, Any], second: dict[str, Any]) -> bool:
 
 
 def compare(images: ImageSet, size: int, workers: int, steps: int, repeats: int, device: str) -> None:
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), time.process_time()
     kept = loader(images, "memory", size, workers, device)
-    once = time.perf_counter() - began
+    once, work = time.perf_counter() - began, time.process_time() - worked
     with closing(kept), closing(loader(images, "off", size, workers, device)) as files:
         equal = all(starmap(same, islice(zip(kept, files, strict=True), WARM)))
-        pairs = [(rate(files, steps, device), rate(kept, steps, device)) for _ in range(repeats)]
-    read, memory = (statistics.median(rates) for rates in zip(*pairs, strict=True))
-    ratio = statistics.median(memory / read for read, memory in pairs)
+        turns = [(rates(files, steps, device), rates(kept, steps, device)) for _ in range(repeats)]
     print(
-        f"{len(images):,} images, {size} px, {workers} workers: files {read:7.0f}/s, kept {memory:7.0f}/s, "
-        f"{ratio:5.1f} ×; decoded once in {once:.1f} s; batches equal: {equal}"
+        f"{len(images):,} images, {size} px, {workers} workers; decoded once in {once:.1f} s, "
+        f"CPU of this process {work:.1f} s; batches equal: {equal}"
     )
+    for unit, name in enumerate(("second", "second of CPU time") if workers == 0 else ("second",)):
+        pairs = [(read[unit], memory[unit]) for read, memory in turns]
+        read, memory = (statistics.median(side) for side in zip(*pairs, strict=True))
+        ratio = statistics.median(memory / read for read, memory in pairs)
+        print(f"    a {name}: files {read:.0f}, kept {memory:.0f}, {ratio:.1f} ×", flush=True)
 
 
 def resampler(repeats: int, device: str) -> None:

@@ -1,18 +1,20 @@
 """The whole training step of MFM against the bare backbone's: what does the method cost beside it?
 
     python benchmarks/engine.py                                   # ViT-Ti/16 and ResNet-50, 224 px, CPU
+    OMP_NUM_THREADS=1 python benchmarks/engine.py --batch 8       # CPU time: a busy machine hardly matters
     python benchmarks/engine.py --models vit_small_patch16_224 --batch 256 --device cuda
 
 Bare: forward, the mean of the features as loss, backward, optimizer. Whole: `engine.train` with a batch in
 memory: uint8 to float, corruption, forward, decoder, spectral loss, backward, clipping, the check for finite
 gradients, optimizer, after_step. In between: what the whole step adds, part by part. Same backbone, optimizer
-and precision; one step of each in turn, medians.
+and precision; one step of each in turn, medians: of CPU time where one thread works on the CPU, else of time.
 """
 
 from __future__ import annotations
 
 import argparse
 import platform
+import time
 from typing import Any
 
 import torch
@@ -71,13 +73,27 @@ def compare(
         masked_spectral_loss(prediction, images, keep_low, radius).backward()  # type: ignore[no-untyped-call]
         prediction.grad = None
 
+    side = size // bare.stride
+    cells = torch.rand(count, bare.width, side, side, device=device)
+    cells = cells.to(memory_format=torch.channels_last).requires_grad_()
+
+    def decoded() -> None:
+        with autocast(device, precision):
+            pixels = method.head(cells)
+        pixels.backward(prediction.detach().to(pixels.dtype))
+        cells.grad = None
+        method.head.zero_grad()
+
     parts = {
         "uint8 to float": lambda: to_device(batch, device),
         "corruption": lambda: corrupt(images, keep_low, radius),
+        "decoder": decoded,
         "loss + gradient": scored,
         "clipping": lambda: clip_gradients_(gradients, CLIP),
     }
-    times = medians([bare_step, lambda: next(steps), *parts.values()], repeats, device.type)
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
+    times = medians([bare_step, lambda: next(steps), *parts.values()], repeats, device.type, clock)
     print(f"{name}, {count} × {size} px: bare {rate(count, times[0])}, whole {rate(count, times[1])}")
     print(f"    whole / bare {times[0] / times[1]:6.1%} of the rate")
     for part, spent in zip(parts, times[2:], strict=True):

@@ -82,7 +82,7 @@ class Encoder(nn.Module):
 
     def normalize(self, images: Tensor) -> Tensor:
         """Minus mean, by std, per channel; shape unchanged."""
-        return (images - self.mean) / self.std
+        return (images - self.mean).div_(self.std)  # in place: one large tensor less
 
     def denormalize(self, images: Tensor) -> Tensor:
         """The inverse of `normalize`; not clamped."""

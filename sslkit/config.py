@@ -21,12 +21,16 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from sslkit.checking import checked
-from sslkit.errors import UserError, nearest
+from sslkit.errors import UserError, nearest, nearest_path
 
 AUTO: Any = "auto"
 """A setting left to the tool. Typed Any so that fields keep the type they have once resolved."""
 
 RECIPES = Path(__file__).parent / "recipes"
+
+RETIRED: Mapping[str, Any] = {"optim.layer_decay": 1.0}
+"""Settings of pre-training that earlier versions wrote into config.toml, and the value that does what is done
+now. With it such a run opens as it was; another value can't be followed, and is refused."""
 
 
 def setting(
@@ -189,8 +193,12 @@ def refuse_unknown(values: Mapping[str, Any], sections: Mapping[str, type]) -> N
         f"{name}.{item.name}" for name, section in sections.items() for item in dataclasses.fields(section)
     ]
     for key in values:
-        if key not in known:
-            raise UserError(f"unknown setting {key!r}", nearest(key, known))
+        if key in known or (key in RETIRED and values[key] == RETIRED[key]):
+            continue
+        if key in RETIRED:
+            problem = f"{key}: {values[key]} was a setting of an earlier version, which this one has not"
+            raise UserError(problem, f"{RETIRED[key]}, or no such line, if the run may go on without")
+        raise UserError(f"unknown setting {key!r}", nearest(key, known))
 
 
 def settings(section: Any, prefix: str) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
@@ -219,7 +227,8 @@ def read(path_or_recipe: str) -> dict[str, Any]:
     if not path.suffix and (RECIPES / f"{path_or_recipe}.toml").is_file():
         path = RECIPES / f"{path_or_recipe}.toml"
     if not path.is_file():
-        cure = nearest(path_or_recipe, [recipe.stem for recipe in RECIPES.glob("*.toml")])
+        recipes = nearest(path_or_recipe, [recipe.stem for recipe in RECIPES.glob("*.toml")])
+        cure = nearest_path(path, recipes) if path.suffix or len(path.parts) > 1 else recipes
         raise UserError(f"no configuration {path_or_recipe!r}: neither a file nor a recipe", cure)
     try:
         return loads(path.read_text(encoding="utf-8"))

@@ -6,16 +6,31 @@ functions with gradient are made for that: what a process sends collects gradien
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+_apart = False
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Inside this process is the only one: what may fail here alone must keep nobody waiting."""
+    global _apart
+    _apart = True
+    try:
+        yield
+    finally:
+        _apart = False
+
 
 def world() -> int:
     """How many processes train together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if not _apart and dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:

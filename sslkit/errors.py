@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -33,3 +35,20 @@ def nearest(name: str, names: Iterable[str]) -> str:
         return f"did you mean {close[0]!r}?"
     shown = ", ".join(known[:12]) + (", …" if len(known) > 12 else "")
     return f"known: {shown}" if known else ""
+
+
+def nearest_path(path: str | os.PathLike[str], otherwise: str = "") -> str:
+    """A hint for a path that does not exist: the one there is that is most alike, else `otherwise`.
+
+    One part of it may be misspelt: the first one that is missing.
+    """
+    typed = Path(path)
+    above = next((folder for folder in typed.parents if os.path.isdir(folder)), None)
+    if above is None or not os.access(above, os.R_OK):
+        return otherwise
+    missing, *rest = typed.relative_to(above).parts
+    beside = [name for name in os.listdir(above) if not name.startswith(".")]
+    # Of a folder with a million images the first will do: comparing names takes longer than listing them.
+    close = difflib.get_close_matches(missing, beside[:10_000], n=3, cutoff=0.6)
+    found = (above.joinpath(name, *rest) for name in close)
+    return next((f"did you mean {str(there)!r}?" for there in found if os.path.exists(there)), otherwise)

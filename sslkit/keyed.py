@@ -9,15 +9,19 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.random.bit_generator import ISeedSequence
 from numpy.typing import NDArray
 from torch import Tensor
 
 _WORD = (1 << 64) - 1
 
 
+@lru_cache(maxsize=256)
 def _stream_key(seed: int, stream: str) -> int:
     """A 64-bit key for one named use of one seed; streams with different names are independent."""
     digest = hashlib.blake2b(f"{seed}:{stream}".encode(), digest_size=8).digest()
@@ -26,8 +30,18 @@ def _stream_key(seed: int, stream: str) -> int:
 
 def generator(seed: int, epoch: int, index: int, stream: str = "view") -> np.random.Generator:
     """A NumPy generator for one image of one epoch (Philox: counter based, so creating one is cheap)."""
-    key = np.array([_stream_key(seed, stream), ((epoch << 40) ^ index) & _WORD], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=key))
+    key: Any = _Key(_stream_key(seed, stream), ((epoch << 40) ^ index) & _WORD)
+    return np.random.Generator(np.random.Philox(key))
+
+
+class _Key(ISeedSequence):
+    """Philox's key as a seed; for `Philox(key=…)` NumPy asks the system for entropy and throws it away."""
+
+    def __init__(self, *words: int) -> None:
+        self.words = words
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> NDArray[Any]:
+        return np.array(self.words, dtype)
 
 
 def uniform(seed: int, epoch: int, index: Tensor, stream: str) -> Tensor:

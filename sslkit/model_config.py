@@ -21,7 +21,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         _check_config(config)
     except (AttributeError, ValueError, KeyError, TypeError, IndexError, OSError, RecursionError) as problem:
         reason = str(problem) if isinstance(problem, ValueError) else repr(problem)
-        raise UserError(f"{folder / 'config.json'} is not a timm model configuration: {reason}") from None
+        raise UserError(
+            f"{folder / 'config.json'} is not a timm model configuration: {reason}", "was it edited?"
+        ) from None
     return config
 
 

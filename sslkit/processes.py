@@ -52,6 +52,18 @@ class Group:
         before[0].wait()
         return [int(value) for value in before[1].tolist()]
 
+    def leave_word(self, topic: str, number: int) -> None:
+        """For those who go on when this process has ended."""
+        with suppress(Exception):  # the store may be gone
+            self.store.set(f"sslkit/{topic}", str(number))
+
+    def word(self, topic: str) -> int:
+        """What somebody has left; 0: nobody has."""
+        with suppress(Exception):
+            if self.store.check([f"sslkit/{topic}"]):
+                return int(self.store.get(f"sslkit/{topic}"))
+        return 0
+
     def silent(self) -> str:
         """Who does not answer a last question, for a message; every process that still waits does."""
         asked, names = time.monotonic(), {str(number) for number in range(world())}
@@ -125,6 +137,17 @@ def _of_others(text: str) -> bool:
 def exchange(values: Sequence[int]) -> list[int]:
     """The largest of each value over the processes; with several, as of the call before this one."""
     return list(values) if _group is None else _group.exchange(values)
+
+
+def leave_word(topic: str, number: int) -> None:
+    """A number for the others, which they find even when this process has ended."""
+    if _group is not None:
+        _group.leave_word(topic, number)
+
+
+def word(topic: str) -> int:
+    """The number that a process has left; 0: none has."""
+    return 0 if _group is None else _group.word(topic)
 
 
 def told(value: Value) -> Value:

@@ -23,7 +23,7 @@ from sslkit.request import pretrain_config
 
 if TYPE_CHECKING:
     from sslkit.diagnosis import Finding
-    from sslkit.training.speed import Rates, Rehearsal
+    from sslkit.training.rates import Rates, Rehearsal
 
 
 def pretrain(

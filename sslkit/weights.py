@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from sslkit.backbones import Encoder, check_size, native_size
 from sslkit.console import SILENT, Console
-from sslkit.errors import UserError
+from sslkit.errors import UserError, nearest_path
 from sslkit.foreign import ForeignWeights, is_foreign, read_foreign, read_safetensors
 from sslkit.model_config import read_config, stem_of
 from sslkit.timm_models import Stem
@@ -165,9 +165,10 @@ def encoder_file(path: Path) -> Path:
         )
     if (path / "run.json").is_file():
         raise UserError(f"run {path} has no encoder yet", f"finish it: sslkit pretrain --resume {path}")
+    cure = "give a run folder such as runs/mfm-…-1, or timm/NAME, or random/NAME"
     raise UserError(
         f"{path} is not a run, an exported folder or a file of weights",
-        "give a run folder such as runs/mfm-…-1, or timm/NAME, or random/NAME",
+        cure if path.exists() else nearest_path(path, cure),
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from sslkit.blocks import BatchNorm1d, mlp, momentum_copy, momentum_update_, rising_momentum
+from sslkit.blocks import BatchNorm1d, PixelDecoder, mlp, momentum_copy, momentum_update_, rising_momentum
 
 
 def test_a_follower_is_the_running_mean_of_its_leader() -> None:
@@ -33,6 +33,22 @@ def test_a_follower_has_no_gradient_and_its_own_statistics() -> None:
     leader(torch.randn(8, 3))
     momentum_update_(follower, leader, 0.5)
     assert not torch.equal(follower[1].running_mean, leader[1].running_mean)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_decoder_is_its_convolution_and_pixel_shuffle(layout: torch.memory_format) -> None:
+    decoder = PixelDecoder(5, 4)
+    convolution, shuffle = decoder
+    features = torch.randn(2, 5, 2, 3).to(memory_format=layout).requires_grad_()
+    sources = [features, *decoder.parameters()]
+    ours, expected = decoder(features), shuffle(convolution(features))
+    torch.testing.assert_close(ours, expected)
+    slope = torch.randn(2, 3, 8, 12)
+    for got, wanted in zip(
+        torch.autograd.grad(ours, sources, slope), torch.autograd.grad(expected, sources, slope), strict=True
+    ):
+        torch.testing.assert_close(got, wanted)
+    assert [*decoder.state_dict()] == ["0.weight", "0.bias"]
 
 
 @pytest.mark.parametrize(("start", "middle"), [(0.996, 0.998), (0.99, 0.995)])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sslkit import config
 from sslkit.config import AUTO, build_pretrain, dump, loads, parse_set
-from sslkit.errors import UserError
+from sslkit.errors import UserError, nearest_path
 from sslkit.methods import card
 from sslkit.request import PRETRAIN_FLAGS, pretrain_config
 
@@ -138,6 +138,35 @@ def test_an_unknown_key_gets_the_nearest(key: str, hint: str) -> None:
         build(**{key: 1})
     assert error.value.message == f"unknown setting {key!r}"
     assert error.value.hint == hint
+
+
+def test_a_setting_of_an_earlier_version_is_dropped_or_refused_by_name() -> None:
+    assert build(**{"optim.layer_decay": 1.0, "optim.lr": 1e-3}) == build(**{"optim.lr": 1e-3})
+    with pytest.raises(UserError, match=r"optim\.layer_decay: 0\.8 was a setting of an earlier version"):
+        build(**{"optim.layer_decay": 0.8})
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        ("runs/resnt-1", "did you mean 'runs/resnet-1'?"),
+        ("rns/resnet-1", "did you mean 'runs/resnet-1'?"),
+        ("runs/zebra", "otherwise"),
+        ("quite/else/where", "otherwise"),
+        ("run/zebra", "otherwise"),
+        ("photo/", "did you mean 'photos'?"),
+        ("", "otherwise"),
+    ],
+)
+def test_a_mistyped_path_gets_the_nearest_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str, hint: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("runs/resnet-1", "runs/resnet-1.old/.hidden", "photos"):
+        Path(folder).mkdir(parents=True)
+    assert nearest_path(typed, "otherwise") == hint
+    whole = nearest_path(tmp_path / "photoss")
+    assert whole == f"did you mean {str(tmp_path / 'photos')!r}?"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from safetensors import safe_open
 
 import sslkit
 from sslkit.augment.geometry import CenterCrop
+from sslkit.backbones import Encoder
 from sslkit.config import PretrainConfig
 from sslkit.console import Console
 from sslkit.data.sources import ImageSet, open_images
@@ -23,7 +24,7 @@ from sslkit.errors import UserError
 from sslkit.evaluation import gallery
 from sslkit.evaluation.embed import embed
 from sslkit.training.pretrain import pretrain
-from sslkit.weights import sha256
+from sslkit.weights import sha256, write_encoder
 
 EXACT = {"size": 32, "workers": 0, "device": "cpu", "precision": "float32"}
 
@@ -175,6 +176,9 @@ def test_a_query_from_outside_finds_itself_in_a_copy(labelled: Path, tmp_path: P
         ({"neighbours": -1}, "not less than 0"),
         ({"neighbours": 2, "data": "fractal:1"}, "one image has no neighbours"),
         ({"data": "missing"}, "no such file or folder"),
+        ({"data": "masked"}, "images/ and masks/, and a mask is no photo"),
+        ({"data": "missing.csv"}, "1 of 1 files are missing, the first is 'gone.png'"),
+        ({"source": "other"}, "does not fit test_vit2"),
         ({"source": "./missing"}, "is not a run"),
     ],
 )
@@ -183,10 +187,18 @@ def test_what_is_wrong_is_told_and_nothing_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("there.npz").write_bytes(b"mine")
+    Path("missing.csv").write_text("path\ngone.png\n")
+    for part in ("images", "masks"):
+        (Path("masked") / part).mkdir(parents=True)
+    Path("other").mkdir()
+    write_encoder(Encoder("test_vit", 32), Path("other"), "model.safetensors", {})
+    config = Path("other/config.json")
+    config.write_text(config.read_text().replace('"test_vit"', '"test_vit2"'))
+    before = sorted(tmp_path.rglob("*"))
     given = {"source": "random/test_vit", "data": "fractal:3", "out": "f.npz", **changes}
     with pytest.raises(UserError, match=message):
         embed(given.pop("source"), given.pop("data"), Path(given.pop("out")), **EXACT, **given)  # type: ignore[arg-type]
-    assert [path.name for path in tmp_path.iterdir()] == ["there.npz"]
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_parquet_without_pyarrow_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -393,6 +393,16 @@ BAD: dict[str, tuple[Callable[[Path], str], dict[str, Any], str]] = {
         {},
         "class folder 'empty' holds no images",
     ),
+    "an empty class in validation": (
+        lambda f: validated(f, {"a": 4, "b": 4}, {"a": 2, "b": 2, "empty": 0}),
+        {},
+        "class folder 'empty' holds no images",
+    ),
+    "masks": (
+        lambda f: str(write_stripes(f, {"images": 4, "masks": 4})),
+        {},
+        "images/ and masks/, no classes",
+    ),
     "one image per class": (
         lambda f: str(write_stripes(f, {"a": 1, "b": 1})),
         {},
@@ -445,6 +455,7 @@ def test_what_cannot_work_is_one_line_and_writes_nothing(source: str, tmp_path: 
     with pytest.raises(UserError, match=message) as found:
         finetune(source, data, out=tmp_path / "run", device="cpu", workers=0, **flags)
     assert "\n" not in found.value.message
+    assert found.value.hint
     assert found.value.code == 2
     assert not (tmp_path / "run").exists()
 
@@ -456,6 +467,19 @@ def test_a_source_of_another_architecture_is_refused(labelled: str, source: str,
     with pytest.raises(UserError, match="does not fit test_vit2"):
         finetune(str(tmp_path), labelled, out=tmp_path / "run", **QUICK)
     assert not (tmp_path / "run").exists()
+
+
+def test_images_from_memory_give_the_weights_that_files_give(
+    labelled: str, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = {}
+    for cache in ("memory", "off"):
+        run = finetune(source, labelled, out=tmp_path / cache, cache=cache, console=Console(), **QUICK)
+        assert isinstance(run, FinetuneResult)
+        weights[cache] = load_file(run.folder / "model.safetensors")
+        assert ("40 images stay decoded" in capsys.readouterr().err) == (cache == "memory")
+    for name, tensor in weights["off"].items():
+        assert torch.equal(weights["memory"][name], tensor), name
 
 
 def test_a_table_that_names_missing_files_is_refused(source: str, tmp_path: Path) -> None:

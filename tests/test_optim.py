@@ -257,3 +257,11 @@ def test_gradients_are_clipped_together_or_each_by_itself(by: str, expected: lis
     assert norm.item() == pytest.approx(5.0)
     assert [p.grad.item() for p in parameters[:2]] == pytest.approx(expected, abs=1e-4)  # type: ignore[union-attr]
     assert parameters[2].grad is None
+
+
+@pytest.mark.parametrize("limit", [0.0, 5.1])
+def test_gradients_below_the_limit_stay_as_they_are(limit: float) -> None:
+    parameter = nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.tensor([3.0, 4.0])
+    assert clip_gradients_([parameter], limit).item() == pytest.approx(5.0)
+    assert parameter.grad.tolist() == [3.0, 4.0]

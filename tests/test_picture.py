@@ -109,6 +109,17 @@ def test_pixels_in_memory_are_cut_as_images_are() -> None:
     assert np.array_equal(Picture(np.asarray(image)).rgb(), image)
 
 
+def test_chips_that_take_plane_by_plane_give_the_same_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, cuts = noise(70, 50), [Cut((3, 4, 50, 40), 16), Cut((0, 0, 70, 50), 24, True)]
+    for source in (image, np.asarray(image).copy()):
+        expected = Picture(source).crops(cuts)
+        with monkeypatch.context() as other:
+            other.setattr("sslkit.data.picture._VECTORS", False)
+            for one, two in zip(Picture(source).crops(cuts), expected, strict=True):
+                assert torch.equal(one, two)
+                assert one.is_contiguous()
+
+
 def test_no_crops_need_no_pixels(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(Path(jpeg(tmp_path / "b.jpg", noise(64, 64))).read_bytes()[:900])
     with opened(str(tmp_path / "a.jpg")) as picture:

@@ -58,7 +58,13 @@ def test_labels_that_do_not_fit(call: Callable[..., Called]) -> None:
     write(Path("hollow"), "cat dog", 3)
     Path("hollow/bird").mkdir()
     refused(call("hollow"), "class folder 'bird' holds no images")
+    write(Path("hollow-val/train"), "cat dog", 3)
+    write(Path("hollow-val/val"), "cat dog", 2)
+    Path("hollow-val/val/bird").mkdir()
+    refused(call("hollow-val"), "class folder 'bird' holds no images")
     write(Path("good"), "cat dog", 5)
+    assert "hint: did you mean 'good'?" in call("goood")[2]
+    assert "hint: did you mean 'model'?" in call("good", source="modell")[2]
     refused(call("good", "--shots", "5"), "--shots 5: class 'cat' has 4 training images")
     refused(call("good", "--min-top1", "101"), "--min-top1: 101 is not a percentage")
     Path("taken").mkdir()

@@ -28,6 +28,7 @@ from sslkit.methods.base import Info
 from sslkit.training import checkpoint
 from sslkit.training.run import RunFolder, build_method, describe
 from sslkit.visualization import account, judgements
+from sslkit.visualization.arms import read_arms, seed_plot
 from sslkit.visualization.page import shown
 from sslkit.visualization.report import write_report
 
@@ -162,6 +163,62 @@ def test_it_is_one_safe_page(page: Path) -> None:
     # in run.json; the probe's data, row, verdict; the worst class; a row of the robustness
     assert found.text.count(VISIBLE) == 6
     assert "mfm\\x07-test-1" in found.text
+
+
+def comparison(seeds: int, scratch: bool = True) -> dict[str, Any]:
+    """A document as `finetune --seeds` writes it."""
+    top1 = [40.0, 44.0, 42.0][:seeds], [38.0, 37.0, 39.0][:seeds]
+    document: dict[str, Any] = {
+        "top1": 42.0, "top5": 90.0, "top1_std": 2.0 if seeds > 1 else None, "worst": [["cat", 0.0, 3]],
+        "folder": "away", "seeds": [*range(5, 5 + seeds)], "verdict": "better with every seed",
+        "runs": [{"top1": value} for arm in top1[: 1 + scratch] for value in arm],
+    }  # fmt: skip
+    if scratch:
+        differences = [first - second for first, second in zip(*top1, strict=True)]
+        document["baseline"] = {"name": "random weights", "top1": 38.0, "top1_std": 1.0}
+        document["difference"] = {"points": 4.0, "margin": 6.2, "per_seed": differences}
+    return document
+
+
+def test_a_comparison_shows_every_seed_and_the_difference(made: Path) -> None:
+    found = read(made, {"finetune": comparison(3)})
+    for told in (
+        "better with every seed",
+        "seed 6",
+        "44.0",
+        "+7.0",
+        "42.0 ± 2.0",
+        "38.0 ± 1.0",
+        "+4.0 ± 6.2",
+    ):
+        assert told in found.text
+    assert "42.0, mean over 3 seeds" in found.text
+    assert "The classes that it finds least, with seed 5" in found.text
+    assert "90.0" not in found.text  # top-5 is the first run's alone
+    assert any((picture["alt"] or "").startswith("Left: top-1") for picture in found.all("img"))
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_seeds_without_a_baseline_have_no_differences(made: Path, seeds: int) -> None:
+    found = read(made, {"finetune": comparison(seeds, scratch=False)})
+    assert "seed 5" in found.text
+    assert "From random weights" not in found.text
+    assert ("42.0 ± 2.0" in found.text) == (seeds > 1)
+
+
+def test_the_plot_of_seeds_holds_its_figures() -> None:
+    figure = seed_plot(read_arms(comparison(3)))
+    left, right = figure.axes
+    runs = [found.get_offsets().tolist() for found in left.collections]
+    assert runs[0] == [[40, 0], [44, 1], [42, 2]]
+    assert runs[1] == [[42, 3]]
+    assert runs[2] == [[38, 0], [37, 1], [39, 2]]
+    assert right.collections[0].get_offsets().tolist() == [[2, 0], [7, 1], [3, 2]]
+    low, high = right.get_xlim()
+    assert low == -high < 4 - 6.2
+    drawn, page = figure.get_tightbbox(), figure.bbox_inches
+    assert page.x0 <= drawn.x0 < drawn.x1 <= page.x1
+    assert page.y0 <= drawn.y0 < drawn.y1 <= page.y1
 
 
 def test_its_structure_can_be_read_aloud(page: Path) -> None:

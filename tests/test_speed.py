@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,14 @@ from torch import nn
 
 from sslkit.backbones import Encoder
 from sslkit.cli import app
-from sslkit.config import build_pretrain
+from sslkit.config import PretrainConfig, build_pretrain
+from sslkit.console import SILENT
+from sslkit.errors import UserError
 from sslkit.methods import card
 from sslkit.training.flops import counted_flops, known_peak
-from sslkit.training.speed import Rates
+from sslkit.training.pretrain import pretrain
+from sslkit.training.rates import Rates
+from sslkit.training.speed import at_the_door
 
 SMALL = ["-b", "test_vit", "--size", "32", "--batch-size", "4", "--workers", "0", "--precision", "float32"]
 
@@ -28,9 +33,9 @@ def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     return int(ended.value.code or 0)
 
 
-def rates(**changed: float) -> Rates:
+def rates(**changed: Any) -> Rates:
     sides: dict[str, Any] = {"loader": 200.0, "model": 100.0, "whole": 90.0, "bare": 120.0}
-    return Rates(**{**sides, "wait": 0.01, "memory": 1, **changed})
+    return Rates(**{**sides, "wait": 0.01, "memory": 1, "workers": 2, **changed})
 
 
 def configuration(**values: Any) -> Any:
@@ -64,7 +69,10 @@ def test_flops_of_a_vit_hold_its_attention() -> None:
         ("NVIDIA L4", 121),
         ("NVIDIA L40S", 362),
         ("NVIDIA A10G", 0),  # not an A10
-        ("NVIDIA GeForce RTX 4090 Laptop GPU", 0),
+        ("NVIDIA H200", 989),
+        ("NVIDIA H200 NVL", 0),  # slower, by the same name
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", 0),
+        ("NVIDIA GeForce RTX 4090", 0),
         ("Tesla V100-SXM2-16GB", 0),
     ],
 )
@@ -84,9 +92,14 @@ def test_use_is_flops_times_rate_by_peak() -> None:
 
 def test_the_slower_side_is_the_limit() -> None:
     assert rates().limit(configuration()) == "the model is the limit: --compile, --precision bfloat16"
-    assert (
-        rates(loader=50.0).limit(configuration()).startswith("the loader is the limit: more than 2 --workers")
-    )
+    slow, decoded = rates(loader=50.0), rates(loader=50.0, kept=1)
+    off = configuration(**{"data.cache": "off"})
+    several = "the loader is the limit: more than 2 --workers"
+    assert slow.limit(configuration()) == f"{several}, or sslkit pack"
+    assert slow.limit(off) == f"{several}, or --cache auto, or sslkit pack"
+    assert decoded.limit(configuration()) == several
+    alone = rates(loader=50.0, kept=1, workers=0)  # where more of them would not read
+    assert alone.limit(configuration()) == "the loader is the limit: a smaller --size"
     done = {"run.compile": True, "run.precision": "bfloat16"}
     assert rates().limit(configuration(**done)) == "the model is the limit: a smaller --size or --backbone"
 
@@ -106,9 +119,50 @@ def test_a_dry_run_writes_nothing(
     assert sorted(tmp_path.rglob("*")) == before
     said = json.loads(capsys.readouterr().out)
     assert said["steps"] == 3 * (16 // 4)
-    assert said["hours"] == pytest.approx(said["steps"] * 4 / said["whole"] / 3600)
+    assert said["kept"] == 16 * 40 * 36 * 3
+    assert said["decoding"] > 0
+    assert said["hours"] == pytest.approx((said["decoding"] + said["steps"] * 4 / said["whole"]) / 3600)
     assert min(said["loader"], said["model"], said["whole"], said["disk"], said["memory"]) > 0
     assert 0 <= said["wait"] < 1
+
+
+@pytest.mark.parametrize(
+    "words", [["--cache", "off"], ["--epochs", "1"]], ids=["not wanted", "each image is read once"]
+)
+def test_a_dry_run_reads_files_where_the_run_would(
+    words: list[str], photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["pretrain", str(photos), *SMALL, "--dry-run", "--json", *words], monkeypatch) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["kept"], said["decoding"]) == (0, 0)
+
+
+@pytest.mark.parametrize("cache", ["auto", "off"])
+def test_loader_and_whole_read_from_what_is_kept(
+    cache: str, photos: Path, tiny: Callable[..., PretrainConfig]
+) -> None:
+    bench = at_the_door(tiny("none", **{"data.cache": cache}), SILENT)
+    for path in photos.rglob("*.png"):
+        path.unlink()
+    for side in (bench.loader, bench.whole):
+        if cache == "off":
+            with pytest.raises((UserError, OSError)):
+                side(2)
+        else:
+            assert side(2).seconds > 0
+
+
+def test_what_an_init_refuses_a_dry_run_does(
+    tiny: Callable[..., PretrainConfig], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = str(pretrain(tiny("first", **{"schedule.epochs": 1, "schedule.warmup_epochs": 0.0})))
+    source = tiny("none").data.sources[0]
+    words = ["pretrain", source, "--init", first, *SMALL, "--epochs", "1", "--dry-run"]
+    assert run([*words, "-s", "model.patch_size=8"], monkeypatch) == 0
+    assert f"started from {first}" in capsys.readouterr().err
+    resnet = ["-b", "test_resnet", "--size", "64", "-s", "model.patch_size=0"]
+    assert run([*words, *resnet], monkeypatch) == 2
+    assert "lacks" in capsys.readouterr().err
 
 
 def test_a_dry_run_s_disk_is_a_run_s(

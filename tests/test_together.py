@@ -19,10 +19,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sslkit import keyed, place, verbs
+from sslkit import distributed, keyed, place, processes, verbs
+from sslkit.config import build_pretrain
 from sslkit.data.loader import KeyedBatches
 from sslkit.errors import UserError
-from sslkit.training.launch import _judged
+from sslkit.methods import TEMPLATE, card
+from sslkit.methods.base import Clock
+from sslkit.training.acceleration import agreed_micro_batch
+from sslkit.training.launch import _judged, launch
 from sslkit.training.signals import Interrupted
 
 pytestmark = pytest.mark.slow  # each launch imports torch in every process
@@ -189,6 +193,63 @@ def trained_by(run: Path, rank: int) -> int:
     parent = int(Path(f"/proc/{first}/stat").read_text().rpartition(")")[2].split()[1])
     family = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
     return [first, *(pid for pid in map(int, family) if pid != first)][rank]
+
+
+@pytest.mark.parametrize("short", [0, 1])
+def test_out_of_memory_in_one_process_ends_all_and_the_run_goes_on_with_less_at_once(
+    short: int, photos: Path, tmp_path: Path
+) -> None:
+    plain, greedy = tmp_path / "plain.py", tmp_path / "greedy.py"
+    text = TEMPLATE.read_text(encoding="utf-8")
+    plain.write_text(text, encoding="utf-8")
+    text = text.replace(
+        "from torch import", "import torch\nfrom sslkit.distributed import rank\nfrom torch import"
+    )
+    case = f"if clock.step >= 2 and len(images) > 2 and rank() == {short}:"
+    problem = f"        {case}\n            raise torch.OutOfMemoryError('full')\n"
+    greedy.write_text(text.replace("        features =", problem + "        features ="), encoding="utf-8")
+    options: dict[str, Any] = {"settings": ("optim.name=sgd", "optim.lr=0.1"), "devices": 2}
+    whole, run = train(photos, tmp_path / "whole", method=str(plain), **options), tmp_path / "run"
+    with pytest.raises(UserError) as error:
+        train(photos, run, method=str(greedy), **options)
+    assert error.value.message == f"process {short} of 2, step 3: out of memory with 4 images at once"
+    assert error.value.hint == "--resume goes on with 2 at once; the batch of a step stays"
+    assert error.value.code == 1
+    assert json.loads((run / "run.json").read_text())["status"] == "failed"
+    (saved,) = (run / "checkpoints").glob("step-*")
+    state = json.loads((saved / "state.json").read_text())
+    assert (saved.name, state["micro_batch"]) == ("step-00000002", 2)
+    verbs.pretrain(resume=run, devices=2)
+    assert far(whole, run) < 1e-6
+
+
+class Gathering(torch.nn.Module):
+    """Compares the images of all processes; takes 9 at most in the second one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.room = 9 if distributed.rank() == 1 else 99
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, batch: dict[str, torch.Tensor], clock: Clock) -> dict[str, torch.Tensor]:
+        loss = distributed.total((self.weight * batch["image"]).sum())
+        if len(batch["image"]) > self.room:  # only now: what it has sent must not meet another's next message
+            raise torch.OutOfMemoryError("full")
+        return {"loss": loss}
+
+
+def fit(patience: float) -> list[int]:
+    """What every process takes for the images at once that fit."""
+    device = torch.device("cpu")
+    config = build_pretrain("mfm", card("mfm").Config, {"data.sources": ["x"], "run.precision": "float32"})
+    batch = {"image": torch.rand(16, 3, 4, 4), "index": torch.arange(16)}
+    with processes.joined(device, patience):
+        found = agreed_micro_batch(Gathering(), batch, Clock(0, 1, 1), config, device)
+        return processes.everyone(found)
+
+
+def test_processes_agree_on_the_images_at_once_that_fit_all() -> None:
+    assert launch(fit, (30.0,), 2) == [8, 8]
 
 
 def test_what_cannot_be_shared_is_refused(photos: Path, tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from PIL import Image
 from torch import Tensor
 
@@ -68,12 +68,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def titles(figure: Figure) -> list[str]:
-    return [axes.get_title() or axes.get_title("left") for axes in figure.axes]
+    """Of the pictures, and of the plots."""
+    plots = [axes.get_title() or axes.get_title("left") for axes in figure.axes]
+    return [str(picture.get_label()) for picture in pictures(figure)] + plots
 
 
-def shown_by(axes: Axes) -> np.ndarray:
-    """The pixels of the picture on these axes."""
-    return np.asarray(axes.images[0].get_array())
+def pictures(figure: Figure, begin: str = "") -> list[AxesImage]:
+    """Those whose title begins so."""
+    found = [picture for axes in figure.axes for picture in axes.images]
+    return [picture for picture in found if str(picture.get_label()).startswith(begin)]
+
+
+def pixels_of(picture: AxesImage) -> np.ndarray:
+    return np.asarray(picture.get_array())
 
 
 def blank(path: Path) -> bool:
@@ -131,7 +138,7 @@ def test_mask_gallery_shows_the_published_counts() -> None:
     assert shown[1] == "793 bins, 1.6%"
     assert shown[5].startswith("49,383")  # 224² - 793
     assert shown[9].startswith("2,412")  # the band from 16 to 32
-    assert len(figure.axes) == 24
+    assert len(pictures(figure)) == 24
     assert rendered_inside(figure)
 
 
@@ -148,13 +155,13 @@ def test_families_have_the_published_counts_and_their_parts_add_up() -> None:
     assert shares[4].startswith("1,608")  # 2π · 16²
     assert shares[6] == "793 bins, 1.6%"  # the adaptive mask: as many as the disc
     assert rendered_inside(figure)
-    pixels = [shown_by(axes).astype(np.float64) for axes in figure.axes]
+    pixels = [pixels_of(picture).astype(np.float64) for picture in pictures(figure)]
     assert len(pixels) == 7 * 3 + 2
     original = photo.permute(1, 2, 0).double().numpy()
     for low, index in ((True, 1), (False, 2)):  # of the disc, in NumPy; pictures are clamped
         expected = numpy_filter(original, 16, low) + (0 if low else 0.5)
         assert np.allclose(pixels[index], expected.clip(0, 1), atol=1e-5)
-    rows, columns = np.mgrid[:224, :224] - 112
+    rows, columns = np.mgrid[:97, :97] - 48  # the middle, three radii to each side
     assert np.array_equal(pixels[3], (abs(rows) < 16) & (abs(columns) < 16))  # centred
     band = numpy_filter(original, 32, True) - numpy_filter(original, 16, True)
     assert np.allclose(pixels[10], (band + 0.5).clip(0, 1), atol=1e-5)
@@ -168,17 +175,17 @@ def test_families_of_small_pictures(shape: tuple[int, int], radius: float) -> No
 
 def test_a_mask_that_keeps_all_is_white_and_leaves_grey() -> None:
     figure = families(torch.full((3, 8, 9), 0.25), 100)
-    mask, kept, rest = figure.axes[:3]
-    assert mask.images[0].get_clim() == (0, 1)
-    assert shown_by(mask).min() == 1
-    assert np.allclose(shown_by(kept), 0.25)
-    assert np.allclose(shown_by(rest), 0.5)
+    mask, kept, rest = pictures(figure)[:3]
+    assert mask.get_clim() == (0, 1)
+    assert pixels_of(mask).min() == 1
+    assert np.allclose(pixels_of(kept), 0.25)
+    assert np.allclose(pixels_of(rest), 0.5)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_spectrum_has_pictures_spectra_a_bar_and_a_curve(images: Tensor, count: int) -> None:
     figure = spectrum(images[:count], 4)
-    assert len(figure.axes) == 8 * count + 2
+    assert len(pictures(figure)) == 8 * count
     assert titles(figure).count("high-pass, clamped") == count
     curve = figure.axes[-1]
     assert curve.get_xscale() == curve.get_yscale() == "log"
@@ -210,19 +217,18 @@ def test_curves_of_one_line_and_of_none() -> None:
 def test_views_are_those_of_the_worker_and_inputs_those_of_numpy(run: Path) -> None:
     subject = Subject(str(run), count=2)
     figure = draw_views(subject)
-    made = [axes for axes in figure.axes if axes.get_title() == "view"]
-    inputs = [axes for axes in figure.axes if axes.get_title().startswith("input")]
+    made, inputs = pictures(figure, "view"), pictures(figure, "input")
     assert (len(made), len(inputs)) == (6, 6)
     places = [(index, epoch) for index in subject.originals for epoch in range(3)]
     for (index, epoch), view, given in zip(places, made, inputs, strict=True):
         transform, random = RandomResizedCrop(32), keyed.generator(5, epoch, index)
         expected = transform(Picture(subject.originals[index]), random).permute(1, 2, 0).numpy() / 255
-        assert np.allclose(shown_by(view), expected, atol=1e-6)
+        assert np.allclose(pixels_of(view), expected, atol=1e-6)
         low = bool(keyed.uniform(5, epoch, torch.tensor([index]), "mfm.keep_low") < 0.5)
-        assert given.get_title() == f"input: {'low' if low else 'high'} kept"
+        assert given.get_label() == f"input: {'low' if low else 'high'} kept"
         corrupted = np.clip(numpy_filter(expected, 4.5, low), 0, 1)
-        assert np.allclose(shown_by(given), corrupted, atol=1e-5)
-    assert len({given.get_title() for given in inputs}) == 2  # both tasks were looked at
+        assert np.allclose(pixels_of(given), corrupted, atol=1e-5)
+    assert len({given.get_label() for given in inputs}) == 2  # both tasks were looked at
 
 
 def numpy_filter(image: np.ndarray, radius: float, low: bool) -> np.ndarray:
@@ -242,7 +248,7 @@ def test_a_baseline_is_shown_once_and_by_its_name(run: Path) -> None:
     inputs = [title for title in titles(draw_views(subject)) if title.startswith("input")]
     assert inputs == ["input: sr"] * 6
     figure = draw_reconstruction(subject)
-    shown = {name: [shown_by(a) for a in figure.axes if a.get_title().startswith(name)]
+    shown = {name: [pixels_of(one) for one in pictures(figure, name)]
              for name in ("corrupted", "prediction", "composite")}  # fmt: skip
     assert {name: len(found) for name, found in shown.items()} == dict.fromkeys(shown, 2)
     assert np.allclose(shown["composite"], shown["prediction"], atol=1e-5)
@@ -252,7 +258,7 @@ def test_a_baseline_is_shown_once_and_by_its_name(run: Path) -> None:
 def test_composite_is_numpys(run: Path) -> None:
     subject = Subject(str(run), count=2)
     figure = draw_reconstruction(subject)
-    shown = {name: [shown_by(a) for a in figure.axes if a.get_title().startswith(name)]
+    shown = {name: [pixels_of(one) for one in pictures(figure, name)]
              for name in ("input", "prediction", "composite")}  # fmt: skip
     assert {name: len(found) for name, found in shown.items()} == {
         "input": 2,
@@ -299,9 +305,7 @@ def test_other_methods_show_their_own_panels(tmp_path: Path) -> None:
         "masks", "families", "spectrum", "panels", "curves", "pca", "neighbours", "map", "filters", "layers",
     ]  # fmt: skip
     figure = draw_panels(subject)
-    shown = {
-        name: [shown_by(a) for a in figure.axes if a.get_title() == name] for name in ("image", "second")
-    }
+    shown = {name: [pixels_of(one) for one in pictures(figure, name)] for name in ("image", "second")}
     image, index = subject.pictures, torch.arange(2)
     expected = subject.method.photometry(image, index, 0, 0, "simclr.second")  # type: ignore[operator]
     assert np.allclose(shown["image"], image.permute(0, 2, 3, 1), atol=1e-6)

@@ -236,10 +236,12 @@ def test_neighbours_mark_right_and_wrong() -> None:
         Neighbour(grey, "cat", 0.9),
         Neighbour(grey, "a very long name of a $dog$", 0.8),
         Neighbour(grey, "", 0.7),
+        Neighbour(grey, "", 1 - 4e-5),
     ]
     figure = neighbours([Neighbour(grey, "cat", 1.0)], [row], "run", 10)
-    assert [axes.get_title() for axes in figure.axes] == ["query", "0.900 ✓", "0.800 ✗", "0.700"]
-    edges = [axes.spines["left"].get_linewidth() for axes in figure.axes]
+    (wall,) = figure.axes
+    assert [one.get_label() for one in wall.images] == ["query", "0.900 ✓", "0.800 ✗", "0.700", "1 − 4e-5"]
+    edges = [frame.get_linewidth() for frame in wall.patches]
     assert edges[1] == edges[2] > edges[3]
     assert any("1 of 2 of the same class" in text.get_text() for text in figure.texts)
     assert rendered_inside(figure)
@@ -349,7 +351,7 @@ def test_compare_shows_the_same_images_of_all_runs(runs: tuple[Path, Path], tmp_
         (run / "probe.json").write_text(json.dumps({"data": "photos", "rows": rows}), encoding="utf-8")
     subject = Subject(first, count=2, others=[second])
     figure = KINDS["compare"].draw(subject)
-    shown = [axes for axes in figure.axes if axes.images]
+    shown = [picture for axes in figure.axes for picture in axes.images]
     assert len(shown) == 2 * (1 + 2 + 2)  # the images, both of MFM's composites, SimCLR's two views
     texts = [text.get_text() for text in figure.texts]
     assert {"mfm-1", "simclr-1", "51.2 ± 2.0", "40.0 ± 2.0", "60.0", "photos"} <= set(texts)

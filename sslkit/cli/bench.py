@@ -10,7 +10,7 @@ from sslkit.cli import options
 from sslkit.console import Console
 
 if TYPE_CHECKING:
-    from sslkit.training.speed import Rates
+    from sslkit.training.rates import Rates
 
 SIDES = {
     "loader": "loader only",
@@ -71,4 +71,4 @@ def _lines(rates: Rates) -> list[str]:
         rate = getattr(rates, side)
         use = f"{rates.use[side]:.1%}" if side in rates.use else ""
         lines.append(f"{label:<14}{rate:>10.1f}{rate / rates.bare:>9.1%}  {use}".rstrip())
-    return [*lines, f"{rates.wait:.1%} of the time end to end passes waiting for images"]
+    return [*lines, f"{rates.source}; {rates.wait:.1%} of the time end to end passes waiting for them"]

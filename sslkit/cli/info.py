@@ -9,7 +9,7 @@ import typer
 
 from sslkit.cli import options
 from sslkit.console import Console
-from sslkit.errors import UserError
+from sslkit.errors import UserError, nearest_path
 
 
 def info(
@@ -28,7 +28,8 @@ def info(
     elif place.suffix == ".safetensors" or (place / "model.safetensors").is_file():
         facts = _of_weights(place)
     else:
-        raise UserError(f"{path} is not a run, a weight file or a folder of runs", "sslkit info runs/")
+        cure = "sslkit info runs/" if place.exists() else nearest_path(path, "sslkit info runs/")
+        raise UserError(f"{path} is not a run, a weight file or a folder of runs", cure)
     rows = [f"{name:<14} {value}" for name, value in facts.items()]
     Console(json=json).result("\n".join(rows), facts)
 

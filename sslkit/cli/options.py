@@ -29,6 +29,7 @@ Compile = Annotated[
     bool | None, typer.Option("--compile", help="torch.compile: a minute first, then faster steps.")
 ]
 Workers = Annotated[int | None, typer.Option("--workers", help="Processes that read images; 0: none.")]
+Cache = Annotated[str | None, typer.Option("--cache", help="auto: decode once, if the memory holds it; off.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")]
 Size = Annotated[int | None, typer.Option("--size", help="Side of the images that go in, pixels.")]
 Epochs = Annotated[int | None, typer.Option("-e", "--epochs", help="Passes over the images.")]

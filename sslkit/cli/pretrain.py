@@ -11,7 +11,7 @@ from sslkit.console import Console
 from sslkit.errors import UserError
 
 if TYPE_CHECKING:
-    from sslkit.training.speed import Rehearsal
+    from sslkit.training.rates import Rehearsal
 
 
 def pretrain(
@@ -33,9 +33,7 @@ def pretrain(
         int | None, typer.Option("--limit", help="Use only N images, spread over the set.")
     ] = None,
     workers: options.Workers = None,
-    cache: Annotated[
-        str | None, typer.Option("--cache", help="auto: decode once, if the memory holds it; off.")
-    ] = None,
+    cache: options.Cache = None,
     device: options.Device = None,
     devices: Annotated[
         int | None, typer.Option("--devices", help="Processes that train together, one device each.")
@@ -132,5 +130,6 @@ def _lines(rehearsal: Rehearsal) -> list[str]:
         f"memory        {rates.memory / 2**30:8.2f} GB at most",
         f"whole run     {rehearsal.hours:8.2f} hours, {rehearsal.steps:,} steps",
         f"disk          {rehearsal.disk / 2**30:8.2f} GB",
+        rates.source,
         rehearsal.limit,
     ]

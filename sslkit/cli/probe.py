@@ -67,8 +67,8 @@ def probe(
     Labels are class folders, train/ and val/ with class folders, or the label column of a .csv.
     """
     from sslkit import verbs
+    from sslkit.data.labels import has_masks
     from sslkit.errors import UserError
-    from sslkit.evaluation.segmentation import has_masks
 
     if len(arguments) < 2:
         raise UserError("probe needs SOURCE and DATA", "sslkit probe runs/mfm-…-1 labelled-photos/")

@@ -41,6 +41,28 @@ _SAMPLE = 64  # images whose headers are looked at before
 Crops = dict[str, RandomResizedCrop]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where batches come from: files, or what of them is kept.
+
+    Attributes:
+        bytes: of the images that are kept; 0: the files are read.
+        alone: this process cuts out views as fast as others could.
+        whole: uint8 [N, 3, H, W], the images on a device; then `images` only tells where views lie.
+    """
+
+    images: ImageSet
+    transform: ViewTransform
+    bytes: int = 0
+    alone: bool = False
+    whole: Tensor | None = None
+
+    def batches(self, workers: int, **order: Any) -> Generator[dict[str, Any], None, None]:
+        """`pretraining_loader` with this source."""
+        read = pretraining_loader(self.images, self.transform, workers=0 if self.alone else workers, **order)
+        return read if self.whole is None else _cut_out(read, self.whole, _crops(self.transform))
+
+
 def cached_loader(
     cache: str,
     device: torch.device,
@@ -57,44 +79,57 @@ def cached_loader(
 ) -> Generator[dict[str, Any], None, None]:
     """`pretraining_loader`, from memory where that pays: same images, order, pixels, and unreadable ones.
 
-    The images are decoded at once, before this returns, unless fewer than two epochs are left, or they would
-    take more than their share of the free memory, or most views are made from JPEGs at a smaller scale, which
-    memory does not hold.
+    Args:
+        cache, device, stop: as for `pick_source`, which has finished before this returns.
+        order: `batch_size`, `seed`, `share`, as for `pretraining_loader`.
+    """
+    epochs = (steps - start_step) / steps_per_epoch
+    source = pick_source(cache, device, images, transform, epochs, workers, console, stop)
+    return source.batches(
+        workers,
+        start_step=start_step,
+        steps=steps,
+        steps_per_epoch=steps_per_epoch,
+        console=console,
+        **order,
+    )
+
+
+def pick_source(
+    cache: str,
+    device: torch.device,
+    images: ImageSet,
+    transform: ViewTransform,
+    epochs: float,
+    workers: int,
+    console: Console = SILENT,
+    stop: Callable[[], bool] = lambda: False,
+) -> Source:
+    """The images decoded at once and kept; or their files, where that does not pay.
+
+    It does not if fewer than two epochs are left, or the images would take more than their share of the free
+    memory, or most views are made from JPEGs at a smaller scale, which memory does not hold.
 
     Args:
         cache: "memory" or "off".
         device: where small images of equal size may stay.
         stop: asked while decoding; if true, the files will be read instead.
-        order: `batch_size`, `seed`, `share`, as for `pretraining_loader`.
     """
-
-    def loader(images: ImageSet, workers: int) -> Generator[dict[str, Any], None, None]:
-        return pretraining_loader(
-            images,
-            transform,
-            start_step=start_step,
-            steps=steps,
-            steps_per_epoch=steps_per_epoch,
-            workers=workers,
-            console=console,
-            **order,
-        )
-
     views = _crops(transform)
-    pixels = None
-    if cache != "off" and steps - start_step >= 2 * steps_per_epoch:
-        pixels = _decoded(images, views, workers, console, stop)
+    pixels = _decoded(images, views, workers, console, stop) if cache != "off" and epochs >= 2 else None
     if pixels is None:
-        return loader(images, workers)
+        return Source(images=images, transform=transform)
     size = pixels.equal_size()
     small = bool(views) and size is not None and max(size) <= SMALL
     if small and size and _fits(pixels, size, views, device):
         whole = pixels.stacked(*size, device)
         pixels.release_()
         _tell(pixels, f"on {device}", console)
-        return _cut_out(loader(_SketchedImages.of(images, pixels), 0), whole, views)
+        told = _SketchedImages.of(images, pixels)
+        return Source(images=told, transform=transform, bytes=pixels.bytes, alone=True, whole=whole)
     _tell(pixels, "in memory", console)
-    return loader(_KeptImages.of(images, pixels), 0 if small and device.type == "cpu" else workers)
+    alone = small and device.type == "cpu"
+    return Source(images=_KeptImages.of(images, pixels), transform=transform, bytes=pixels.bytes, alone=alone)
 
 
 def _decoded(

@@ -13,7 +13,7 @@ import stat
 import statistics
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
@@ -69,7 +69,7 @@ class _Encoded(Picture):
     def __init__(self, path: str, file: BinaryIO) -> None:
         self.path, self._file = path, file
         self._ready: tuple[Image.Image | Pixels, int] | None = None
-        with _readable(path), _silently():
+        with _Readable(path), _silently():
             self._header = self._read_header()
             self.kind = f"{self._header.format} {self._header.mode}"
             self._orientation = _orientation(self._header)
@@ -87,7 +87,7 @@ class _Encoded(Picture):
     def _decoded(self, factor: int) -> tuple[Image.Image | Pixels, int]:
         if self._ready is None or self._ready[1] > factor:
             factor = factor if self.kind in _REDUCIBLE else 1
-            with _readable(self.path), nullcontext() if self.kind in _REDUCIBLE else _silently():
+            with _Readable(self.path), nullcontext() if self.kind in _REDUCIBLE else _silently():
                 # Decoding has consumed the header, should the image be wanted again, and finer.
                 header = self._header if self._ready is None else self._read_header()
                 self._ready = self._decode(header, factor), factor
@@ -178,9 +178,10 @@ def native_side(images: ImageSet, sample: int = 64) -> int:
 @contextmanager
 def _source(path: str, part: Part | None, *, at_once: bool) -> Iterator[BinaryIO]:
     """The opened file, or in memory the bytes of it that are wanted. Raises UnreadableImage."""
-    with ExitStack() as stack:
-        with _readable(path):
-            file = stack.enter_context(open(path, "rb", opener=_without_waiting))
+    with _Readable(path):
+        file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 (what its user raises is not ours)
+    with file:
+        with _Readable(path):
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise UnreadableImage(path, "not a file but a pipe, a socket or a device")
@@ -194,19 +195,26 @@ def _bytes_of(file: BinaryIO, part: Part, length: int) -> io.BytesIO:
     offset, size = part
     if offset < 0 or offset + size > length:  # before memory is taken for what is not there
         raise OSError(f"the image's bytes {offset} to {offset + size} reach beyond the file's {length}")
-    file.seek(offset)
+    if offset:
+        file.seek(offset)
     return io.BytesIO(file.read(size))
 
 
-@contextmanager
-def _readable(path: str) -> Iterator[None]:
-    """Whatever goes wrong inside becomes UnreadableImage."""
-    try:
-        yield
-    except UnreadableImage:
-        raise
-    except Exception as error:  # Pillow raises OSError, ValueError, SyntaxError, struct.error, EOFError, …
-        raise UnreadableImage(path, _reason(error)) from error
+class _Readable:
+    """Whatever goes wrong inside becomes UnreadableImage.
+
+    Pillow raises OSError, ValueError, SyntaxError, struct.error, EOFError, …
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, UnreadableImage):
+            raise UnreadableImage(self.path, _reason(error)) from error
 
 
 def _silently() -> warnings.catch_warnings:

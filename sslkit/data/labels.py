@@ -12,7 +12,7 @@ from sslkit import keyed
 from sslkit.data import fractal, packed
 from sslkit.data.names import Names
 from sslkit.data.sources import ImageSet, images_in, none_found, rows_of
-from sslkit.errors import UserError
+from sslkit.errors import UserError, nearest_path
 
 VALIDATION_NAMES = ("val", "valid", "validation", "test")
 """Names of a validation part, as a folder or in the column `split`; the first one present is used."""
@@ -40,7 +40,8 @@ def open_labelled(source: str, seed: int = 0) -> tuple[ImageSet, ImageSet]:
     if fractal.is_name(source):
         return _divide(source, _fractals(source), None, seed)
     if not os.path.exists(source):
-        raise UserError(f"{source}: no such file or folder", "labelled images: class folders or a .csv")
+        cure = nearest_path(source, "labelled images: class folders or a .csv")
+        raise UserError(f"{source}: no such file or folder", cure)
     if os.path.isdir(source):
         return (_open_pack if packed.is_pack(source) else _open_folder)(source, seed)
     if source.lower().endswith(".csv"):
@@ -52,10 +53,21 @@ def _open_folder(source: str, seed: int) -> tuple[ImageSet, ImageSet]:
     training = os.path.join(source, "train")
     if not os.path.isdir(training):
         return _divide(source, _class_folders(source, source), None, seed)
-    parts = (os.path.join(source, name) for name in VALIDATION_NAMES)
-    validation = next((part for part in parts if os.path.isdir(part)), None)
+    validation = validation_folder(source)
     held_out = None if validation is None else _class_folders(validation, source)
     return _divide(source, _class_folders(training, source), held_out, seed)
+
+
+def validation_folder(source: str) -> str | None:
+    """The validation part beside `train/`, if there is one."""
+    parts = (os.path.join(source, name) for name in VALIDATION_NAMES)
+    return next((part for part in parts if os.path.isdir(part)), None)
+
+
+def has_masks(source: str) -> bool:
+    """Whether `source` holds masks in the place of classes: images/ beside masks/, or train/ does."""
+    places = (os.path.join(source, part) for part in ("", "train"))
+    return any(all(os.path.isdir(os.path.join(p, name)) for name in ("images", "masks")) for p in places)
 
 
 def _class_folders(folder: str, source: str) -> Labelled:
@@ -117,14 +129,17 @@ def _open_table(source: str, seed: int) -> tuple[ImageSet, ImageSet]:
         )
     unlabelled = sum(not row["label"] for row in rows)
     if unlabelled:
-        raise UserError(f"{source}: {unlabelled} of {len(rows)} rows have an empty `label`")
+        raise UserError(
+            f"{source}: {unlabelled} of {len(rows)} rows have an empty `label`",
+            "fill it in, or remove the rows",
+        )
     if "split" not in rows[0]:
         return _divide(source, _labelled(rows), None, seed)
     rows = [{**row, "split": row["split"].strip().lower()} for row in rows]
     known = {"train", *VALIDATION_NAMES}
     strange = next((row["split"] for row in rows if row["split"] not in known), None)
     if strange is not None:
-        raise UserError(f"{source}: split {strange!r} is none of " + ", ".join(sorted(known)))
+        raise UserError(f"{source}: split {strange!r} is unknown", "known: " + ", ".join(sorted(known)))
     splits = {row["split"] for row in rows}
     chosen = next((name for name in VALIDATION_NAMES if name in splits), None)
     training = _labelled([row for row in rows if row["split"] == "train"])
@@ -158,11 +173,13 @@ def _divide(
         return _hold_out(first, seed)
     unknown = sorted({label for _, label in held_out}.difference(classes))
     if unknown:
-        raise UserError(f"{source}: class {unknown[0]!r} is in the validation part but not in training")
+        problem = f"{source}: class {unknown[0]!r} is in the validation part but not in training"
+        raise UserError(problem, "both parts need the same classes")
     second = _numbered(source, held_out, classes)
     shared = sorted(set(first.paths) & set(second.paths))
     if shared:
-        raise UserError(f"{source}: {shared[0]} is in the training and in the validation part")
+        problem = f"{source}: {shared[0]} is in the training and in the validation part"
+        raise UserError(problem, "leave it out of one of them")
     return first, second
 
 
@@ -171,7 +188,8 @@ def _numbered(source: str, images: Labelled, classes: tuple[str, ...]) -> ImageS
     labels_of: dict[str, str] = {}
     for path, label in images:
         if labels_of.setdefault(path, label) != label:
-            raise UserError(f"{source}: {path} is labelled {labels_of[path]!r} and {label!r}")
+            problem = f"{source}: {path} is labelled {labels_of[path]!r} and {label!r}"
+            raise UserError(problem, "one label for each image: correct the rows")
     images = list(labels_of.items())
     number = {name: position for position, name in enumerate(classes)}
     ordered = sorted(images)
@@ -190,6 +208,7 @@ def _hold_out(images: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
             order = keyed.generator(seed, 0, label, "split").permutation(len(indices))
             held.update(indices[i] for i in order[: max(1, round(VALIDATION_SHARE * len(indices)))])
     if not held:
-        raise UserError(f"{images.name}: every class has one image, nothing is left for validation")
+        problem = f"{images.name}: every class has one image, nothing is left for validation"
+        raise UserError(problem, "two images of a class at least, or train/ and val/")
     kept = [index for index in range(len(images)) if index not in held]
     return images.subset(kept), images.subset(sorted(held))

@@ -12,7 +12,7 @@ _STRIP = 256  # rows that are scaled at once
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The decoded image in RGB, a copy; Pillow's own conversion turns 16 and 32 bits white or black."""
+    """The decoded image in RGB, itself if it is; Pillow's conversion turns 16 and 32 bits white or black."""
     if image.mode.startswith("I") or image.mode == "F":
         return _scaled(image).convert("RGB")
     if image.has_transparency_data:
@@ -24,7 +24,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
         # Adobe stores inks inverted and marks the file; Pillow inverts back whether or not the mark is there.
         image = ImageChops.invert(image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _scaled(image: Image.Image) -> Image.Image:

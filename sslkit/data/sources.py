@@ -24,7 +24,7 @@ from sslkit.data.decode import image_size, opened, read_image
 from sslkit.data.listing import ENDINGS, image_files
 from sslkit.data.names import Names, common_folder
 from sslkit.data.picture import Picture
-from sslkit.errors import UserError
+from sslkit.errors import UserError, nearest_path
 
 _NOT_FILES = (b"fractal:", b"pack:")
 
@@ -174,7 +174,8 @@ def _paths_of(source: str) -> Names:
     if fractal.is_name(source):
         return Names(fractal.names(fractal.count(source)))
     if not os.path.exists(source):
-        raise UserError(f"{source}: no such file or folder", "fractal:2000 stands for generated images")
+        cure = nearest_path(source, "fractal:2000 stands for generated images")
+        raise UserError(f"{source}: no such file or folder", cure)
     if os.path.isdir(source):
         return _paths_in(source)
     ending = os.path.splitext(source)[1].lower()

@@ -15,8 +15,9 @@ from sslkit.backbones import Encoder
 from sslkit.config import AUTO
 from sslkit.console import SILENT, Console
 from sslkit.data.decode import UnreadableImage
+from sslkit.data.labels import has_masks
 from sslkit.data.sources import ImageSet, open_images
-from sslkit.errors import UserError
+from sslkit.errors import UserError, nearest_path
 from sslkit.evaluation.gallery import (
     class_names,
     embed_images,
@@ -105,6 +106,8 @@ def embed(
     place = pick_device(device)
     encoder = load_encoder(source, size, seed, console=console)
     vector, exact = reader(encoder, readout), pick_precision(precision, place)
+    if has_masks(data):
+        raise UserError(f"{data}: images/ and masks/, and a mask is no photo", "give images/ alone")
     asked = None if query is None else _open_query(query)
     images = open_images([data])
     if table is not None and len(images) < 2:
@@ -134,7 +137,7 @@ def _open_query(query: str) -> ImageSet:
     """The image file as a set of one; UserError if it can't be read."""
     path = Path(query)
     if not path.is_file():
-        raise UserError(f"--query {query}: no such file", "name one image file")
+        raise UserError(f"--query {query}: no such file", nearest_path(query, "name one image file"))
     found = ImageSet([str(path.absolute())], query)  # type: ignore[arg-type]  # texts become Names
     try:
         found.read(0)

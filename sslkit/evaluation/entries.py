@@ -10,7 +10,7 @@ import torch
 
 from sslkit.backbones import Encoder
 from sslkit.console import Console
-from sslkit.errors import UserError, nearest
+from sslkit.errors import UserError, nearest, nearest_path
 from sslkit.evaluation.features import PIXEL_SIDE, pixels
 from sslkit.evaluation.measure import Pass
 from sslkit.evaluation.readout import chosen, read_out
@@ -53,9 +53,8 @@ def make_entries(sources: Sequence[str], wanted: Wanted, console: Console) -> li
     others = [name for name in dict.fromkeys(wanted.baselines) if name not in BASELINES]
     for name in others:
         if "/" not in name and not Path(name).exists():
-            raise UserError(
-                f"unknown baseline {name!r}: random, pixels or a SOURCE", nearest(name, BASELINES)
-            )
+            cure = nearest_path(name, nearest(name, BASELINES))
+            raise UserError(f"unknown baseline {name!r}: random, pixels or a SOURCE", cure)
     if twice := next((name for name in others if name in named), None):
         raise UserError(f"{twice} is a source and a baseline", "name it once")
 

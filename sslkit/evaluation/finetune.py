@@ -15,7 +15,7 @@ from sslkit import config as configuration
 from sslkit.backbones import Encoder
 from sslkit.config import AUTO
 from sslkit.console import SILENT, Console
-from sslkit.errors import UserError
+from sslkit.errors import UserError, nearest_path
 from sslkit.evaluation.classifier import build_model
 from sslkit.evaluation.finetune_arms import COMPARISON_FILE, Comparison, begin, compare, read_arms
 from sslkit.evaluation.finetune_config import FinetuneConfig, finetune_config, from_values
@@ -144,9 +144,9 @@ def _resumed(path: Path, console: Console, whole: Path | None = None) -> Finetun
     if (path / COMPARISON_FILE).is_file():
         return _continued(path, console)
     if not (path / "run.json").is_file() or not (path / "config.toml").is_file():
-        raise UserError(
-            f"{path} is not a run: no run.json and config.toml there", "give finetune's own folder"
-        )
+        cure = "give finetune's own folder"
+        cure = cure if path.exists() else nearest_path(path, cure)
+        raise UserError(f"{path} is not a run: no run.json and config.toml there", cure)
     run = RunFolder(path)
     if run.facts.get("kind") != "finetune":
         raise UserError(f"{path} is not a fine-tuning", f"sslkit pretrain --resume {path}")

@@ -24,6 +24,9 @@ class Data:
     workers: int = setting(
         AUTO, "processes that read images; 0: none, read in the training process", low=0, auto=True
     )
+    cache: Literal["memory", "off"] = setting(
+        AUTO, "memory: decode the training images once and keep them where they fit; off: never", auto=True
+    )
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ FLAGS = {
     "layer_decay": "optim.layer_decay",
     "size": "data.size",
     "workers": "data.workers",
+    "cache": "data.cache",
     "device": "run.device",
     "precision": "run.precision",
     "out": "run.out",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sslkit.console import Bar, Console
-from sslkit.data.loader import pretraining_loader
+from sslkit.data.cached import cached_loader
 from sslkit.data.sources import ImageSet
 from sslkit.data.workers import WorkersLost
 from sslkit.errors import UserError
@@ -117,7 +117,9 @@ class FinetuneSession:
 
     def _loop(self, start: int, wishes: Wishes) -> None:
         config, done = self.config, start
-        batches = pretraining_loader(
+        batches = cached_loader(
+            config.data.cache,
+            self.device,
             self.parts.training,
             TrainingView(config.data.size, config.augment),
             batch_size=config.run.batch_size,
@@ -127,6 +129,7 @@ class FinetuneSession:
             steps_per_epoch=self.clock.steps_per_epoch,
             workers=config.data.workers,
             console=self.console,
+            stop=lambda: bool(wishes.stop),
         )
         with closing(batches), self.console.bar("fine-tuning", self.clock.steps, start, each=True) as bar:
             steps = train(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sslkit import keyed
 from sslkit.data import packed
-from sslkit.data.labels import VALIDATION_NAMES, open_labelled
+from sslkit.data.labels import VALIDATION_NAMES, has_masks, open_labelled, validation_folder
 from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError
 from sslkit.evaluation.finetune_config import FinetuneConfig
@@ -40,6 +40,8 @@ def open_parts(config: FinetuneConfig) -> Parts:
         UserError: no labels, a class without images, or one that only training has.
     """
     source, seed = config.data.source, config.run.seed
+    if has_masks(source):
+        raise UserError(f"{source}: images/ and masks/, no classes", "sslkit probe --local measures on masks")
     training, validation = open_labelled(source, config.data.split_seed)
     refuse_empty_folders(source, training.classes)
     notes = [uneven(source, training, validation)]
@@ -132,19 +134,26 @@ def _few(training: ImageSet, shots: int) -> str:
 
 def refuse_empty_folders(source: str, classes: tuple[str, ...]) -> None:
     """A class folder without images is a download that failed, or a typo; either way a class is missing."""
-    folder = os.path.join(source, "train") if os.path.isdir(os.path.join(source, "train")) else source
-    if not os.path.isdir(folder) or packed.is_pack(source):
+    if not os.path.isdir(source) or packed.is_pack(source):
         return
-    with os.scandir(folder) as entries:
-        found = {entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")}
-    if folder == source:
-        found -= set(VALIDATION_NAMES)
+    if os.path.isdir(training := os.path.join(source, "train")):
+        found = _folders(training) | _folders(validation_folder(source))
+    else:
+        found = _folders(source) - set(VALIDATION_NAMES)
     if empty := sorted(found.difference(classes)):
         raise UserError(
             f"{source}: class folder {empty[0]!r} holds no images"
             + (f", and {len(empty) - 1} more" if len(empty) > 1 else ""),
             "add its images, or remove the folder",
         )
+
+
+def _folders(folder: str | None) -> set[str]:
+    """Names of the folders in `folder`, but hidden ones."""
+    if folder is None:
+        return set()
+    with os.scandir(folder) as entries:
+        return {entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")}
 
 
 def uneven(source: str, training: ImageSet, validation: ImageSet) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sslkit.config import AUTO
 from sslkit.console import SILENT, Console
-from sslkit.data.labels import open_labelled
+from sslkit.data.labels import has_masks, open_labelled
 from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError
 from sslkit.evaluation.cache import FeatureCache, cache_folder
@@ -24,7 +24,6 @@ from sslkit.evaluation.measure import Bench, Reading
 from sslkit.evaluation.parts import refuse_empty_folders, uneven
 from sslkit.evaluation.result import ProbeResult
 from sslkit.evaluation.robustness_scores import RobustnessResult
-from sslkit.evaluation.segmentation import has_masks
 from sslkit.evaluation.shots import check_shots, parse_shots
 from sslkit.evaluation.table import leak_warning, show
 from sslkit.training.choices import reading_workers
@@ -154,7 +153,7 @@ def _open(data: str, console: Console) -> tuple[ImageSet, ImageSet]:
     if note := uneven(data, train, validation):
         console.say(note)
     if len(validation) < 2:
-        raise UserError(f"{data}: one validation image, two or more expected")
+        raise UserError(f"{data}: one validation image, two or more expected", "add images of each class")
     return train, validation
 
 

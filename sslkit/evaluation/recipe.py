@@ -51,6 +51,7 @@ def resolve(config: FinetuneConfig, given: Given) -> tuple[FinetuneConfig, dict[
     choice = Chooser(config)
     choice("data.size", given.size, "the size the encoder was made for")
     choice("data.workers", reading_workers(given.on_cpu), "processor cores")
+    choice("data.cache", "memory", "decoded once where the images fit")
     batch = choice("run.batch_size", *_batch_size(given.count))
     if batch > given.count:
         raise UserError(

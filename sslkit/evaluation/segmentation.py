@@ -19,7 +19,7 @@ from sslkit import keyed
 from sslkit.augment.geometry import to_tensor_uint8
 from sslkit.console import Console
 from sslkit.data.decode import MAX_PIXELS, UnreadableImage
-from sslkit.data.labels import VALIDATION_NAMES, VALIDATION_SHARE
+from sslkit.data.labels import VALIDATION_SHARE, validation_folder
 from sslkit.data.loader import evaluation_loader
 from sslkit.data.sources import ImageSet, images_in, none_found
 from sslkit.errors import UserError
@@ -92,14 +92,6 @@ class Segmentation:
         return tuple(Tally(*map(torch.stack, zip(*found, strict=True))) for found in (pixels, cells))
 
 
-def has_masks(data: str) -> bool:
-    """Whether DATA is images/ beside masks/, or train/ is."""
-    return any(
-        os.path.isdir(os.path.join(data, part, "images")) and os.path.isdir(os.path.join(data, part, "masks"))
-        for part in ("", "train")
-    )
-
-
 def open_masks(data: str, limits: tuple[int, int], workers: int, seed: int, console: Console) -> Segmentation:
     """Both parts, at most so many images of each, every mask looked at.
 
@@ -117,7 +109,8 @@ def open_masks(data: str, limits: tuple[int, int], workers: int, seed: int, cons
     )
     for part, name in ((training, "training"), (validation, "validation")):
         if len(part.masks) < 2:
-            raise UserError(f"{data}: {len(part.masks)} {name} images with masks, two or more expected")
+            problem = f"{data}: {len(part.masks)} {name} images with masks, two or more expected"
+            raise UserError(problem, "add images with their masks to that part")
     values = _values(training)
     if len(values) < 2:
         found = f"one class only ({values[0]})" if values else f"nothing but {NONE}"
@@ -131,8 +124,7 @@ def _parts(data: str) -> tuple[Masked, Masked]:
     folder = os.path.join(data, "train")
     if not os.path.isdir(os.path.join(folder, "images")):
         return _divided(_matched(data, data))
-    parts = (os.path.join(data, name) for name in VALIDATION_NAMES)
-    held_out = next((part for part in parts if os.path.isdir(part)), None)
+    held_out = validation_folder(data)
     training = _matched(folder, data)
     return _divided(training) if held_out is None else (training, _matched(held_out, data))
 

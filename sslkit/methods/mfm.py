@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from sslkit.augment.geometry import RandomResizedCrop, Views
 from sslkit.backbones import Encoder, initialize_vit_, require_maps
-from sslkit.blocks import momentum_copy, momentum_update_
+from sslkit.blocks import PixelDecoder, momentum_copy, momentum_update_
 from sslkit.config import AUTO, setting
 from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError
@@ -157,11 +157,8 @@ class MFM(Method):
         _check(config, encoder.size)
         if encoder.family == "vit":
             initialize_vit_(encoder.model)
-        # One 1×1 convolution and PixelShuffle is the whole decoder; the convolution keeps torch's own
-        # initialisation, as the official code does. Channel order is (colour, row, column).
-        self.head = nn.Sequential(
-            nn.Conv2d(encoder.width, 3 * encoder.stride**2, kernel_size=1), nn.PixelShuffle(encoder.stride)
-        )
+        # The whole decoder; it keeps torch's own initialisation, as the official code does.
+        self.head = PixelDecoder(encoder.width, encoder.stride)
         if config.teacher_weight > 0:
             self.teacher = momentum_copy(encoder)
             self.student_head = nn.Sequential(

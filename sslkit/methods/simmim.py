@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from sslkit.augment.geometry import RandomResizedCrop, Views
 from sslkit.backbones import Encoder, initialize_vit_
-from sslkit.blocks import enlarged, shuffled
+from sslkit.blocks import PixelDecoder, enlarged, shuffled
 from sslkit.config import AUTO, setting
 from sslkit.errors import UserError
 from sslkit.methods.base import Batch, Clock, Info, Method, Transform
@@ -81,9 +81,7 @@ class SimMIM(Method):
         self.mask_token = nn.Parameter(torch.zeros(first["num_chs"]))
         bound = 0.02 if encoder.family == "vit" else 2.0  # official: truncated at one deviation for the ViT
         nn.init.trunc_normal_(self.mask_token, std=0.02, a=-bound, b=bound)
-        self.head = nn.Sequential(
-            nn.Conv2d(encoder.width, 3 * encoder.stride**2, kernel_size=1), nn.PixelShuffle(encoder.stride)
-        )
+        self.head = PixelDecoder(encoder.width, encoder.stride)
 
     @staticmethod
     def resolve(config: Config, family: str, info: Info) -> dict[str, tuple[Any, str]]:

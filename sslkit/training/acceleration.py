@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sslkit import distributed
+from sslkit import distributed, processes
 from sslkit.backbones import Encoder
 from sslkit.config import PretrainConfig
 from sslkit.data.loader import pretraining_loader
@@ -70,17 +70,17 @@ def fitted(ready: Resolved, method: Method, images: ImageSet, device: torch.devi
     """`run.micro_batch = auto` with the number that fits; on the CPU that is the whole batch.
 
     Raises:
-        UserError: not even the smallest part fits, or there are several processes, of which one alone may
-            run out of memory while the others wait for it.
+        UserError: not even the smallest part fits, or batch norms of several GPUs share their statistics and
+            would wait for one that has run out of memory.
     """
     if "run.micro_batch" not in ready.reasons or device.type == "cpu":
         return ready
-    if distributed.world() > 1:
-        raise UserError("--micro-batch auto is for one process", "--micro-batch N; --dry-run on one finds it")
-    config = ready.config
-    batch = to_device(sample(method, images, config.run.batch_size), device)
-    found = fitting_micro_batch(method, batch, Clock(0, 1, 1, config.run.seed), config, device)
-    reason = f"{found or 'all'} of {config.run.batch_size} fit {torch.cuda.get_device_name(device)}"
+    config, part = ready.config, ready.config.run.batch_size // distributed.world()
+    if distributed.world() > 1 and config.model.sync_norm:
+        raise UserError("--micro-batch auto can't be tried with model.sync_norm", "--micro-batch N")
+    batch = to_device(sample(method, images, part), device)
+    found = agreed_micro_batch(method, batch, Clock(0, 1, 1, config.run.seed), config, device)
+    reason = f"{found or 'all'} of {part} fit {torch.cuda.get_device_name(device)}"
     run = replace(config.run, micro_batch=found)
     return Resolved(replace(config, run=run), ready.info, {**ready.reasons, "run.micro_batch": reason})
 
@@ -104,6 +104,17 @@ def sample(method: Method, images: ImageSet, count: int) -> Batch:
         **{name: view.repeat_interleave(count, 0) for name, view in views.items()},
         "index": torch.arange(count),
     }
+
+
+def agreed_micro_batch(
+    method: Any, batch: Batch, clock: Clock, config: PretrainConfig, device: torch.device
+) -> int:
+    """`fitting_micro_batch` in every process by itself; the smallest number of all, which they share."""
+    whole = len(batch["index"])
+    with distributed.apart():
+        found = fitting_micro_batch(method, batch, clock, config, device)
+    smallest = min(processes.everyone(found or whole))
+    return 0 if smallest == whole else smallest
 
 
 def fitting_micro_batch(

@@ -70,5 +70,6 @@ def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Tenso
         if isinstance(value, Tensor)
     }
     return {
-        name: value.float() / 255 if value.dtype == torch.uint8 else value for name, value in moved.items()
+        name: value.float().div_(255) if value.dtype == torch.uint8 else value
+        for name, value in moved.items()
     }

@@ -37,6 +37,18 @@ _BUFFERS = next(
 )
 
 
+class OutOfMemory(UserError):
+    """There is too little memory for a step.
+
+    Attributes:
+        at_once: images in memory with which it may go on; 0: none are few enough.
+    """
+
+    def __init__(self, message: str, hint: str, at_once: int = 0) -> None:
+        super().__init__(message, hint, code=1)
+        self.at_once = at_once
+
+
 @dataclass(frozen=True)
 class Step:
     """What one optimizer step left behind; tensors stay on the device."""
@@ -80,8 +92,8 @@ def train(
             memory runs out; the batch of a step stays what it is.
 
     Raises:
-        UserError: there is too little memory even for the method's smallest batch; or, with several
-            processes, for one of them, as the others already wait for its gradients.
+        OutOfMemory: even for the method's smallest batch; or, with several processes, in one of them, as the
+            others already wait for its gradients.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     source = iter(batches)
@@ -97,6 +109,11 @@ def train(
         while (outputs := accumulated(module, parts, now, device, precision)) is None:
             optimizer.zero_grad(set_to_none=True)
             micro_batch = smaller(micro_batch or whole, whole, getattr(method, "minimum_batch", 1))
+            if distributed.world() > 1:
+                me = f"process {distributed.rank()} of {distributed.world()}, step {now.step + 1}"
+                tried = f"out of memory with {len(parts[0]['index'])} images at once"
+                cure = f"--resume goes on with {micro_batch} at once; the batch of a step stays"
+                raise OutOfMemory(f"{me}: {tried}", cure, micro_batch)
             parts = split(moved, micro_batch)
         grad_norm = clip_gradients_(parameters, clip, clip_by)
         metrics, embedding = _gathered(outputs, [len(part["index"]) / whole for part in parts])
@@ -157,15 +174,14 @@ def smaller(size: int, whole: int, minimum: int) -> int:
     """About half of `size` images at once, such that no part of a batch of `whole` is under `minimum`.
 
     Raises:
-        UserError: there is no such number.
+        OutOfMemory: there is no such number.
     """
     for half in range(-(-size // 2), max(minimum, 1) - 1, -1):
         if half < size and (whole % half == 0 or whole % half >= minimum):
             return half
-    raise UserError(
+    raise OutOfMemory(
         f"out of memory with {size} of {whole} images at once, and fewer are impossible",
         "a smaller --size or --backbone, or --precision bfloat16",
-        code=1,
     )
 
 
@@ -189,13 +205,6 @@ def accumulated(
     except RuntimeError as problem:  # so says the CPU's allocator
         if "can't allocate memory" not in str(problem):
             raise
-    if distributed.world() > 1:
-        largest, me = len(parts[0]["index"]), f"{distributed.rank()} of {distributed.world()}"
-        raise UserError(
-            f"process {me}: out of memory with {largest} images at once",
-            f"--micro-batch {max(1, largest // 2)} or less; the batch of a step stays",
-            code=1,
-        )
     if device.type == "cuda":  # only here, when the exception and the graph that it held are gone
         torch.cuda.empty_cache()
     return None

@@ -12,18 +12,23 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 PEAKS = {
-    r"B200": 2250,
-    r"H200": 989,
-    r"H100 PCIe": 756,
-    r"H100 80GB HBM3": 989,
-    r"A100": 312,
-    r"L40S": 362,
-    r"L4": 121,
-    r"A10": 125,
-    r"RTX 4090": 165,
-    r"RTX 3090": 71,
+    r"B200": 2250,  # Blackwell data sheet: 4,500 with sparsity, HGX at 1,000 W
+    r"H200": 989,  # nvidia.com/en-us/data-center/h200: 1,979 with sparsity, SXM
+    r"H100 PCIe": 756,  # H100 data sheet: 1,513 with sparsity
+    r"H100 80GB HBM3": 989,  # H100 data sheet: 1,979 with sparsity, SXM
+    r"A100": 312,  # A100 data sheet nvidia-1758950: SXM and PCIe
+    r"L40S": 362,  # L40S data sheet 28413
+    r"L4": 121,  # Ada architecture white paper 2.1: 242 with sparsity
+    r"A10": 125,  # A10 data sheet
 }
-"""Name of a GPU → TFLOP/s of dense bfloat16 products with float32 sums, from NVIDIA's data sheets."""
+"""Name of a GPU → TFLOP/s of dense bfloat16 products with float32 sums, as NVIDIA's sheets say.
+
+Checked 2026-11-21 through what other public projects quote of these sheets, not in the sheets themselves.
+GeForce cards are left out: what is quoted of theirs differs by a factor of two.
+"""
+
+_OTHERS = re.compile(r"\b(NVL|MIG)\b")
+"""Cards and parts of cards by the same names that do less."""
 
 
 def counted_flops(loss: Callable[[], Tensor]) -> float:
@@ -47,8 +52,8 @@ def peak_flops(device: torch.device, precision: str) -> float:
 
 def known_peak(name: str) -> float:
     """FLOP/s of dense bfloat16 products of a GPU by its name; 0: not in the table."""
-    found = [peak for chip, peak in PEAKS.items() if re.search(rf"\b{chip}\b(?! D| Laptop)", name)]
-    return found[0] * 1e12 if found else 0.0
+    found = [peak for chip, peak in PEAKS.items() if re.search(rf"\b{chip}\b", name)]
+    return found[0] * 1e12 if found and not _OTHERS.search(name) else 0.0
 
 
 def _measured_peak(precision: str, side: int = 2048, repeats: int = 5) -> float:

@@ -107,12 +107,13 @@ def clip_gradients_(parameters: list[nn.Parameter], limit: float, by: str = "all
 
     by: "all" measures all gradients as one vector; "tensor" each parameter's by itself (DINO).
     """
-    if by == "all" or limit <= 0:
-        return nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else float("inf"))
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = nn.utils.get_total_norm(gradients)
-    for parameter in parameters:
-        nn.utils.clip_grad_norm_(parameter, limit)
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if limit > 0 and by == "tensor":
+        for parameter in parameters:
+            nn.utils.clip_grad_norm_(parameter, limit)
+    elif limit > 0 and (norm.device.type != "cpu" or norm > limit):
+        # Only the CPU may look first, and saves a pass over all gradients; elsewhere the host would wait.
+        nn.utils.clip_grads_with_norm_(parameters, limit, norm)
     return norm
 
 

@@ -224,9 +224,19 @@ def _anchored(config: PretrainConfig) -> PretrainConfig:
 
 def _prepared(ready: Resolved, images: ImageSet, device: torch.device, console: Console) -> Method:
     """The method on its device with the weights it starts from."""
+    method = started(ready, images, device, console)
+    accelerate_(method, ready.config, device)
+    return method
+
+
+def started(ready: Resolved, images: ImageSet, device: torch.device, console: Console) -> Method:
+    """The method on its device before its first step: fresh weights, or those of `model.init`.
+
+    Raises:
+        UserError: those can't be had, or don't fit.
+    """
     method = _built(ready, device)
     _start_weights(ready, method, images, console)
-    accelerate_(method, ready.config, device)
     return method
 
 

@@ -27,7 +27,7 @@ from sslkit import config as configuration
 from sslkit.backbones import Encoder
 from sslkit.config import PretrainConfig
 from sslkit.data.sources import ImageSet
-from sslkit.errors import UserError
+from sslkit.errors import UserError, nearest_path
 from sslkit.methods import card, load
 from sslkit.methods.base import Info, Method
 from sslkit.paths import make_folder, next_folder
@@ -64,14 +64,13 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
+        cure = "give a folder such as runs/mfm-…-1"
         if not (path / "run.json").is_file() or not (path / "config.toml").is_file():
-            raise UserError(
-                f"{path} is not a run: no run.json and config.toml there",
-                "give a folder such as runs/mfm-…-1",
-            )
+            cure = cure if path.exists() else nearest_path(path, cure)
+            raise UserError(f"{path} is not a run: no run.json and config.toml there", cure)
         run = cls(path)
         if run.facts.get("kind") != "pretrain":
-            raise UserError(f"{path} is not a pre-training run", "give a folder such as runs/mfm-…-1")
+            raise UserError(f"{path} is not a pre-training run", cure)
         data = run.facts.get("data")
         if not isinstance(data, dict) or not {"count", "fingerprint", "native"} <= set(data):
             raise UserError(f"{path / 'run.json'} does not tell of the run's images", "was it edited?")

@@ -27,7 +27,7 @@ from sslkit.methods.base import Clock, Method
 from sslkit.training.books import Books
 from sslkit.training.changes import settings_of
 from sslkit.training.deadline import Deadline
-from sslkit.training.engine import Step, train
+from sslkit.training.engine import OutOfMemory, Step, train
 from sslkit.training.optim import optimizer_and_schedule, parameter_groups
 from sslkit.training.pictures import due, write_panels
 from sslkit.training.resolve import Resolved, interval, seconds_of
@@ -69,7 +69,8 @@ class Session:
 
     def go_on_from(self, state: Mapping[str, Any]) -> None:
         """What a checkpoint knows of the run beside weights: images at once, and the time that was used."""
-        self.books.micro_batch = state.get("micro_batch") or self.books.micro_batch
+        sizes = (state.get("micro_batch"), self.books.micro_batch)  # halved on the way, or asked for since
+        self.books.micro_batch = min((size for size in sizes if size), default=0)
         if self.deadline and state:
             self.deadline = Deadline(seconds_of(self.config.run.max_time), state["seconds"])
             self.clock = replace(self.clock, steps=state["steps"])
@@ -145,7 +146,10 @@ class Session:
                         self.writer.settle(wait=False)
                         if save:
                             self._save(done)
-            except (WorkersLost, processes.Lost):
+            except (WorkersLost, processes.Lost, OutOfMemory) as problem:
+                if isinstance(problem, OutOfMemory):
+                    processes.leave_word("images at once", problem.at_once)
+                self.books.micro_batch = processes.word("images at once") or self.books.micro_batch
                 self._save(done)  # what was learned is kept; nothing is wrong with it
                 self.writer.settle()
                 raise

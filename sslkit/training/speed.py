@@ -1,18 +1,20 @@
 """How fast the parts of a training run are: loader, bare backbone, model, and all together.
 
 `rehearse` looks at a run before it begins (`pretrain --dry-run`), `measure` compares the parts (`bench`).
-Nothing is written. All sides take turns, so that a busy machine hurts all alike.
+Nothing is written. All sides take turns, so that a busy machine hurts all alike. Images come from where the
+run would have them: decoded once and kept, or from files.
 """
 
 from __future__ import annotations
 
+import math
 import resource
 import statistics
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from itertools import count, islice, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,8 +25,8 @@ from torch import Tensor
 from sslkit.backbones import Encoder
 from sslkit.config import AUTO, PretrainConfig
 from sslkit.console import SILENT, Console
+from sslkit.data.cached import Source, pick_source
 from sslkit.data.decode import native_side
-from sslkit.data.loader import pretraining_loader
 from sslkit.data.sources import ImageSet, open_images
 from sslkit.methods.base import Clock
 from sslkit.training import checkpoint
@@ -34,67 +36,17 @@ from sslkit.training.engine import Step, train
 from sslkit.training.flops import counted_flops, peak_flops
 from sslkit.training.optim import build_optimizer, optimizer_and_schedule, parameter_groups
 from sslkit.training.pictures import PICTURED
-from sslkit.training.pretrain import check
+from sslkit.training.pretrain import check, started
 from sslkit.training.progress import announce
+from sslkit.training.rates import Rates, Rehearsal
 from sslkit.training.resolve import Resolved, interval, resolve
-from sslkit.training.run import build_method, refuse
+from sslkit.training.run import refuse
 
 WARM = 2
 """Steps that are not timed."""
 ROUNDS = 3
 """Turns that each side gets in `measure`; medians are over these."""
 PICTURE_COLUMNS = 4
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Images per second of each side, and what the model costs."""
-
-    loader: float  # nobody computes
-    model: float  # the method's whole step on one batch again and again
-    whole: float  # both, as in a run
-    bare: float  # the backbone alone: forward, backward, optimizer; 0: not measured
-    wait: float  # share of the whole's time that passes waiting for images
-    memory: int  # bytes: the GPU's peak, or this process's peak resident set
-    flops: float = 0.0  # of one image in a step of the method, forward and backward
-    bare_flops: float = 0.0  # the same of the backbone alone
-    peak: float = 0.0  # FLOP/s the device could do in this precision; 0: unknown
-
-    @property
-    def use(self) -> dict[str, float]:
-        """Model FLOPs utilisation by side: the share of the device's peak that the model's products take."""
-        work = {"bare": self.bare * self.bare_flops, "model": self.model * self.flops}
-        work["whole"] = self.whole * self.flops
-        return {side: done / self.peak for side, done in work.items() if self.peak}
-
-    def limit(self, config: PretrainConfig) -> str:
-        """Which side holds the other up, and the cure."""
-        if self.loader < self.model:
-            more = f"more than {config.data.workers} --workers, --cache auto, or sslkit pack"
-            return f"the loader is the limit: {more}"
-        cures = [] if config.run.compile else ["--compile"]
-        cures += ["--precision bfloat16"] if config.run.precision == "float32" else []
-        if config.run.device.startswith("cuda"):
-            cures.append("a larger --batch-size")
-        return "the model is the limit: " + (", ".join(cures) or "a smaller --size or --backbone")
-
-    def to_document(self) -> dict[str, Any]:
-        return {**asdict(self), "use": self.use}
-
-
-@dataclass(frozen=True)
-class Rehearsal:
-    """What a run would take."""
-
-    rates: Rates
-    steps: int
-    hours: float
-    disk: int  # bytes: checkpoints that stay and the one that is being written, the encoder, pictures
-    limit: str
-
-    def to_document(self) -> dict[str, Any]:
-        own = {"steps": self.steps, "hours": self.hours, "disk": self.disk, "limit": self.limit}
-        return {**self.rates.to_document(), **own}
 
 
 class Pace(NamedTuple):
@@ -108,12 +60,18 @@ class Workbench:
     """Everything of a run but its folder, with one function for each side that is timed."""
 
     def __init__(
-        self, ready: Resolved, images: ImageSet, device: torch.device, with_bare: bool = False
+        self,
+        ready: Resolved,
+        images: ImageSet,
+        device: torch.device,
+        console: Console,
+        with_bare: bool = False,
     ) -> None:
         self.device = device
-        self.method = build_method(ready.config, ready.info).to(device).train()
+        self.method = started(ready, images, device, console).train()
         config = self.config = ready.config
         self.images = self.method.dataset(images)
+        self.source, self.decoding = Source(images=self.images, transform=self.method.transform()), 0.0
         per_epoch = len(self.images) // config.run.batch_size
         self.clock = Clock(0, config.schedule.epochs * per_epoch, per_epoch, config.run.seed)
         with closing(self._batches(1, workers=0)) as batches:
@@ -135,6 +93,22 @@ class Workbench:
         )
         self._model = self._steps(repeat(self.batch))
 
+    @property
+    def workers(self) -> int:
+        """Processes that read for the loader."""
+        return 0 if self.source.alone else self.config.data.workers
+
+    def decode(self, console: Console) -> None:
+        """Decode the images once, where a run would do so before its first step."""
+        data, began = self.config.data, time.perf_counter()
+        epochs = math.inf if self.config.run.max_time else self.config.schedule.epochs
+        transform = self.method.transform()
+        self.source = pick_source(
+            data.cache, self.device, self.images, transform, epochs, data.workers, console
+        )
+        if self.source.bytes:
+            self.decoding = time.perf_counter() - began
+
     def loader(self, steps: int) -> Pace:
         """The reading processes alone, emptied as fast as they can."""
         warm, steps = self._turn(steps)
@@ -155,7 +129,18 @@ class Workbench:
         """The backbone alone: forward, the mean of its features as loss, backward, optimizer."""
         return self._timed(self._bare, warm, steps)
 
-    def memory(self) -> int:
+    def costs(self) -> dict[str, Any]:
+        """What `Rates` says beside rates."""
+        return {
+            "memory": self._memory(),
+            "kept": self.source.bytes,
+            "decoding": self.decoding,
+            "workers": self.workers,
+            "flops": self.flops,
+            "bare_flops": self.bare_flops,
+        }
+
+    def _memory(self) -> int:
         """Bytes: the most of the GPU's, or of this process's own, that were taken so far."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
@@ -163,7 +148,7 @@ class Workbench:
 
     def _turn(self, steps: int) -> tuple[int, int]:
         """Steps to warm up and steps to time: whole rounds of the workers, whose batches come in a burst."""
-        workers = max(1, self.config.data.workers)
+        workers = max(1, self.workers)
         return max(WARM, workers), -(-steps // workers) * workers
 
     def _timed(self, steps: Iterator[Any], warm: int, count: int) -> Pace:
@@ -181,15 +166,13 @@ class Workbench:
             torch.cuda.synchronize(self.device)
 
     def _batches(self, steps: int, workers: int | None = None) -> Any:
-        return pretraining_loader(
-            self.images,
-            self.method.transform(),
+        return self.source.batches(
+            self.workers if workers is None else workers,
             batch_size=self.config.run.batch_size,
             seed=self.config.run.seed,
             start_step=0,
             steps=steps,
             steps_per_epoch=self.clock.steps_per_epoch,
-            workers=self.config.data.workers if workers is None else workers,
         )
 
     def _steps(self, batches: Iterable[dict[str, Any]]) -> Iterator[Step]:
@@ -247,13 +230,14 @@ def rehearse(config: PretrainConfig, console: Console = SILENT, steps: int = 5) 
     config, batch = bench.config, bench.config.run.batch_size
     model, loader, whole = bench.model(steps, WARM), bench.loader(steps), bench.whole(steps)
     read, fed, both = (batch / pace.seconds for pace in (loader, model, whole))
-    rates = Rates(read, fed, both, bare=0.0, wait=whole.wait / whole.seconds, memory=bench.memory())
+    rates = Rates(read, fed, both, bare=0.0, wait=whole.wait / whole.seconds, **bench.costs())
     kept = checkpoint.snapshot(bench.method, bench.optimizer).bytes * (checkpoint.KEEP + 1)
     encoder = sum(tensor.nbytes for tensor in bench.method.encoder.model.state_dict().values())
     picture = 3 * PICTURED * PICTURE_COLUMNS * config.data.size**2  # at most: PNG packs them
     disk = kept + encoder + picture * config.run.pictures
     total = bench.clock.steps
-    return Rehearsal(rates, total, total * whole.seconds / 3600, disk, rates.limit(config))
+    hours = (bench.decoding + total * whole.seconds) / 3600
+    return Rehearsal(rates, total, hours, disk, rates.limit(config))
 
 
 def measure(
@@ -279,10 +263,11 @@ def measure(
         paces["loader"].append(bench.loader(each))
         paces["whole"].append(bench.whole(each))
     batch = bench.config.run.batch_size
-    rates = {side: batch / statistics.median(p.seconds for p in turns) for side, turns in paces.items()}
+    rates: dict[str, Any] = {
+        side: batch / statistics.median(p.seconds for p in turns) for side, turns in paces.items()
+    }
     wait = statistics.median(pace.wait / pace.seconds for pace in paces["whole"])
-    costs = {"flops": bench.flops, "bare_flops": bench.bare_flops, "peak": peak}
-    return bench.config, Rates(**rates, wait=wait, memory=bench.memory(), **costs)
+    return bench.config, Rates(**rates, wait=wait, peak=peak, **bench.costs())
 
 
 def at_the_door(config: PretrainConfig, console: Console, with_bare: bool = False) -> Workbench:
@@ -292,6 +277,7 @@ def at_the_door(config: PretrainConfig, console: Console, with_bare: bool = Fals
     images = open_images(config.data.sources, config.data.limit or None)
     ready = resolve(config, len(images), native_side(images), device)
     check(ready, console)
-    bench = Workbench(ready, images, device, with_bare)
+    bench = Workbench(ready, images, device, console, with_bare)
     announce(replace(ready, config=bench.config), bench.method, images, console)
+    bench.decode(console)
     return bench

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from torch import Tensor
 
 from sslkit.frequency import (
@@ -75,7 +76,7 @@ def _family(
     bins = float(kept_bins(mask, width))
     sheet.write(left + CELL / 2, top - LINE, name, weight="bold", align="center")
     title = f"{bins:,.0f} bins, {bins / (height * width):.1%}"
-    _frame(sheet.picture(left, top, full_mask(mask, width), title, cmap="gray"), radius)
+    _plane(sheet, left, top, full_mask(mask, width), radius, title, "gray", (0.0, 1.0))
     kept = apply_mask(image[None], mask)[0]
     mean_kept = float(mask[0, 0])
     sheet.picture(left, _row(top, 1), kept + (1 - mean_kept) / 2)
@@ -87,18 +88,19 @@ def _photo(sheet: Sheet, left: float, top: float, image: Tensor, radius: float) 
     magnitude = log_magnitude(image[None])[0]
     sheet.write(left + CELL / 2, top - LINE, "the image", weight="bold", align="center")
     limits = (float(magnitude.min()), float(magnitude.max()))
-    drawn = sheet.picture(left, top, magnitude, "log₁₀(1 + |F|)", cmap="viridis", limits=limits)
-    _frame(drawn, radius)
+    _plane(sheet, left, top, magnitude, radius, "log₁₀(1 + |F|)", "viridis", limits)
     sheet.picture(left, _row(top, 1), image)
 
 
-def _frame(drawn: AxesImage, radius: float) -> None:
-    """Show the middle of a centred plane, with a circle at the radius."""
-    height, width = drawn.get_size()
-    y, x = height // 2, width // 2
-    reach = min(REACH * radius, y, x) + 0.5
-    drawn.axes.set(xlim=(x - reach, x + reach), ylim=(y + reach, y - reach))
-    ring(drawn, x, y, radius)
+def _plane(
+    sheet: Sheet, left: float, top: float, plane: Tensor, radius: float, title: str, cmap: str,
+    limits: tuple[float, float],
+) -> None:  # fmt: skip
+    """The middle of a centred plane [H, W], with a circle at the radius."""
+    y, x = (side // 2 for side in plane.shape)
+    reach = min(math.ceil(REACH * radius), y, x)
+    middle = plane[y - reach : y + reach + 1, x - reach : x + reach + 1]
+    ring(sheet.picture(left, top, middle, title, cmap=cmap, limits=limits), reach, reach, radius)
 
 
 def _place(index: int) -> tuple[float, float]:

@@ -17,6 +17,7 @@ import torch
 from sslkit.console import visible
 from sslkit.evaluation.robustness_scores import Plan, RobustnessResult, SourceRobustness
 from sslkit.evaluation.verdict import Difference
+from sslkit.visualization.arms import arms, read_arms
 from sslkit.visualization.page import drawn, facts, paragraph, stored, table
 from sslkit.visualization.robustness import attack_curves, corruption_bars, heat_maps, radius_curves
 
@@ -68,8 +69,10 @@ def probe(document: Document, run: Path) -> str:
 
 def finetune(document: Document, run: Path) -> str:
     """A classifier that started here: its figures, and where it fails."""
-    counts = document.get("counts", {})
+    counts, compared = document.get("counts", {}), read_arms(document)
     folder = _found(str(document.get("folder", "")), run)
+    if compared and folder:  # of several runs the first one's classes are in the document
+        folder = _found(str(document["runs"][0].get("folder", "")), folder)
     kinds = {
         "top1": "Top-1, %",
         "top5": "Top-5, %",
@@ -80,8 +83,12 @@ def finetune(document: Document, run: Path) -> str:
     figures = {
         title: f"{document[name]:.{3 if name == 'calibration_error' else 1}f}"
         for name, title in kinds.items()
-        if isinstance(document.get(name), int | float)
+        if isinstance(document.get(name), int | float) and not (compared and name == "top5")
     }
+    if compared:
+        figures = {
+            title: f"{value}, mean over {len(compared.seeds)} seeds" for title, value in figures.items()
+        }
     if isinstance(counts, Mapping) and counts:
         figures["Images"] = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
     if isinstance(best := document.get("best"), Mapping):
@@ -98,7 +105,9 @@ def finetune(document: Document, run: Path) -> str:
         paragraph(sentence, "verdict")
         for sentence in _sentences(document, "headlines", "verdicts", "verdict")
     ]
-    parts += [facts(figures) if figures else "", table("The classes that it finds least", header, worst)]
+    parts += [arms(compared) if compared else "", facts(figures) if figures else ""]
+    whose = f", with seed {compared.seeds[0]}" if compared else ""
+    parts.append(table(f"The classes that it finds least{whose}", header, worst))
     shown = _pictures(folder, ("confusion", "reliability", "calibration")) if folder else []
     return "".join([*parts, *shown])
 

@@ -8,7 +8,19 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from sslkit.visualization.style import CELL, COLOURS, GAP, INK, LINE, MARGIN, MUTED, SMALL, Sheet, column
+from sslkit.visualization.style import (
+    CELL,
+    COLOURS,
+    GAP,
+    INK,
+    LINE,
+    MARGIN,
+    MUTED,
+    RULE,
+    SMALL,
+    Sheet,
+    column,
+)
 
 RIGHT, WRONG = COLOURS[0], COLOURS[1]
 LETTERS = 17
@@ -55,10 +67,16 @@ def _neighbour(sheet: Sheet, left: float, top: float, other: Neighbour, wanted: 
     judged = bool(wanted and other.label)
     right = other.label == wanted
     mark = (" ✓" if right else " ✗") if judged else ""
-    drawn = sheet.picture(left, top, other.picture, f"{other.cosine:.3f}{mark}")
-    if judged:
-        drawn.axes.spines[:].set(color=RIGHT if right else WRONG, linewidth=2.2)
+    frame = (RIGHT if right else WRONG, 2.2) if judged else (RULE, 0.6)
+    sheet.picture(left, top, other.picture, f"{_cosine(other.cosine)}{mark}", frame=frame)
     _name(sheet, left, top, other.label, INK if right else MUTED)
+
+
+def _cosine(value: float) -> str:
+    """Features that all point one way still differ: by how much, where three digits would not tell."""
+    return (
+        f"{value:.3f}" if value < 0.9995 or value > 1 - 1e-6 else f"1 − {1 - value:.0e}".replace("e-0", "e-")
+    )
 
 
 def _name(sheet: Sheet, left: float, top: float, label: str, colour: str = INK) -> None:

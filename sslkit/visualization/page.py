@@ -10,7 +10,10 @@ import io
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, UnidentifiedImageError
 
@@ -18,7 +21,7 @@ from sslkit.console import visible
 
 DPI = 110  # sharp at the page's width, half the bytes of the files' 150
 WIDEST, TALLEST = 1600, 2400  # pixels of a picture
-PNG_UP_TO = 120_000  # bytes; above that it holds photographs, which JPEG keeps in a fifth
+PLOT_COLOURS = 5000  # at most; a picture of more holds photographs, which JPEG keeps in a fifth of the bytes
 WIDE = 700  # pixels from which a picture is scrolled on a narrow screen, not made unreadable
 
 
@@ -79,10 +82,10 @@ def code(lines: Sequence[str]) -> str:
 
 def drawn(figure: Figure, text: str) -> str:
     """A figure as a picture of the page; `text` says what it shows."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=DPI, format="png")
-    with Image.open(buffer) as image:
-        return picture(image, text)
+    figure.dpi = DPI
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    return picture(Image.fromarray(np.asarray(canvas.buffer_rgba())), text)
 
 
 def stored(file: Path, text: str) -> str:
@@ -98,11 +101,9 @@ def picture(image: Image.Image, text: str) -> str:
     """Inside the page, never larger than it is shown."""
     made = on_white(image)
     made.thumbnail((WIDEST, TALLEST), Image.Resampling.LANCZOS)
-    buffer, kind = io.BytesIO(), "png"
-    made.save(buffer, "PNG")
-    if buffer.tell() > PNG_UP_TO:
-        buffer, kind = io.BytesIO(), "jpeg"
-        made.save(buffer, "JPEG", quality=88, subsampling=0)
+    buffer = io.BytesIO()
+    kind = "png" if made.getcolors(PLOT_COLOURS) else "jpeg"
+    made.save(buffer, kind, quality=88, subsampling=0)  # of which a PNG takes no notice
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     wide = ' class="wide"' if made.width > WIDE else ""
     tag = (

@@ -37,8 +37,8 @@ def corruption_bars(result: RobustnessResult) -> Figure:
     if not result.plan.severities:
         raise ValueError("robustness: no corruption was measured, nothing to draw")
     shown = ", ".join(str(severity) for severity in result.plan.severities)
-    sheet = Sheet(11.0, PLOT + 2.65, "Common corruptions", _told(result, f"severities {shown}"))
-    axes = sheet.plot(MARGIN + 0.5, 1.3, 10.0, PLOT, "", "accuracy, %")
+    sheet = Sheet(11.0, PLOT + 2.2, "Common corruptions", _told(result, f"severities {shown}"))
+    axes = sheet.plot(MARGIN + 0.5, 0.9, 10.0, PLOT, "", "accuracy, %")
     width = 0.8 / len(result.rows)
     places = np.arange(len(CORRUPTIONS)) + np.repeat(np.arange(len(GROUPS)) * 0.5, [3, 4, 4, 4])
     for order, row in enumerate(result.rows):
@@ -91,7 +91,11 @@ def radius_curves(result: RobustnessResult) -> Figure:
         axes.set_xscale("log")
         plain_ticks(axes.xaxis)
         axes.set_ylim(0, _top(row.clean for row in result.rows))
-    legend(sheet.figure.axes[0])
+    handles, names = sheet.figure.axes[0].get_legend_handles_labels()
+    sheet.figure.legend(
+        handles, names, fontsize=SMALL, frameon=False, labelcolor=INK, ncols=3, loc="lower left",
+        bbox_to_anchor=(MARGIN / sheet.width, 0.01),
+    )  # fmt: skip
     return sheet.figure
 
 
@@ -107,7 +111,7 @@ def heat_maps(result: RobustnessResult) -> Figure:
     maps = {row.name: torch.tensor(row.heat_map) for row in result.rows}
     others = [name for name in maps if result.baseline is not None and name != result.baseline]
     spacing = 0.45
-    height = 0.85 + (2 if others else 1) * (CELL + spacing)
+    height = 0.85 + (2 if others else 1) * (CELL + spacing) + (0.2 if others else 0)
     wide = column(len(maps)) + 0.25 * len(maps) + 1.0
     norm = number(result.plan.wave_norm)
     told = [f"norm {norm} a channel", f"±{axis[-1]} cycles, {result.count} images"]
@@ -126,9 +130,12 @@ def heat_maps(result: RobustnessResult) -> Figure:
         reach = max(1.0, *(float(gap.abs().max()) for gap in gaps.values()))
         top = 1.05 + CELL + spacing
         for name, gap in gaps.items():
-            title = f"minus {_short(result.baseline, 14)}"
-            drawn = sheet.picture(lefts[name], top, gap, title, cmap="RdBu_r", limits=(-reach, reach))
+            drawn = sheet.picture(
+                lefts[name], top, gap, "minus the baseline", cmap="RdBu_r", limits=(-reach, reach)
+            )
         sheet.colour_bar(drawn, right, top, CELL, "points")
+        below = f"baseline: {_short(result.baseline, 40)}"
+        sheet.write(MARGIN, top + CELL + 0.25, below, size=SMALL, colour=MUTED)
     return sheet.figure
 
 
@@ -137,12 +144,12 @@ def attack_curves(result: RobustnessResult) -> Figure:
     if not result.plan.epsilons:
         raise ValueError("robustness: no attack was measured, nothing to draw")
     told = _told(result, f"PGD of {result.plan.steps} steps")
-    sheet = Sheet(5.6, PLOT + 1.95, "Attacks that know the classifier", told)
+    sheet = Sheet(5.6, PLOT + 1.6, "Attacks that know the classifier", told)
     axes = sheet.plot(MARGIN + 0.5, 0.95, 4.6, PLOT, "largest change of a value, 1/255", "accuracy, %")
     strengths = (0.0, *result.plan.epsilons)
     for order, row in enumerate(result.rows):
-        _curve(axes, order, strengths, (row.clean, *row.fgsm), f"{row.name}, FGSM", dashed=True)
         _curve(axes, order, strengths, (row.clean, *row.pgd), f"{row.name}, PGD")
+        _curve(axes, order, strengths, (row.clean, *row.fgsm), f"{row.name}, FGSM", dashed=True)
     axes.set_xticks(strengths, [number(strength) for strength in strengths])
     axes.set_ylim(0, _top(row.clean for row in result.rows))
     legend(axes)
@@ -152,9 +159,13 @@ def attack_curves(result: RobustnessResult) -> Figure:
 def _curve(
     axes: Axes, order: int, x: Sequence[float], y: Sequence[float], label: str, *, dashed: bool = False
 ) -> None:
-    style = (0, (2, 2)) if dashed else "-"
-    marker = "osD^v"[order % 5]
-    axes.plot(x, y, color=_colour(order), linestyle=style, marker=marker, markersize=3.5, label=label)
+    """One source; dashed, it is open and larger, so that it can be seen on a full one in the same place."""
+    marker, colour = "osD^v"[order % 5], _colour(order)
+    if dashed:
+        style = {"linestyle": (0, (2, 2)), "markersize": 7, "markerfacecolor": "none", "linewidth": 1.0}
+    else:
+        style = {"linestyle": "-", "markersize": 3.5}
+    axes.plot(x, y, color=colour, marker=marker, label=label, **style)  # type: ignore[arg-type]
 
 
 def _colour(order: int) -> str:

@@ -6,15 +6,17 @@ Figures are made with matplotlib's objects alone: no pyplot, no window, no setti
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colorbar import Colorbar
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from matplotlib.patches import Circle
+from matplotlib.patches import Circle, Rectangle
 from matplotlib.ticker import LogLocator, NullLocator
 from torch import Tensor
 
@@ -47,6 +49,15 @@ class Sheet:
         return self.figure.add_axes(
             (left / self.width, bottom / self.height, width / self.width, height / self.height)
         )
+
+    @cached_property
+    def wall(self) -> Axes:
+        """All pictures hang on one, in inches as the sheet: axes of its own cost each one 40 ms."""
+        rim = 0.02  # on the very edge, rounding would count it as cut off
+        axes = self.axes(rim, rim, self.width - 2 * rim, self.height - 2 * rim)
+        axes.set_axis_off()
+        axes.set(xlim=(rim, self.width - rim), ylim=(self.height - rim, rim))
+        return axes
 
     def write(
         self,
@@ -84,18 +95,26 @@ class Sheet:
         *,
         cmap: str | None = None,
         limits: tuple[float, float] = (0.0, 1.0),
+        frame: tuple[str, float] = (RULE, 0.6),
     ) -> AxesImage:
-        """A square picture: [3, H, W] in [0, 1], or [H, W] through a colour map with these limits."""
-        axes = self.axes(left, top, CELL, CELL)
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.spines[:].set(color=RULE, linewidth=0.6)
-        if title:
-            axes.set_title(title, fontsize=SMALL, color=INK, pad=3)
+        """A picture in a square cell: [3, H, W] in [0, 1], or [H, W] through a colour map with these limits.
+
+        The title stands above, and is the picture's label. frame: colour, and width in points.
+        """
         pixels = image.detach().float().cpu()
         if pixels.ndim == 3:
-            return axes.imshow(pixels.clamp(0, 1).permute(1, 2, 0).numpy())
-        return axes.imshow(pixels.numpy(), cmap=cmap, vmin=limits[0], vmax=limits[1])
+            pixels = pixels.clamp(0, 1).permute(1, 2, 0)
+        high, wide = (CELL * side / max(pixels.shape[:2]) for side in pixels.shape[:2])
+        x, y = left + (CELL - wide) / 2, top + (CELL - high) / 2
+        made = AxesImage(self.wall, cmap=cmap, norm=Normalize(*limits), extent=(x, x + wide, y + high, y))
+        made.set_data(pixels.numpy())
+        self.wall.add_image(made)
+        made.set_label(title)  # after `add_image`, which gives a name to what has none
+        colour, line = frame
+        self.wall.add_patch(Rectangle((x, y), wide, high, fill=False, edgecolor=colour, linewidth=line))
+        if title:
+            self.write(left + CELL / 2, top - 0.06, title, size=SMALL, align="center")
+        return made
 
     def colour_bar(
         self,
@@ -146,8 +165,13 @@ def plain_ticks(axis: Axis) -> None:
 
 
 def ring(drawn: AxesImage, x: float, y: float, radius: float) -> None:
-    """A circle around (x, y), where a centred mask has its cut; pixels."""
-    drawn.axes.add_patch(Circle((x, y), radius, fill=False, color=COLOURS[1], linewidth=1.1))
+    """A circle around (x, y) of a picture, where a centred mask has its cut; pixels."""
+    left, right, bottom, top = drawn.get_extent()
+    scale = (right - left) / drawn.get_size()[1]  # inches a pixel
+    centre = left + scale * (x + 0.5), top + scale * (y + 0.5)
+    circle = Circle(centre, scale * radius, fill=False, color=COLOURS[1], linewidth=1.1)
+    drawn.axes.add_patch(circle)
+    circle.set_clip_path(Rectangle((left, top), right - left, bottom - top, transform=drawn.axes.transData))
 
 
 def mark_radius(axes: Axes, radius: float) -> None:

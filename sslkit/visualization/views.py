@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from sslkit.visualization.style import CELL, GAP, LINE, MARGIN, MUTED, RULE, SMALL, Sheet
+from sslkit.visualization.style import CELL, GAP, LINE, MARGIN, MUTED, Sheet
 
 
 def views(
@@ -44,12 +45,8 @@ def views(
 
 
 def _original(sheet: Sheet, top: float, original: Image.Image) -> None:
-    """The whole original, at its own aspect, in a square cell."""
-    axes = sheet.axes(MARGIN, top, CELL, CELL)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[:].set(color=RULE, linewidth=0.6)
-    axes.set_title(f"original {original.width} × {original.height}", fontsize=SMALL, pad=3)
+    """The whole original, at its own aspect."""
     shown = original.copy()
     shown.thumbnail((512, 512))
-    axes.imshow(np.asarray(shown))
+    pixels = torch.from_numpy(np.array(shown)).permute(2, 0, 1) / 255
+    sheet.picture(MARGIN, top, pixels, f"original {original.width} × {original.height}")
