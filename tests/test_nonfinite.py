@@ -172,6 +172,21 @@ def test_when_nothing_fits_it_is_one_line() -> None:
     assert error.value.code == 1
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("can't allocate memory")])
+def test_no_memory_for_the_optimizer_is_one_line(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(UserError, match="out of memory in the optimizer's step") as raised:
+        walk(Line(), [[1.0, 2.0]])
+    assert raised.value.code == 1
+    monkeypatch.setattr(error, "args", ("shapes differ",))
+    if not isinstance(error, torch.OutOfMemoryError):
+        with pytest.raises(RuntimeError, match="shapes differ"):
+            walk(Line(), [[1.0, 2.0]])
+
+
 def test_another_runtime_error_is_not_swallowed() -> None:
     class Broken(Line):
         def forward(self, batch: dict[str, Tensor], clock: Clock) -> dict[str, Tensor]:

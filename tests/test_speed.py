@@ -189,6 +189,8 @@ def test_a_dry_run_is_no_resume_and_takes_no_taken_folder(
     assert "before it begins" in capsys.readouterr().err
     assert run(["pretrain", str(photos), "--out", str(tmp_path / "taken"), "--dry-run"], monkeypatch) == 2
     assert "exists" in capsys.readouterr().err
+    assert run(["pretrain", str(photos), "--devices", "2", "--dry-run"], monkeypatch) == 2
+    assert "time one process" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("method", ["mfm", "simclr"])

@@ -124,7 +124,7 @@ def train(
         else:
             _zero_unless_(finite, parameters)
         if updates:
-            optimizer.step()
+            _update(optimizer)
         optimizer.zero_grad(set_to_none=True)
         if updates:
             method.after_step(now)
@@ -200,14 +200,32 @@ def accumulated(
             with context():
                 outputs.append(_backward(module, part, clock, device, precision, whole))
         return outputs
-    except (torch.OutOfMemoryError, MemoryError):
-        pass
-    except RuntimeError as problem:  # so says the CPU's allocator
-        if "can't allocate memory" not in str(problem):
-            raise
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as problem:
+        _require_memory_problem(problem)
     if device.type == "cuda":  # only here, when the exception and the graph that it held are gone
         torch.cuda.empty_cache()
     return None
+
+
+def _update(optimizer: torch.optim.Optimizer) -> None:
+    """One step of the optimizer, whose own memory is taken in the first one.
+
+    Raises:
+        UserError: memory ran out; not OutOfMemory, as some weights may have moved and must not be saved.
+    """
+    try:
+        optimizer.step()
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as problem:
+        _require_memory_problem(problem)
+        cure = "a smaller --backbone, or -s optim.name=sgd, which keeps one number a weight instead of two"
+        raise UserError("out of memory in the optimizer's step", cure, code=1) from None
+
+
+def _require_memory_problem(problem: Exception) -> None:
+    """Raise it again if it is another one; the CPU's allocator raises a RuntimeError."""
+    runtime = isinstance(problem, RuntimeError) and not isinstance(problem, torch.OutOfMemoryError)
+    if runtime and "can't allocate memory" not in str(problem):
+        raise problem
 
 
 def _zero_unless_(finite: Tensor, parameters: list[torch.nn.Parameter]) -> None:

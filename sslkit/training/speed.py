@@ -28,6 +28,7 @@ from sslkit.console import SILENT, Console
 from sslkit.data.cached import Source, pick_source
 from sslkit.data.decode import native_side
 from sslkit.data.sources import ImageSet, open_images
+from sslkit.errors import UserError
 from sslkit.methods.base import Clock
 from sslkit.training import checkpoint
 from sslkit.training.acceleration import accelerate_, fitted
@@ -272,6 +273,9 @@ def measure(
 
 def at_the_door(config: PretrainConfig, console: Console, with_bare: bool = False) -> Workbench:
     """What `pretrain` resolves, refuses and prints before it makes a folder."""
+    if config.run.devices > 1:
+        cure = "leave --devices out; N of them take an Nth of the time, and what they exchange on top"
+        raise UserError("--dry-run and bench time one process", cure)
     device = pick_device(config.run.device)
     interval(config.run.save_every)
     images = open_images(config.data.sources, config.data.limit or None)
