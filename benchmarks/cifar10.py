@@ -10,9 +10,10 @@ again: the same command goes on after a stop, a run in the middle of its trainin
 OUT/results.jsonl, one line for each finished part; the tables are made of them at the end of every call.
 
 Beside the methods stand the arms of MFM's own claims: its siblings (sr, deblur, denoise), one task alone
-(mfm-low keeps high frequencies and predicts low ones, mfm-high the reverse), the whole spectrum as target,
-other radii, and the published weighing of the tasks. Frozen features stand beside random weights and raw
-pixels, fine-tuning beside the same architecture from scratch with the same images, steps and seeds.
+(mfm-low keeps high frequencies and predicts low ones, mfm-high the reverse), the whole spectrum as target
+(mfm-all, to be compared with mfm-pooled), other radii, and the published weighing of the tasks (mfm-pooled).
+Frozen features stand beside random weights and raw pixels, fine-tuning beside the same architecture from
+scratch with the same images, steps and seeds.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ import torch
 import sslkit
 from sslkit.config import read
 from sslkit.console import Console
+from sslkit.evaluation.verdict import STUDENT
 
 METHODS = ("mfm", "mae", "simmim", "simclr", "moco", "byol", "dino")
 VARIANTS = {
@@ -41,7 +43,7 @@ VARIANTS = {
     "denoise": ("method.corruption=denoise",),
     "mfm-low": ("method.low_share=0",),
     "mfm-high": ("method.low_share=1",),
-    "mfm-all": ("method.target=all",),
+    "mfm-all": ("method.target=all", "method.reduction=pooled"),
     "mfm-radius-1": ("method.radius=1.15",),
     "mfm-radius-5": ("method.radius=4.6",),
     "mfm-pooled": ("method.reduction=pooled",),
@@ -50,8 +52,6 @@ VARIANTS = {
 """Arms that are the recipe mfm-cifar10 but for these settings."""
 MASKED = ("mfm", "mae", "simmim", *VARIANTS)
 NEIGHBOURS = 200
-STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
-"""The 97.5 % point of Student's distribution for the mean of so many differences."""
 
 
 def table_of_images(data: Path, out: Path, images: int, test: int) -> Path:
@@ -126,33 +126,35 @@ def probed(run: Path, table: Path, options: argparse.Namespace) -> dict[str, Any
 
 
 def finetuned(
-    source: Path, table: Path, labels: tuple[float, int | None], options: argparse.Namespace, scratch: bool
+    source: Path,
+    table: Path,
+    share: float,
+    epochs: int | None,
+    seed: int,
+    options: argparse.Namespace,
+    scratch: bool,
 ) -> dict[str, Any]:
-    """Top-1 of one fine-tuning for each seed, on a share of the labels for a number of epochs."""
-    (share, epochs), top1 = labels, []
-    for seed in options.finetune_seeds:
-        out = options.out / f"finetune-{source.name}{'-scratch' if scratch else ''}-{share:g}-{seed}"
-        facts = json.loads((out / "run.json").read_text(encoding="utf-8")) if out.exists() else {}
-        if not facts:
-            sslkit.finetune(
-                source, table, share=share, epochs=epochs, seed=seed, scratch=scratch, out=out,
-                batch_size=options.finetune_batch_size, device=options.device, workers=options.workers,
-                console=Console(),
-            )  # fmt: skip
-        elif facts["status"] != "completed":
-            sslkit.finetune(resume=out, console=Console())
-        facts = json.loads((out / "run.json").read_text(encoding="utf-8"))
-        top1.append(facts["result"]["top1"])
-    return {"top1": top1}
+    """Fine-tune, or go on with it, on a share of the labels."""
+    out = options.out / f"finetune-{source.name}{'-scratch' if scratch else ''}-{share:g}-{epochs}-{seed}"
+    if out.exists() and not (out / "run.json").is_file():  # killed between its folder and its first file
+        out.rename(out.with_name(f"{out.name}-cut-off-{int(time.time())}"))
+    if not out.exists():
+        sslkit.finetune(
+            source, table, share=share, epochs=epochs, seed=seed, scratch=scratch, out=out,
+            batch_size=options.finetune_batch_size, device=options.device, workers=options.workers,
+            console=Console(),
+        )  # fmt: skip
+    elif json.loads((out / "run.json").read_text(encoding="utf-8"))["status"] != "completed":
+        sslkit.finetune(resume=out, console=Console())
+    return {"top1": json.loads((out / "run.json").read_text(encoding="utf-8"))["result"]["top1"]}
 
 
 def against(own: Sequence[float], scratch: Sequence[float]) -> str:
     """Mean and deviation of both over the seeds, and the paired difference with its 95 % interval."""
-    text = f"{statistics.mean(own):.1f} / {statistics.mean(scratch):.1f}"
     if len(own) < 2:
-        return text
+        return f"{own[0]:.1f} / {scratch[0]:.1f}"
     gains = [first - second for first, second in zip(own, scratch, strict=True)]
-    margin = STUDENT.get(len(gains), 1.96) * statistics.stdev(gains) / len(gains) ** 0.5
+    margin = STUDENT[len(gains) - 2] * statistics.stdev(gains) / len(gains) ** 0.5
     spread = f"{statistics.mean(own):.1f} ± {statistics.stdev(own):.1f} / "
     spread += f"{statistics.mean(scratch):.1f} ± {statistics.stdev(scratch):.1f}"
     return f"{spread} ({statistics.mean(gains):+.1f} ± {margin:.1f})"
@@ -167,13 +169,14 @@ def rows(results: Results, options: argparse.Namespace) -> Iterator[list[str]]:
             if trained is None or frozen is None:
                 continue
             own, random, pixels = [value for value in frozen.values() if isinstance(value, dict)]
+            scratch = f"scratch-{trained['model.backbone']}"
             tuned = []
-            for share, _ in options.labels:
-                pair = [
-                    results.parts.get(f"{source}/finetune-{share:g}")
-                    for source in (name, f"scratch-{trained['model.backbone']}")
-                ]
-                tuned.append(against(*(part["top1"] for part in pair if part)) if all(pair) else "")
+            for share, epochs in options.labels:
+                parts = [f"finetune-{share:g}-{epochs}-{number}" for number in options.finetune_seeds]
+                tuned.append(
+                    against(*([results.parts[f"{source}/{part}"]["top1"] for part in parts]
+                              for source in (name, scratch)))
+                )  # fmt: skip
             yield [
                 arm, str(trained["model.backbone"]), str(trained["schedule.epochs"]), str(seed),
                 f"{trained['seconds']:.0f}",
@@ -227,9 +230,10 @@ def main() -> None:
             results.once(f"{name}/probe", partial(probed, run, reference, options))
             scratch = f"scratch-{results.parts[f'{name}/pretrain']['model.backbone']}"
             for share, epochs in options.labels:
-                for source, random in ((name, False), (scratch, True)):
-                    work = partial(finetuned, run, labelled, (share, epochs), options, random)
-                    results.once(f"{source}/finetune-{share:g}", work)
+                for number in options.finetune_seeds:
+                    for source, random in ((name, False), (scratch, True)):
+                        work = partial(finetuned, run, labelled, share, epochs, number, options, random)
+                        results.once(f"{source}/finetune-{share:g}-{epochs}-{number}", work)
     place = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
     print(f"\nsslkit {sslkit.__version__}, torch {torch.__version__}, {place}, {time.strftime('%Y-%m-%d')}")
     print(

@@ -38,11 +38,13 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def nearest_path(path: str | os.PathLike[str], otherwise: str = "") -> str:
-    """A hint for a path that does not exist: the one there is that is most alike, else `otherwise`.
+    """A hint for a path that leads nowhere: the one there is that is most alike, else `otherwise`.
 
-    One part of it may be misspelt: the first one that is missing.
+    One part of it may be misspelt: the first one that is missing. What exists is not misspelt.
     """
     typed = Path(path)
+    if typed.exists():
+        return otherwise
     above = next((folder for folder in typed.parents if os.path.isdir(folder)), None)
     if above is None or not os.access(above, os.R_OK):
         return otherwise

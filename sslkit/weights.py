@@ -168,7 +168,7 @@ def encoder_file(path: Path) -> Path:
     cure = "give a run folder such as runs/mfm-…-1, or timm/NAME, or random/NAME"
     raise UserError(
         f"{path} is not a run, an exported folder or a file of weights",
-        cure if path.exists() else nearest_path(path, cure),
+        nearest_path(path, cure),
     )
 
 

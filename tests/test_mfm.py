@@ -307,9 +307,9 @@ def test_the_whole_spectrum_as_target() -> None:
     """The paper's ablation: inputs stay as they are, the loss is the full complex FFT of the difference."""
     method = exact_constants(unfreshened(make(target="all")))
     pictures, index = images(4), torch.arange(4)
-    shown = make().task(pictures, index, CLOCK).inputs
-    torch.testing.assert_close(method.task(pictures, index, CLOCK).inputs, shown, rtol=0, atol=0)
-    prediction, _ = method.predict(shown)
+    drawn, usual = method.task(pictures, index, CLOCK), make().task(pictures, index, CLOCK)
+    torch.testing.assert_close(drawn, usual, rtol=0, atol=0)  # what is shown, and how it is called
+    prediction, _ = method.predict(usual.inputs)
     difference = torch.fft.fft2(prediction - normalised(pictures), norm="ortho")
     expected = (difference.real**2 + difference.imag**2 + 1e-12).sqrt().mean()
     metrics = method(batch_of(pictures), CLOCK)
@@ -449,6 +449,10 @@ def test_the_teacher_sees_the_clean_image_and_follows_slowly() -> None:
     ("knobs", "message"),
     [
         ({"radius": 64.0}, "method.radius: 64.0 keeps every bin of 32 px, nothing is masked"),
+        (
+            {"target": "all", "reduction": "balanced"},
+            "method.reduction: balanced weighs two tasks, but with target = all every bin is one",
+        ),
         ({"corruption": "sr", "factor": 64}, "method.factor: 64 leaves nothing of 32 px"),
     ],
 )

@@ -100,6 +100,7 @@ def test_the_slower_side_is_the_limit() -> None:
     assert decoded.limit(configuration()) == several
     alone = rates(loader=50.0, kept=1, workers=0)  # where more of them would not read
     assert alone.limit(configuration()) == "the loader is the limit: a smaller --size"
+    assert alone.limit(configuration(**{"data.workers": 0})).endswith("the limit: a smaller --size")
     done = {"run.compile": True, "run.precision": "bfloat16"}
     assert rates().limit(configuration(**done)) == "the model is the limit: a smaller --size or --backbone"
 
@@ -124,6 +125,16 @@ def test_a_dry_run_writes_nothing(
     assert said["hours"] == pytest.approx((said["decoding"] + said["steps"] * 4 / said["whole"]) / 3600)
     assert min(said["loader"], said["model"], said["whole"], said["disk"], said["memory"]) > 0
     assert 0 <= said["wait"] < 1
+
+
+def test_a_dry_run_with_a_time_limit_says_how_many_steps_fit(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["pretrain", str(photos), *SMALL, "--max-time", "90s", "--dry-run", "--json", "--workers", "0"]
+    assert run(words, monkeypatch) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["hours"] == pytest.approx(90 / 3600)
+    assert said["steps"] == pytest.approx((90 - said["decoding"]) * said["whole"] / 4, abs=1)
 
 
 @pytest.mark.parametrize(
@@ -191,6 +202,8 @@ def test_a_dry_run_is_no_resume_and_takes_no_taken_folder(
     assert "exists" in capsys.readouterr().err
     assert run(["pretrain", str(photos), "--devices", "2", "--dry-run"], monkeypatch) == 2
     assert "time one process" in capsys.readouterr().err
+    assert run(["pretrain", str(photos), "--max-time", "8x", "--dry-run"], monkeypatch) == 2
+    assert "8x" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("method", ["mfm", "simclr"])

@@ -28,7 +28,7 @@ def info(
     elif place.suffix == ".safetensors" or (place / "model.safetensors").is_file():
         facts = _of_weights(place)
     else:
-        cure = "sslkit info runs/" if place.exists() else nearest_path(path, "sslkit info runs/")
+        cure = nearest_path(path, "sslkit info runs/")
         raise UserError(f"{path} is not a run, a weight file or a folder of runs", cure)
     rows = [f"{name:<14} {value}" for name, value in facts.items()]
     Console(json=json).result("\n".join(rows), facts)

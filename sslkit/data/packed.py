@@ -99,7 +99,9 @@ def names_of(folder: str) -> Names:
     _check_members(folder, members)
     names = Names.of_bytes(_named(root, index, members))
     if len(names) and _matched(names[0])[0] != os.path.join(root, shard_name(int(index["shard"][0]))):
-        raise UserError(f"{folder}: a pack can't lie below a folder that is named like a shard")
+        raise UserError(
+            f"{folder}: a pack can't lie below a folder that is named like a shard", "move the pack elsewhere"
+        )
     return names
 
 

@@ -160,7 +160,9 @@ def rows_of(table: str) -> list[dict[str, str]]:
         with open(table, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             rows = [{key: value or "" for key, value in row.items() if key} for row in csv.DictReader(file)]
     except (OSError, csv.Error) as error:
-        raise UserError(f"{table}: can't be read as a table: {error}") from error
+        raise UserError(
+            f"{table}: can't be read as a table: {error}", "a .csv has one row per image, separated by commas"
+        ) from error
     if not rows:
         raise UserError(f"{table}: no rows", hint="a .csv needs a header with `path`, and one row per image")
     if "path" not in rows[0]:

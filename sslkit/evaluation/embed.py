@@ -98,16 +98,16 @@ def embed(
             is written then.
     """
     if neighbours < 0:
-        raise UserError(f"neighbours {neighbours}: not less than 0 expected")
+        raise UserError(f"--neighbours {neighbours}: not less than 0 expected", "--neighbours 5")
     table = out.with_name(f"{out.stem}-neighbours.csv") if neighbours else None
     check_target(out)
     if table is not None:
         check_free(table)
+    if has_masks(data):
+        raise UserError(f"{data}: images/ and masks/, and a mask is no photo", "give images/ alone")
     place = pick_device(device)
     encoder = load_encoder(source, size, seed, console=console)
     vector, exact = reader(encoder, readout), pick_precision(precision, place)
-    if has_masks(data):
-        raise UserError(f"{data}: images/ and masks/, and a mask is no photo", "give images/ alone")
     asked = None if query is None else _open_query(query)
     images = open_images([data])
     if table is not None and len(images) < 2:

@@ -145,7 +145,7 @@ def _resumed(path: Path, console: Console, whole: Path | None = None) -> Finetun
         return _continued(path, console)
     if not (path / "run.json").is_file() or not (path / "config.toml").is_file():
         cure = "give finetune's own folder"
-        cure = cure if path.exists() else nearest_path(path, cure)
+        cure = nearest_path(path, cure)
         raise UserError(f"{path} is not a run: no run.json and config.toml there", cure)
     run = RunFolder(path)
     if run.facts.get("kind") != "finetune":

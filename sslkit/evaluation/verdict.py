@@ -12,8 +12,9 @@ from torch import Tensor
 Outcome = Literal["better", "worse", "open"]
 
 _Z = 1.96  # the normal distribution's 95 %
-_T: tuple[float, ...] = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
-_T += (2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10, 2.09)  # Student's, for 1 … 19 degrees of freedom
+STUDENT: tuple[float, ...] = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
+STUDENT += (2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10, 2.09)
+"""Half the 95 % interval of a mean, in standard errors, for 1 … 19 degrees of freedom."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +66,14 @@ def paired_over_draws(first: Tensor, second: Tensor, labels: Tensor) -> Differen
     Raises:
         ValueError: shapes differ, or more than twenty draws.
     """
-    if first.shape != second.shape or first.shape[1] != len(labels) or len(first) > len(_T) + 1:
+    if first.shape != second.shape or first.shape[1] != len(labels) or len(first) > len(STUDENT) + 1:
         raise ValueError(f"paired: shapes {tuple(first.shape)}, {tuple(second.shape)}, {len(labels)} labels")
     right, other = (first == labels).double(), (second == labels).double()
     difference = right - other
     draws, count = difference.shape
     margin = _Z * float(difference.mean(0).std(correction=1)) / math.sqrt(count)
     if draws > 1:
-        spread = _T[draws - 2] * float(difference.mean(1).std(correction=1)) / math.sqrt(draws)
+        spread = STUDENT[draws - 2] * float(difference.mean(1).std(correction=1)) / math.sqrt(draws)
         margin = math.hypot(margin, spread)
     return Difference(
         100 * float(right.mean()),

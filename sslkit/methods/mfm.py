@@ -200,18 +200,14 @@ class MFM(Method):
 
     def task(self, images: Tensor, index: Tensor, clock: Clock, keep_low: Tensor | None = None) -> Task:
         """What is asked about images [B, 3, H, W] in [0, 1]; `keep_low` overrides the draw."""
-        nothing = images.new_zeros(images.shape[-2], images.shape[-1] // 2 + 1)  # kept: all bins are scored
-        every = torch.ones_like(index, dtype=torch.bool)
         if self.config.corruption != "frequency":  # nothing survives a baseline's degradation for sure
-            return Task(self.degrade(images, index, clock), every, nothing)
+            return Task(self.degrade(images, index, clock), *_every_bin(images))
         keep_low = self.keep_low(index, clock) if keep_low is None else keep_low
         cutoff = self.cutoff(images, index, clock)
         inputs = corrupt(images, keep_low, cutoff, clamp=self.config.clamp == "official")
         if self.config.clamp == "half":
             # A high-pass image has mean zero: the official clamp loses its negative half, ½ keeps both.
             inputs = (inputs + 0.5 * ~keep_low[:, None, None, None]).clamp(0, 1)
-        if self.config.target == "all":
-            return Task(inputs, every, nothing)
         return Task(inputs, keep_low, cutoff)
 
     def degrade(self, images: Tensor, index: Tensor, clock: Clock) -> Tensor:
@@ -231,10 +227,11 @@ class MFM(Method):
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         images = batch["image"]
-        inputs, keep_low, cutoff = self.task(images, batch["index"], clock)
-        prediction, features = self.predict(inputs)
+        task = self.task(images, batch["index"], clock)
+        prediction, features = self.predict(task.inputs)
         target = self.encoder.normalize(images)
-        error = spectral_error(prediction, target, keep_low, cutoff, self.config.gamma)
+        scored = task[1:] if self.config.target == "missing" else _every_bin(images)
+        error = spectral_error(prediction, target, *scored, self.config.gamma)
         loss, vector = error.reduce(self.config.reduction), features.mean((2, 3))
         parts = {}
         if self.config.corruption == "frequency" and self.config.target == "missing":
@@ -282,8 +279,17 @@ class MFM(Method):
         }
 
 
+def _every_bin(images: Tensor) -> tuple[Tensor, Tensor]:
+    """(keep_low, cutoff) of inputs [B, 3, H, W] that kept nothing: all bins are missing, and scored."""
+    low = torch.ones(len(images), dtype=torch.bool, device=images.device)
+    return low, images.new_zeros(images.shape[-2], images.shape[-1] // 2 + 1)
+
+
 def _check(config: MFM.Config, size: int) -> None:
-    """Refuse settings that leave nothing to learn."""
+    """Refuse settings that leave nothing to learn, or contradict each other."""
+    if config.target == "all" and config.reduction == "balanced":
+        problem = "method.reduction: balanced weighs two tasks, but with target = all every bin is one"
+        raise UserError(problem, "-s method.reduction=pooled")
     farthest = 2 * (size // 2) ** 2
     if config.corruption == "sr" and config.factor > size:
         raise UserError(f"method.factor: {config.factor} leaves nothing of {size} px", f"at most {size}")

@@ -43,7 +43,8 @@ class Rates:
         """Which side holds the other up, and the cure."""
         if self.loader < self.model:
             asked = config.data.workers
-            cures = [f"more than {asked} --workers"] if self.workers == asked else []
+            alone = self.kept and not asked  # from memory, by the training process itself
+            cures = [f"more than {asked} --workers"] if self.workers == asked and not alone else []
             cures += ["--cache auto"] if config.data.cache == "off" else []
             cures += [] if self.kept else ["sslkit pack"]
             return "the loader is the limit: " + (", or ".join(cures) or "a smaller --size")

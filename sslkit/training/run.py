@@ -66,7 +66,7 @@ class RunFolder:
     def open(cls, path: Path) -> RunFolder:
         cure = "give a folder such as runs/mfm-…-1"
         if not (path / "run.json").is_file() or not (path / "config.toml").is_file():
-            cure = cure if path.exists() else nearest_path(path, cure)
+            cure = nearest_path(path, cure)
             raise UserError(f"{path} is not a run: no run.json and config.toml there", cure)
         run = cls(path)
         if run.facts.get("kind") != "pretrain":

@@ -40,7 +40,7 @@ from sslkit.training.pictures import PICTURED
 from sslkit.training.pretrain import check, started
 from sslkit.training.progress import announce
 from sslkit.training.rates import Rates, Rehearsal
-from sslkit.training.resolve import Resolved, interval, resolve
+from sslkit.training.resolve import Resolved, interval, resolve, seconds_of
 from sslkit.training.run import refuse
 
 WARM = 2
@@ -238,6 +238,9 @@ def rehearse(config: PretrainConfig, console: Console = SILENT, steps: int = 5) 
     disk = kept + encoder + picture * config.run.pictures
     total = bench.clock.steps
     hours = (bench.decoding + total * whole.seconds) / 3600
+    if config.run.max_time:  # the clock decides, whatever was guessed
+        hours = seconds_of(config.run.max_time) / 3600
+        total = int(max(0.0, 3600 * hours - bench.decoding) / whole.seconds)
     return Rehearsal(rates, total, hours, disk, rates.limit(config))
 
 
@@ -278,6 +281,8 @@ def at_the_door(config: PretrainConfig, console: Console, with_bare: bool = Fals
         raise UserError("--dry-run and bench time one process", cure)
     device = pick_device(config.run.device)
     interval(config.run.save_every)
+    if config.run.max_time:
+        seconds_of(config.run.max_time)
     images = open_images(config.data.sources, config.data.limit or None)
     ready = resolve(config, len(images), native_side(images), device)
     check(ready, console)
