@@ -29,7 +29,7 @@ from sslkit.training import checkpoint
 from sslkit.training.run import RunFolder, build_method, describe
 from sslkit.visualization import account, judgements
 from sslkit.visualization.arms import read_arms, seed_plot
-from sslkit.visualization.page import shown
+from sslkit.visualization.page import drawn, shown
 from sslkit.visualization.report import write_report
 
 HOSTILE = "$\\x$<script>alert('x')</script>&\"quoted\"\n\x1b[31m\u202e"
@@ -140,8 +140,9 @@ def robust(count: int = 40) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def page(made: Path) -> Path:
-    """With everything that can be in it."""
-    return write_report(made, {"probe": {**PROBE, "robustness": robust()}, "finetune": FINETUNE})
+    """With everything that can be in it, under a name that other tests' reports of this run leave alone."""
+    written = write_report(made, {"probe": {**PROBE, "robustness": robust()}, "finetune": FINETUNE})
+    return written.rename(made / "page.html")
 
 
 # -------------------------------------------------------------------------------------------- the page
@@ -195,7 +196,7 @@ def test_a_comparison_shows_every_seed_and_the_difference(made: Path) -> None:
     assert "42.0, mean over 3 seeds" in found.text
     assert "The classes that it finds least, with seed 5" in found.text
     assert "90.0" not in found.text  # top-5 is the first run's alone
-    assert any((picture["alt"] or "").startswith("Left: top-1") for picture in found.all("img"))
+    assert any((picture["alt"] or "").startswith("Above: top-1") for picture in found.all("img"))
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
@@ -208,17 +209,18 @@ def test_seeds_without_a_baseline_have_no_differences(made: Path, seeds: int) ->
 
 def test_the_plot_of_seeds_holds_its_figures() -> None:
     figure = seed_plot(read_arms(comparison(3)))
-    left, right = figure.axes
-    runs = [found.get_offsets().tolist() for found in left.collections]
+    above, below = figure.axes
+    runs = [found.get_offsets().tolist() for found in above.collections]
     assert runs[0] == [[40, 0], [44, 1], [42, 2]]
     assert runs[1] == [[42, 3]]
     assert runs[2] == [[38, 0], [37, 1], [39, 2]]
-    assert right.collections[0].get_offsets().tolist() == [[2, 0], [7, 1], [3, 2]]
-    low, high = right.get_xlim()
+    assert below.collections[0].get_offsets().tolist() == [[2, 0], [7, 1], [3, 2]]
+    low, high = below.get_xlim()
     assert low == -high < 4 - 6.2
-    drawn, page = figure.get_tightbbox(), figure.bbox_inches
-    assert page.x0 <= drawn.x0 < drawn.x1 <= page.x1
-    assert page.y0 <= drawn.y0 < drawn.y1 <= page.y1
+    assert 'class="wide"' not in drawn(figure, "")  # a phone shows it whole
+    ink, page = figure.get_tightbbox(), figure.bbox_inches
+    assert page.x0 <= ink.x0 < ink.x1 <= page.x1
+    assert page.y0 <= ink.y0 < ink.y1 <= page.y1
 
 
 def test_its_structure_can_be_read_aloud(page: Path) -> None:

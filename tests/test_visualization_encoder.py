@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from sslkit.augment.geometry import CenterCrop
 from sslkit.backbones import Encoder
+from sslkit.console import Console
 from sslkit.errors import UserError
 from sslkit.evaluation.corruptions import CORRUPTIONS
 from sslkit.evaluation.robustness_scores import RobustnessResult, SourceRobustness, make_plan
@@ -29,7 +32,7 @@ from sslkit.visualization.compare import Compared, compare, table_rows
 from sslkit.visualization.filters import first_filters, frequency_response
 from sslkit.visualization.kinds import GROUPS, KINDS
 from sslkit.visualization.layers import block_maps, relative_amplitude
-from sslkit.visualization.map import apart, image_map, principal
+from sslkit.visualization.map import apart, image_map, limits, principal, projections
 from sslkit.visualization.neighbours import Neighbour, neighbours
 from sslkit.visualization.pca import components, feature_maps
 from sslkit.visualization.stored import stored_robustness
@@ -280,6 +283,50 @@ def test_a_map_names_its_classes_and_greys_the_rest() -> None:
     assert len(same.axes) == 1
 
 
+def test_a_far_point_does_not_squeeze_the_others() -> None:
+    points = np.random.default_rng(0).normal(size=(200, 2))
+    low, high = limits(points)
+    assert np.array_equal(low, points.min(0))
+    assert np.array_equal(high, points.max(0))
+    far = np.concatenate([points, [[1000.0, 0.0]]])
+    assert [corner.tolist() for corner in limits(far)] == [low.tolist(), high.tolist()]
+    asked: list[int] = []
+
+    def thumbnail(index: int) -> Tensor:
+        asked.append(index)
+        return torch.rand(3, 12, 12)
+
+    figure = image_map({"PCA": far[::-1]}, thumbnail, None, "run")
+    assert figure.axes[0].get_title(loc="left") == "PCA; 1 of 201 lie outside"
+    assert 0 not in asked
+    assert limits(far[-5:])[1][0] == 1000  # of a few points all are shown
+    assert np.array_equal(limits(np.zeros((30, 2)))[0], [0, 0])
+    spot = np.zeros((200, 2))
+    spot[0] = 3, 4  # percentiles of a collapsed model are one point
+    assert limits(spot)[1].tolist() == [3, 4]
+
+
+def test_a_map_without_what_cannot_be_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for package, text in (
+        ("umap", "import a_missing_one"),
+        ("sklearn", "raise OSError('no library\\nat all')"),
+    ):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text(text, encoding="utf-8")
+        for module in [name for name in sys.modules if name.partition(".")[0] == package]:
+            monkeypatch.delitem(sys.modules, module)
+    monkeypatch.syspath_prepend(tmp_path)
+    vectors = np.random.default_rng(0).normal(size=(30, 8)).astype(np.float32)
+    made = projections(vectors, 0, Console())
+    assert [name.partition(",")[0] for name in made] == ["PCA"]
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: map without UMAP: umap can't be imported, No module named 'a_missing_one'",
+        "warning: map without t-SNE: sklearn can't be imported, no library",
+    ]
+
+
 # ---------------------------------------------------------------------------------------- whole pictures
 
 
@@ -370,6 +417,11 @@ def test_compare_of_runs_with_nothing_but_names() -> None:
     images = torch.rand(1, 3, 16, 16)
     runs = [Compared(name * 20, "mfm", [], None, images, {}) for name in ("ab", "$c_")]
     assert table_rows(runs) == []
+    probed = replace(runs[0], probe={"data": "d", "rows": [{"name": runs[0].name, "knn": 50}]})
+    assert [row[:2] + row[3:] for row in table_rows([probed, runs[1]])] == [
+        (probed.name, "50.0", "d"),
+        (runs[1].name, "–", "not probed"),
+    ]
     assert rendered_inside(compare(runs))
 
 

@@ -13,9 +13,10 @@ from sslkit.visualization.style import COLOURS, INK, MARGIN, MUTED, SMALL, Sheet
 
 OURS, OTHERS = "from this encoder", "from random weights"
 ROW = 0.42  # height of a seed's row, inches
-LABELS, WIDE = 0.65, 3.3  # room for the seeds' names, width of a plot
+LABELS, WIDE = 0.65, 3.7  # room for the seeds' names, width of a plot
+TOP, BETWEEN = 0.9, 0.9  # the first plot's upper edge, and from one to the other
 TEXT = (
-    "Left: top-1 of every run, joined seed by seed. Right: the paired difference of each seed, and of all "
+    "Above: top-1 of every run, joined seed by seed. Below: the paired difference of each seed, and of all "
     "together with its 95 % interval; an interval that holds 0 shows no difference."
 )
 
@@ -71,44 +72,45 @@ def arms(found: Arms) -> str:
 
 
 def seed_plot(found: Arms) -> Figure:
-    """Both runs of every seed on a line, and beside it how far they are apart."""
+    """Both runs of every seed on a line, and below how far they are apart: a phone shows it whole."""
     names = [f"seed {seed}" for seed in found.seeds]
     height = ROW * (len(names) + 1)
-    sheet = Sheet(MARGIN + LABELS + 2 * WIDE + 0.85, height + 1.65, "Fine-tuned, seed by seed")
-    left = sheet.plot(MARGIN + LABELS, 0.9, WIDE, height, "top-1, %", "")
-    right = sheet.plot(MARGIN + LABELS + WIDE + 0.4, 0.9, WIDE, height, "difference, points", "")
+    second = TOP + height + BETWEEN
+    sheet = Sheet(MARGIN + LABELS + WIDE + 0.25, second + height + 0.65, "Fine-tuned, seed by seed")
+    above = sheet.plot(MARGIN + LABELS, TOP, WIDE, height, "top-1, %", "")
+    below = sheet.plot(MARGIN + LABELS, second, WIDE, height, "difference, points", "")
     rows = range(len(names))
     for row, ours, other in zip(rows, found.source, found.scratch, strict=True):
-        left.plot([ours, other], [row, row], color=MUTED, linewidth=1.2, zorder=1)
+        above.plot([ours, other], [row, row], color=MUTED, linewidth=1.2, zorder=1)
     for values, colour, marker, name in (
         (found.source, COLOURS[0], "o", OURS),
         (found.scratch, COLOURS[1], "s", OTHERS),
     ):
-        left.scatter(values, rows, s=34, color=colour, marker=marker, label=name, zorder=2)
+        above.scatter(values, rows, s=34, color=colour, marker=marker, label=name, zorder=2)
         mean = sum(values) / len(values)
-        left.scatter(mean, len(names), s=60, color=colour, marker=marker, zorder=2)
-    right.scatter(found.per_seed, rows, s=34, color=INK, zorder=2)
-    right.errorbar(
+        above.scatter(mean, len(names), s=60, color=colour, marker=marker, zorder=2)
+    below.scatter(found.per_seed, rows, s=34, color=INK, zorder=2)
+    below.errorbar(
         found.difference, len(names), xerr=found.margin, fmt="D", color=INK, capsize=3, markersize=6, zorder=2
     )
-    right.axvline(0, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    below.axvline(0, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     reach = 1.15 * max(abs(found.difference) + found.margin, *map(abs, found.per_seed), 1.0)
-    right.set_xlim(-reach, reach)
-    for axes, labels in ((left, [*names, "mean"]), (right, [])):
+    below.set_xlim(-reach, reach)
+    for axes in (above, below):
         axes.set_ylim(len(names) + 0.5, -0.5)
-        axes.set_yticks(range(len(labels)), labels)
+        axes.set_yticks(range(len(names) + 1), [*names, "mean"])
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.grid(visible=False, axis="y")
-    left.margins(x=0.1)
-    left.legend(
+    above.margins(x=0.1)
+    above.legend(
         loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, fontsize=SMALL, frameon=False, labelcolor=INK,
         handletextpad=0.3, columnspacing=1.2,
     )  # fmt: skip
-    right.text(
+    below.text(
         0.0,
         1.06,
         "left of 0: random weights are better",
-        transform=right.transAxes,
+        transform=below.transAxes,
         fontsize=SMALL,
         color=MUTED,
     )

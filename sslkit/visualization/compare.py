@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,7 @@ class Compared:
     """One run."""
 
     name: str
-    method: str
+    method: Hashable  # with its settings: runs of equal ones have losses of one unit
     metrics: Sequence[Mapping[str, Any]]  # lines of metrics.jsonl
     probe: Mapping[str, Any] | None  # of probe.json
     images: Tensor  # [N, 3, H, W] in [0, 1], as it takes them
@@ -48,7 +48,8 @@ class Compared:
 def compare(runs: Sequence[Compared]) -> Figure:
     """Loss and spectra of all runs in one plot each, their probes in a table, pictures of the same images.
 
-    Losses of different methods have different units: then each is shown relative to its first value.
+    Losses of different methods, or of one with other settings, have different units: then each is shown
+    relative to its first value.
     """
     rows = table_rows(runs)
     blocks = [max(1, len(run.pictures)) for run in runs]
@@ -56,7 +57,7 @@ def compare(runs: Sequence[Compared]) -> Figure:
     table = TOP + PLOT + 1.05
     pictures = table + (0.3 + 0.24 * len(rows) + 0.05 if rows else 0)
     height = pictures + 0.7 + len(runs[0].images) * (CELL + GAP) + 0.15
-    sheet = Sheet(max(grid + 0.1, 2 * (WIDE + 1.0) + 0.3), height, "Runs side by side")
+    sheet = Sheet(max(grid + 0.1, 2 * (WIDE + 1.0) + 0.3), height, "Runs side by side", _about(runs))
     _losses(sheet, runs)
     _spectra(sheet, runs)
     if rows:
@@ -65,13 +66,22 @@ def compare(runs: Sequence[Compared]) -> Figure:
     return sheet.figure
 
 
+def _about(runs: Sequence[Compared]) -> str:
+    told = f"the same {len(runs[0].images)} images" if len(runs[0].images) > 1 else "the same image"
+    return told + ("" if _alike(runs) else "; losses have different units, so each is relative to its first")
+
+
+def _alike(runs: Sequence[Compared]) -> bool:
+    return len({run.method for run in runs}) == 1
+
+
 def _label(run: Compared) -> str:
     short = run.name if len(run.name) <= LETTERS else "…" + run.name[-LETTERS + 1 :]
     return short.replace("$", r"\$")
 
 
 def _losses(sheet: Sheet, runs: Sequence[Compared]) -> None:
-    alike = len({run.method for run in runs}) == 1
+    alike = _alike(runs)
     axes = sheet.plot(
         MARGIN + 0.5, TOP + 0.25, WIDE, PLOT, "epoch", "loss" if alike else "loss / first loss", "Loss"
     )
@@ -119,13 +129,15 @@ def _legend(axes: Axes) -> None:
 
 
 def table_rows(runs: Sequence[Compared]) -> list[tuple[str, str, str, str]]:
-    """Name, kNN, linear and data of every run that was probed, and of the baselines beside them."""
+    """Name, kNN, linear and data of every run, and of baselines beside them; [] where none was probed."""
     found: dict[tuple[str, ...], tuple[str, str, str, str]] = {}
     for run in runs:
         document = run.probe or {}
         data = str(document.get("data", ""))
         own = [row for row in document.get("rows", []) if row.get("kind", "source") != "source"]
         source = _own_row(run, document)
+        if not source and any(other.probe for other in runs):
+            found[run.name, ""] = (run.name, "–", "–", "not probed")
         for name, row in [*([(run.name, source)] if source else []), *((row["name"], row) for row in own)]:
             cells = (str(name), _margin(row, "knn"), _margin(row, "linear"), data)
             found.setdefault((cells[0], data), cells)

@@ -21,7 +21,7 @@ from sslkit.visualization.compare import compare as side_by_side
 from sslkit.visualization.curves import curves, read_metrics
 from sslkit.visualization.families import families
 from sslkit.visualization.filters import filters, first_filters
-from sslkit.visualization.layers import block_maps, layers, relative_amplitude
+from sslkit.visualization.layers import block_count, block_maps, layers, relative_amplitude
 from sslkit.visualization.map import image_map, projections
 from sslkit.visualization.masks import masks
 from sslkit.visualization.neighbours import Neighbour, neighbours
@@ -127,7 +127,7 @@ def draw_neighbours(subject: Subject) -> Figure:
 
 def draw_map(subject: Subject) -> Figure:
     gallery = subject.gallery
-    made = projections(gallery.vectors, subject.seed)
+    made = projections(gallery.vectors, subject.seed, subject.console)
     return image_map(made, gallery.thumbnail, gallery.labels, subject.title)
 
 
@@ -138,7 +138,8 @@ def draw_filters(subject: Subject) -> Figure:
 def draw_layers(subject: Subject) -> Figure:
     maps = block_maps(subject.encoder, subject.pictures)
     unit = "block" if subject.encoder.family == "vit" else "level"
-    return layers(list(map(relative_amplitude, maps)), subject.title, unit, len(subject.pictures))
+    profiles, total = list(map(relative_amplitude, maps)), block_count(subject.encoder)
+    return layers(profiles, subject.title, unit, len(subject.pictures), total)
 
 
 def draw_stored_as(kind: str) -> Callable[[Subject], Figure]:
@@ -159,7 +160,8 @@ def _compared(subject: Subject) -> Compared:
     file = run / "metrics.jsonl"
     metrics = read_metrics(file) if file.is_file() else []
     probe = stored.probe_document(run)
-    return Compared(run.name, subject.name, metrics, probe, subject.pictures, _made(subject))
+    settings = subject.name, subject.method.config
+    return Compared(run.name, settings, metrics, probe, subject.pictures, _made(subject))
 
 
 def _made(subject: Subject) -> dict[str, Tensor]:
@@ -173,7 +175,10 @@ def _made(subject: Subject) -> dict[str, Tensor]:
         own = {name.replace("_", " "): shown for name, shown in made.items() if name != "image"}
         return dict(list(own.items())[-2:])
     names = [task or "composite" for task in tasks]
-    return dict(zip(names, made["composite"].chunk(len(tasks)), strict=True))
+    composites = dict(zip(names, made["composite"].chunk(len(tasks)), strict=True))
+    # What a run was never trained for would be noise.
+    untrained = {0.0: "from low", 1.0: "from high"}.get(getattr(subject.method.config, "low_share", 0.5))
+    return {name: shown for name, shown in composites.items() if name != untrained}
 
 
 def run_of(subject: Subject) -> Path:

@@ -21,6 +21,12 @@ SMALLEST = 4
 """Cells a side below which there is nothing between the lowest and the highest frequency."""
 
 
+def block_count(encoder: Encoder) -> int:
+    """Blocks of a ViT, levels of another model that gives maps."""
+    model = encoder.model
+    return len(model.blocks) if encoder.family == "vit" else len(model.feature_info)
+
+
 def block_maps(encoder: Encoder, images: Tensor) -> list[Tensor]:
     """What leaves each block of a ViT, or each level of another model: [B, C, h, w] each.
 
@@ -29,10 +35,8 @@ def block_maps(encoder: Encoder, images: Tensor) -> list[Tensor]:
     """
     if not hasattr(encoder.model, "forward_intermediates"):
         raise UserError(f"{encoder.name} gives no maps of its blocks", "take a ViT, ResNet, ConvNeXt or Swin")
-    model = encoder.model
-    count = len(model.blocks) if encoder.family == "vit" else len(model.feature_info)
     with torch.no_grad():
-        maps = encoder.maps(images, range(count))
+        maps = encoder.maps(images, range(block_count(encoder)))
     if maps[0].shape[-1] < SMALLEST:
         side = maps[0].shape[-1]
         raise UserError(f"the maps of {encoder.name} are {side} × {side}: too small", "a larger --size")
@@ -50,23 +54,27 @@ def relative_amplitude(maps: Tensor) -> Tensor:
     return (profile / profile[0]).log10()
 
 
-def layers(profiles: Sequence[Tensor], name: str, unit: str, count: int) -> Figure:
+def layers(profiles: Sequence[Tensor], name: str, unit: str, count: int, total: int) -> Figure:
     """Relative log amplitude over the frequency for every block, and at the highest one over the depth.
 
     profiles: `relative_amplitude` of each, the first one first. unit: "block" or "level". count: images.
+    total: how many blocks or levels there are; the last ones may be too small for a profile.
     """
     sheet = Sheet(
         MARGIN + 2 * WIDE + 2.1, PLOT + 1.6, f"Frequencies in the {unit}s of {name}",
-        f"log₁₀ amplitude relative to the zero frequency, mean over channels and {count} images",
+        f"log₁₀ amplitude relative to the zero frequency, mean over channels and {count} images"
+        + (f"; {unit}s above {len(profiles)} of {total} are too small" if total > len(profiles) else ""),
     )  # fmt: skip
     axes = sheet.plot(
         MARGIN + 0.45, 1.0, WIDE, PLOT, "frequency, share of the highest", "relative log amplitude",
         f"Every {unit}",
     )  # fmt: skip
-    colours = mpl.colormaps["viridis"](np.linspace(0, 0.92, len(profiles)))
+    # Not to the end: yellow can't be seen on white.
+    shades = mpl.colors.ListedColormap(mpl.colormaps["viridis"](np.linspace(0, 0.88, 256)))
+    colours = shades(np.linspace(0, 1, len(profiles)))
     for profile, colour in zip(profiles, colours, strict=True):
         axes.plot(np.linspace(0, 1, len(profile)), profile.cpu().numpy(), color=colour, linewidth=1.4)
-    bar = mpl.cm.ScalarMappable(mpl.colors.Normalize(1, max(len(profiles), 2)), mpl.colormaps["viridis"])
+    bar = mpl.cm.ScalarMappable(mpl.colors.Normalize(1, max(len(profiles), 2)), shades)
     drawn = sheet.figure.colorbar(bar, cax=sheet.axes(MARGIN + 0.55 + WIDE, 1.0, 0.1, PLOT))
     drawn.ax.tick_params(labelsize=SMALL, colors=MUTED, length=2)
     drawn.ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,6 +15,7 @@ from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sslkit.console import SILENT, Console
 from sslkit.visualization.style import COLOURS, MARGIN, MUTED, RULE, SMALL, TEXT, Sheet
 
 SIDE = 5.2  # of a map, inches
@@ -23,6 +25,8 @@ CLASSES = 12
 """With a colour and a marker of their own; the rest is grey."""
 FEW = 5
 """Fewer images make no map of neighbourhoods."""
+MANY = 20
+"""Of fewer images none is left out as lying far away."""
 
 Points = NDArray[np.float64]
 
@@ -40,34 +44,34 @@ def principal(vectors: NDArray[np.float32]) -> tuple[Points, list[float]]:
     return centred @ (first * np.sign(largest)), shares.tolist()
 
 
-def projections(vectors: NDArray[np.float32], seed: int) -> dict[str, Points]:
-    """Plane positions by the name of how they were made: PCA, and UMAP or else t-SNE where installed."""
+def projections(vectors: NDArray[np.float32], seed: int, console: Console = SILENT) -> dict[str, Points]:
+    """Plane positions by the name of how they were made: PCA, and UMAP or else t-SNE where usable."""
     points, shares = principal(vectors)
     found = {f"PCA, {shares[0]:.0%} and {shares[1]:.0%} of the variance": points}
-    if len(vectors) >= FEW and (method := _neighbourhood()):
-        name, project = method
-        found[name] = project(vectors, seed)
+    if len(vectors) >= FEW:
+        for name, made in _neighbourhoods(len(vectors), seed, console):
+            found[name] = np.asarray(made.fit_transform(vectors - vectors.mean(0)), dtype=np.float64)
+            break
     return found
 
 
-def _neighbourhood() -> tuple[str, Callable[[NDArray[np.float32], int], Points]] | None:
-    if find_spec("umap"):
-        return "UMAP", _umap
-    return ("t-SNE", _tsne) if find_spec("sklearn") else None
+def _neighbourhoods(count: int, seed: int, console: Console) -> Iterator[tuple[str, Any]]:
+    """What is installed and can be imported, the better one first."""
+    for name, package, module, settings in (
+        ("UMAP", "umap", "umap", {"n_neighbors": min(15, count - 1), "n_jobs": 1}),
+        ("t-SNE", "sklearn", "sklearn.manifold", {"perplexity": min(30.0, (count - 1) / 3), "init": "pca"}),
+    ):
+        if find_spec(package):
+            try:
+                kind = getattr(import_module(module), name.replace("-", "").upper())
+            except Exception as problem:  # what a package of others raises that lacks its own dependencies
+                console.warn(f"map without {name}: {package} can't be imported, {_line(problem)}")
+            else:
+                yield name, kind(metric="cosine", random_state=seed, **settings)
 
 
-def _umap(vectors: NDArray[np.float32], seed: int) -> Points:
-    made = import_module("umap").UMAP(
-        n_neighbors=min(15, len(vectors) - 1), metric="cosine", random_state=seed, n_jobs=1
-    )
-    return np.asarray(made.fit_transform(vectors - vectors.mean(0)), dtype=np.float64)
-
-
-def _tsne(vectors: NDArray[np.float32], seed: int) -> Points:
-    made = import_module("sklearn.manifold").TSNE(
-        perplexity=min(30.0, (len(vectors) - 1) / 3), init="pca", metric="cosine", random_state=seed
-    )
-    return np.asarray(made.fit_transform(vectors - vectors.mean(0)), dtype=np.float64)
+def _line(problem: Exception) -> str:
+    return next(iter(str(problem).strip().splitlines()), type(problem).__name__)
 
 
 def image_map(
@@ -86,21 +90,38 @@ def image_map(
     )  # fmt: skip
     for row, (title, places) in enumerate(points.items()):
         top = 0.75 + row * (SIDE + 0.45) + 0.3
-        axes = _frame(sheet, MARGIN, top, places, title)
+        low, high = limits(places)
+        axes = _frame(sheet, MARGIN, top, low, high)
+        outside = int((~_inside(axes, places)).sum())
+        _title(axes, title + (f"; {outside:,} of {count:,} lie outside" if outside else ""))
         _thumbnails(axes, places, thumbnails)
         if labels:
-            axes = _frame(sheet, MARGIN + SIDE + 0.3, top, places, "classes")
+            axes = _frame(sheet, MARGIN + SIDE + 0.3, top, low, high)
+            _title(axes, "classes")
             _dots(axes, places, labels)
     return sheet.figure
 
 
-def _frame(sheet: Sheet, left: float, top: float, places: Points, title: str) -> Axes:
-    """Axes with all points inside, and room for a thumbnail at the rim."""
+def limits(places: Points) -> tuple[Points, Points]:
+    """The corners of what is shown, low and high [2] each: all points [N, 2], but for a few far outliers.
+
+    One of them would else squeeze the others into a spot. Far is more than half a span beyond the 1st or the
+    99th percentile of an axis.
+    """
+    if len(places) < MANY:
+        return places.min(0), places.max(0)
+    low = np.quantile(places, 0.01, axis=0, method="higher")
+    high = np.quantile(places, 0.99, axis=0, method="lower")
+    room = np.where(high > low, (high - low) / 2, np.inf)
+    near = places[((places >= low - room) & (places <= high + room)).all(1)]
+    return near.min(0), near.max(0)
+
+
+def _frame(sheet: Sheet, left: float, top: float, low: Points, high: Points) -> Axes:
+    """Axes from corner to corner, and room for a thumbnail at the rim."""
     axes = sheet.axes(left, top, SIDE, SIDE)
-    axes.set_title(title, fontsize=TEXT, loc="left", pad=5)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set(color=RULE)
-    low, high = places.min(0), places.max(0)
     reach = np.maximum(high - low, 1e-9) * (0.5 + THUMBNAIL / SIDE)
     middle = (low + high) / 2
     axes.set_xlim(middle[0] - reach[0], middle[0] + reach[0])
@@ -108,12 +129,23 @@ def _frame(sheet: Sheet, left: float, top: float, places: Points, title: str) ->
     return axes
 
 
+def _title(axes: Axes, text: str) -> None:
+    axes.set_title(text, fontsize=TEXT, loc="left", pad=5)
+
+
+def _inside(axes: Axes, places: Points) -> NDArray[np.bool_]:
+    """Which points [N] the frame shows."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    return np.asarray(((places >= (left, bottom)) & (places <= (right, top))).all(1))
+
+
 def _thumbnails(axes: Axes, places: Points, thumbnails: Callable[[int], Tensor]) -> None:
     """As many as fit without covering each other; the other images are dots."""
     axes.scatter(places[:, 0], places[:, 1], s=3, color=MUTED, alpha=0.5, linewidths=0)
     low, high = np.array([axes.get_xlim(), axes.get_ylim()]).T
     inches = (places - low) / (high - low) * SIDE
-    for index in apart(inches, THUMBNAIL * 1.06):
+    seen = np.flatnonzero(_inside(axes, places))
+    for index in map(int, seen[apart(inches[seen], THUMBNAIL * 1.06)]):
         picture = thumbnails(index).clamp(0, 1).permute(1, 2, 0).numpy()
         # OffsetImage counts in points: 1/72 inch a pixel at zoom 1.
         image = OffsetImage(picture, zoom=72 * THUMBNAIL / picture.shape[0])

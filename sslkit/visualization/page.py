@@ -18,11 +18,12 @@ from matplotlib.figure import Figure
 from PIL import Image, UnidentifiedImageError
 
 from sslkit.console import visible
+from sslkit.visualization.style import DPI as FILE_DPI
 
 DPI = 110  # sharp at the page's width, half the bytes of the files' 150
 WIDEST, TALLEST = 1600, 2400  # pixels of a picture
 PLOT_COLOURS = 5000  # at most; a picture of more holds photographs, which JPEG keeps in a fifth of the bytes
-WIDE = 700  # pixels from which a picture is scrolled on a narrow screen, not made unreadable
+WIDE = 6.4  # inches from which a picture is scrolled on a narrow screen, not made unreadable
 
 
 def shown(value: object) -> str:
@@ -92,12 +93,12 @@ def stored(file: Path, text: str) -> str:
     """A picture file; nothing where it can't be read."""
     try:
         with Image.open(file) as image:
-            return picture(image, text)
+            return picture(image, text, FILE_DPI)
     except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
         return ""
 
 
-def picture(image: Image.Image, text: str) -> str:
+def picture(image: Image.Image, text: str, dpi: int = DPI) -> str:
     """Inside the page, never larger than it is shown."""
     made = on_white(image)
     made.thumbnail((WIDEST, TALLEST), Image.Resampling.LANCZOS)
@@ -105,7 +106,7 @@ def picture(image: Image.Image, text: str) -> str:
     kind = "png" if made.getcolors(PLOT_COLOURS) else "jpeg"
     made.save(buffer, kind, quality=88, subsampling=0)  # of which a PNG takes no notice
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    wide = ' class="wide"' if made.width > WIDE else ""
+    wide = ' class="wide"' if image.width > WIDE * dpi else ""
     tag = (
         f'<img{wide} src="data:image/{kind};base64,{data}" width="{made.width}" height="{made.height}" '
         f'alt="{shown(text)}">'
