@@ -16,6 +16,7 @@ from timm.layers import resample_abs_pos_embed
 from timm.models import VisionTransformer, checkpoint_seq, is_model_in_modules
 from torch import Tensor, nn
 
+from sslkit.checking import refuse_huge
 from sslkit.errors import UserError
 from sslkit.timm_models import Stem, create_model
 
@@ -63,6 +64,7 @@ class Encoder(nn.Module):
         pretrained: bool = False,
     ) -> None:
         super().__init__()
+        refuse_huge(name, size)
         self.name, self.size, self.stem = name, size, stem
         self.arguments = timm_arguments(name, size, patch_size)
         self.model = create_model(name, stem, pretrained=pretrained, num_classes=0, **self.arguments)
@@ -267,11 +269,10 @@ def _per_channel(values: Sequence[float]) -> Tensor:
 
 def check_size(name: str, size: int, stride: int) -> None:
     """Refuse sizes that leave a remainder: pixels at the border would never be seen or predicted."""
+    refuse_huge(name, size)
     if size < stride or size % stride:
-        fits = max(stride, round(size / stride) * stride)
-        raise UserError(
-            f"{name} can't take images of {size} px: not a multiple of {stride}", f"try --size {fits}"
-        )
+        problem = f"{name} can't take images of {size} px: not a multiple of {stride}"
+        raise UserError(problem, f"try --size {max(stride, round(size / stride) * stride)}")
 
 
 def initialize_vit_(model: Any, std: float = 0.02, bound: float = 0.02) -> None:

@@ -8,12 +8,20 @@ from typing import Any, Literal, get_args, get_origin
 
 from sslkit.errors import UserError, nearest
 
+MAX_SIDE = 4096
+"""Largest side of square views, pixels; larger ones fill the memory, and files have 64 megapixels at most."""
+
 
 def checked(key: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any:
     """`value` as `hint` wants it, or a UserError that names key, value and what was expected."""
-    if value == "auto" and metadata.get("auto"):
+    auto = bool(metadata.get("auto"))
+    if value == "auto" and auto:
         return value
-    value = _typed(key, value, hint)
+    try:
+        value = _typed(key, value, hint, auto)
+    except UserError as problem:
+        problem.hint = problem.hint or _expected(hint, metadata)
+        raise
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, int | float) and not isinstance(number, bool):
             _in_range(key, number, metadata)
@@ -22,7 +30,30 @@ def checked(key: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any
     return value
 
 
-def _typed(key: str, value: Any, hint: Any) -> Any:
+def refuse_huge(name: str, size: int) -> None:
+    """A UserError before anything is made for images of more than MAX_SIDE pixels."""
+    if size > MAX_SIDE:
+        problem = f"{name} can't take images of {size} px: more than {MAX_SIDE}"
+        raise UserError(problem, f"--size of {MAX_SIDE} at most")
+
+
+def _expected(hint: Any, metadata: Mapping[str, Any]) -> str:
+    """What may be given, in words: the range, `auto`, the default."""
+    low, high, above = (metadata.get(name) for name in ("low", "high", "above"))
+    words = [_named(hint)] if isinstance(hint, type) and hint is not bool else []
+    if above is not None:
+        words.append(f"above {above:g}" + (f", up to {high:g}" if high is not None else ""))
+    elif low is not None and high is not None:
+        words.append(f"from {low:g} to {high:g}")
+    elif low is not None:
+        words.append(f"of {low:g} or more")
+    text = " ".join(words) + (", or auto" if words and metadata.get("auto") else "")
+    default = metadata.get("default")
+    told = "" if default in (None, "", ()) else f"the default is {default}"
+    return "; ".join(filter(None, (text, told)))
+
+
+def _typed(key: str, value: Any, hint: Any, auto: bool = False) -> Any:
     """The value with the type of the field; an int serves as float, a list as tuple."""
     if get_origin(hint) is tuple:
         kinds = get_args(hint)
@@ -35,10 +66,8 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
     if get_origin(hint) is Literal:
         if value in get_args(hint):
             return value
-        raise UserError(
-            f"{key}: {value!r} is not one of {', '.join(map(str, get_args(hint)))}",
-            nearest(str(value), get_args(hint)),
-        )
+        known = [*(["auto"] if auto else []), *map(str, get_args(hint))]
+        raise UserError(f"{key}: {value!r} is not one of {', '.join(known)}", nearest(str(value), known))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
@@ -59,11 +88,12 @@ def _described(kinds: Sequence[Any]) -> str:
 
 
 def _in_range(key: str, number: float, metadata: Mapping[str, Any]) -> None:
+    cure = _expected(type(number), metadata)
     if not math.isfinite(number):
-        raise UserError(f"{key}: {number} is not a finite number")
+        raise UserError(f"{key}: {number} is not a finite number", cure)
     if (above := metadata.get("above")) is not None and not number > above:
-        raise UserError(f"{key}: {number} is not > {above}")
+        raise UserError(f"{key}: {number} is not > {above}", cure)
     if (low := metadata.get("low")) is not None and number < low:
-        raise UserError(f"{key}: {number} is not >= {low}")
+        raise UserError(f"{key}: {number} is not >= {low}", cure)
     if (high := metadata.get("high")) is not None and number > high:
-        raise UserError(f"{key}: {number} is not <= {high}")
+        raise UserError(f"{key}: {number} is not <= {high}", cure)

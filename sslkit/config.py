@@ -20,11 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from sslkit.checking import checked
+from sslkit.checking import MAX_SIDE, checked
 from sslkit.errors import UserError, nearest, nearest_path
 
 AUTO: Any = "auto"
 """A setting left to the tool. Typed Any so that fields keep the type they have once resolved."""
+
+NO_FLAGS: Mapping[str, str] = {}
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -47,13 +49,13 @@ def setting(
     is a pair whose first number must not be above the second.
     """
     limits = {"above": above, "low": low, "high": high, "ordered": ordered}
-    return field(default=default, metadata={"help": help, **limits, "auto": auto})
+    return field(default=default, metadata={"help": help, "default": default, **limits, "auto": auto})
 
 
 @dataclass(frozen=True)
 class Data:
     sources: tuple[str, ...] = setting((), "folders, .txt lists, .csv tables or fractal:N")
-    size: int = setting(AUTO, "side of the square views, pixels", low=8, auto=True)
+    size: int = setting(AUTO, "side of the square views, pixels", low=8, high=MAX_SIDE, auto=True)
     limit: int = setting(0, "use only N images, spread over the set; 0: all", low=0)
     max_bad: float = setting(0.01, "share of unreadable images above which the run stops", low=0, high=1)
     workers: int = setting(
@@ -162,28 +164,33 @@ class PretrainConfig:
 Section = TypeVar("Section")
 
 
-def build(section: type[Section], prefix: str, values: Mapping[str, Any]) -> Section:
+def build(
+    section: type[Section], prefix: str, values: Mapping[str, Any], flags: Mapping[str, str] = NO_FLAGS
+) -> Section:
     """One section from the flat `values` under "prefix."; every value is checked.
+
+    Of options that were typed (`flags`: name → key) a refusal names both.
 
     Raises:
         UserError: wrong type or range, as `optim.lr: -1 is not > 0`.
     """
+    typed = {key: f"--{flag.replace('_', '-')} ({key})" for flag, key in flags.items()}
     hints = typing.get_type_hints(section, include_extras=False)
     given = {
-        item.name: checked(
-            f"{prefix}.{item.name}", values[f"{prefix}.{item.name}"], hints[item.name], item.metadata
-        )
+        item.name: checked(typed.get(key, key), values[key], hints[item.name], item.metadata)
         for item in dataclasses.fields(section)  # type: ignore[arg-type]
-        if f"{prefix}.{item.name}" in values
+        if (key := f"{prefix}.{item.name}") in values
     }
     return section(**given)
 
 
-def build_pretrain(method_name: str, method: type, values: Mapping[str, Any]) -> PretrainConfig:
+def build_pretrain(
+    method_name: str, method: type, values: Mapping[str, Any], flags: Mapping[str, str] = NO_FLAGS
+) -> PretrainConfig:
     """The whole configuration from flat dotted keys; unknown keys are refused with the nearest name."""
     sections = {"data": Data, "model": Model, "optim": Optim, "schedule": Schedule, "run": Run}
     refuse_unknown(values, {**sections, "method": method})
-    built: dict[str, Any] = {name: build(section, name, values) for name, section in sections.items()}
+    built: dict[str, Any] = {name: build(kind, name, values, flags) for name, kind in sections.items()}
     return PretrainConfig(method_name, build(method, "method", values), **built)
 
 

@@ -7,6 +7,8 @@ control codes. Paths and JSON never pass through wrapping or markup.
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -169,6 +171,23 @@ class Console:
             self.log = None
 
 
+def command(*words: str | Path) -> str:
+    """A command to print, such that a shell reads the words that are meant: spaces, quotes, stray bytes."""
+    return " ".join(map(_quoted, words))
+
+
+def _quoted(word: str | Path) -> str:
+    """For a POSIX shell; what can't be shown is written as bash and zsh read it, e.g. $'two\\x0alines'."""
+    text = str(word)
+    if text.isprintable():
+        return shlex.quote(text)
+    shown = (
+        c if c.isprintable() and c not in "'\\" else "".join(f"\\x{byte:02x}" for byte in os.fsencode(c))
+        for c in text
+    )
+    return f"$'{''.join(shown)}'"
+
+
 def visible(text: str) -> str:
     """One line on which nothing is obeyed by a terminal or a table instead of shown.
 
@@ -176,6 +195,11 @@ def visible(text: str) -> str:
     name become Python's escapes, e.g. "\\n" and "\\x1b".
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """ "1 image", "1,200 images"; `many` where it is not `one` with an s."""
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
 def printable(text: str, stream: TextIO) -> str:

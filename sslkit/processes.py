@@ -24,6 +24,9 @@ from sslkit.errors import UserError
 
 Value = TypeVar("Value")
 
+LESS = "a smaller --size or --backbone, or --precision bfloat16"
+"""The cure where fewer images at once are none."""
+
 _ANSWER = 5.0  # seconds for the others to say that they are there
 
 
@@ -106,18 +109,36 @@ def joined(device: torch.device, patience: float) -> Iterator[None]:
 
 @contextmanager
 def watched(step: Callable[[], int]) -> Iterator[None]:
-    """What torch says when another process is gone becomes `Lost`, with who is silent."""
+    """What torch says when another process is gone becomes `Lost`, with who is silent.
+
+    Memory that runs out in a place of its own, where nobody else looks for it, becomes a UserError.
+    """
     try:
         yield
-    except RuntimeError as problem:
-        if _group is None or isinstance(problem, torch.OutOfMemoryError) or not _of_others(str(problem)):
+    except (RuntimeError, MemoryError) as problem:
+        if memory_ran_out(problem):
+            raise UserError(f"{here(step())}out of memory", LESS, code=1) from None
+        if _group is None or not _of_others(str(problem)):
             raise
         raise Lost(
-            f"process {rank()} of {world()}, step {step()}: lost contact with the others "
-            f"(silent: {_group.silent()})",
+            f"{here(step())}lost contact with the others (silent: {_group.silent()})",
             "see what the other processes say; --resume goes on from the newest checkpoint",
             code=1,
         ) from None
+
+
+def memory_ran_out(problem: Exception) -> bool:
+    """Whether that is what it says; the CPU's allocator raises a RuntimeError."""
+    return isinstance(problem, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(problem, RuntimeError) and "can't allocate memory" in str(problem)
+    )
+
+
+def here(step: int) -> str:
+    """ "process 1 of 2, step 7: ", as far as there are several, and a step."""
+    process = [f"process {rank()} of {world()}"] if world() > 1 else []
+    parts = [*process, *([f"step {step}"] if step else [])]
+    return f"{', '.join(parts)}: " if parts else ""
 
 
 def _of_others(text: str) -> bool:

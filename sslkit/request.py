@@ -62,7 +62,8 @@ def pretrain_config(
         values["data.sources"] = [str(source) for source in data]
     if not values.get("data.sources"):
         raise UserError("no images given", "sslkit pretrain photos/, or fractal:2000 for generated ones")
-    return configuration.build_pretrain(name, known.Config, values)
+    typed = {flag: PRETRAIN_FLAGS[flag] for flag in flags or {}}
+    return configuration.build_pretrain(name, known.Config, values, typed)
 
 
 def _text(value: Any) -> Any:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sslkit import place
 from sslkit.config import PretrainConfig
-from sslkit.console import SILENT, Console
+from sslkit.console import SILENT, Console, command
 from sslkit.errors import UserError
 from sslkit.request import pretrain_config
 
@@ -58,7 +58,8 @@ def pretrain(
         devices = given.pop("devices", None)
         if data or given or method or config or settings or overwrite:
             raise UserError(
-                "--resume goes alone: the run knows its own settings", f"sslkit pretrain --resume {resume}"
+                "--resume goes alone: the run knows its own settings",
+                command("sslkit", "pretrain", "--resume", resume),
             )
         from sslkit.training.pretrain import resume as continue_run
 

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors
+import timm
 import torch
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from sslkit.backbones import Encoder, check_size, native_size
-from sslkit.console import SILENT, Console
+from sslkit.console import SILENT, Console, command
 from sslkit.errors import UserError, nearest_path
 from sslkit.foreign import ForeignWeights, is_foreign, read_foreign, read_safetensors
 from sslkit.model_config import read_config, stem_of
@@ -164,8 +165,11 @@ def encoder_file(path: Path) -> Path:
             problem, "where it was made: torch.distributed.checkpoint.format_utils.dcp_to_torch_save"
         )
     if (path / "run.json").is_file():
-        raise UserError(f"run {path} has no encoder yet", f"finish it: sslkit pretrain --resume {path}")
+        cure = command("sslkit", "pretrain", "--resume", path)
+        raise UserError(f"run {path} has no encoder yet", f"finish it: {cure}")
     cure = "give a run folder such as runs/mfm-…-1, or timm/NAME, or random/NAME"
+    if not path.exists() and timm.is_model(str(path).split(".")[0]):
+        cure = f"timm/{path} for published weights, random/{path} for none"
     raise UserError(
         f"{path} is not a run, an exported folder or a file of weights",
         nearest_path(path, cure),
@@ -215,7 +219,24 @@ def save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None
     """A safetensors file with the permissions the umask asks for (the library itself always writes 0600)."""
     own = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     save_file(own, path, metadata={"format": "pt", **(metadata or {})})
+    _sort_metadata_(path)
     path.chmod(0o666 & ~_umask())
+
+
+def _sort_metadata_(path: Path) -> None:
+    """The metadata's keys in order, in place: the library writes them in a random one, other bytes each time.
+
+    A file is 8 bytes that say how long the header is, the header (JSON, spaces at its end), and the tensors.
+    """
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(length)
+        if len(text) != length:  # another way to write the same; the file is whole as it is
+            return
+        file.seek(8)
+        file.write(text)
 
 
 def header_of(file: Path) -> tuple[int, int, dict[str, str]]:

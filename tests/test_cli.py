@@ -56,10 +56,29 @@ BAD = [
     (["pretrain", "photos", "-b", "resnet81"], "unknown backbone 'resnet81'", "did you mean 'resnet"),
     (["pretrain", "photos", "-s", "optim.l=1"], "unknown setting 'optim.l'", "did you mean 'optim.lr'?"),
     (["pretrain", "photos", "-s", "optim.lr"], "is not section.key=value", "optim.lr=3e-4"),
-    (["pretrain", "photos", "--lr", "-1"], "optim.lr: -1.0 is not > 0", ""),
+    (["pretrain", "photos", "--lr", "-1"], "--lr (optim.lr): -1.0 is not > 0", "above 0"),
     (["pretrain", "photos", "--lr", "fast"], "--lr", "pretrain --help"),
-    (["pretrain", "photos", "--precision", "int4"], "run.precision: 'int4' is not one of", ""),
+    (
+        ["pretrain", "photos", "--precision", "int4"],
+        "--precision (run.precision): 'int4' is not one of auto",
+        "",
+    ),
     (["pretrain", "photos", "--save-every", "often"], "'often' is not an interval", "10m"),
+    (["pretrain", "photos", "--max-time", "30"], "--max-time (run.max_time): '30' is not a time", "30s"),
+    (["pretrain", "photos", "-b", "resnet18", "--size", "100000"], "--size (data.size): 100000", "8 to 4096"),
+    (["pretrain", "photos", *SMALL, "--batch-size", "1", "--limit", "1"], "one image alone", "--limit 2"),
+    (
+        ["finetune", "random/resnet10t", "fractal:40", "--share", "2"],
+        "--share (data.share)",
+        "the default is 1",
+    ),
+    (["probe", "resnet10t", "fractal:40"], "resnet10t is not a run", "random/resnet10t"),
+    (["probe", "random/resnet10t", "fractal:40", "--size", "99968"], "more than 4096", "--size"),
+    (
+        ["embed", "random/resnet10t", "fractal:4", "--size", "32", "--precision", "fp16"],
+        "--precision: 'fp16'",
+        "bfloat16",
+    ),
     (["pretrain", "photos", "--device", "tpu9"], "no device 'tpu9' here", "--device"),
     (["pretrain", "photos", *SMALL, "--size", "40"], "can't take images of 40 px", "try --size"),
     (
@@ -260,7 +279,7 @@ FLAGS = {
     "--resume --save-every --pictures --allow-data-change --overwrite --dry-run --compile --cache --devices "
     "--max-time",
     "finetune": f"{TRAINING} {SETTINGS} {OUTPUT} --scratch --baseline --seeds --shots --share "
-    "--freeze --balance --keep --resume --save-every",
+    "--cache --freeze --balance --keep --resume --save-every",
     "probe": f"--size --device --precision --workers --seed --out -o {OUTPUT} --baseline --readout --shots "
     "--seeds --exclude-leaks --grid --robust --robust-limit --attacks --local --min-top1 --no-cache",
     "visualize": f"--kind -k --count --with --limit --radius --size --seed --out -o {OUTPUT}",
@@ -323,3 +342,37 @@ def test_flags_of_pretrain_reach_their_settings(
     written = config.read(str(tmp_path / "run/config.toml"))
     for flag, (_, key, value) in words.items():
         assert written[key] == value, flag
+
+
+def test_an_interruption_while_modules_are_imported_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
+    package = str(Path(__file__).parents[1])
+    paths = os.pathsep.join([str(tmp_path), package])
+    done = subprocess.run(
+        [sys.executable, "-m", "sslkit", "info", "."],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
+
+
+def test_info_of_a_stopped_run_says_where_it_goes_on(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 10, "loss": 1.5}\n')
+    for status, step in (("interrupted", 14), ("running", 10)):
+        facts = {"status": status, "step": 14}
+        (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
+        told = json.loads(call("info", "run", "--json")[1])
+        assert (told["step"], told["resumes at step"], told["loss"]) == (step, 14, 1.5)
+
+
+def test_an_interruption_inside_a_command_is_one_line(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sslkit.verbs.doctor", stop)
+    assert call("doctor")[0::2] == (130, "error: interrupted\n")

@@ -41,7 +41,7 @@ VALUES = st.fixed_dictionaries(
     {
         "data.sources": st.lists(texts).map(tuple),
         "data.max_bad": SHARE,
-        "data.size": st.just(AUTO) | st.integers(8),
+        "data.size": st.just(AUTO) | st.integers(8, 4096),
         "model.init": texts,
         "model.backbone": texts,
         "model.stem": st.sampled_from(["standard", "small"]),
@@ -108,7 +108,7 @@ def test_every_setting_has_a_sentence() -> None:
         ("data.sources", [1], "data.sources: 1 is not a text"),
         ("data.max_bad", 1.01, "data.max_bad: 1.01 is not <= 1"),
         ("schedule.epochs", 0, "schedule.epochs: 0 is not >= 1"),
-        ("run.precision", "float64", "run.precision: 'float64' is not one of float32, bfloat16"),
+        ("run.precision", "float64", "run.precision: 'float64' is not one of auto, float32, bfloat16"),
         ("method.low_share", 2, "method.low_share: 2.0 is not <= 1"),
         ("method.radius", 0, "method.radius: 0.0 is not > 0"),
         ("model.init", "caf\udce9", "model.init: 'caf\\udce9' is not Unicode, which TOML needs"),
@@ -334,3 +334,26 @@ def test_a_recipe_says_where_it_is_from_and_builds(file: Path) -> None:
     built = pretrain_config(["imagenet/train"], config=file.stem)
     assert built.method_name == method
     assert AUTO not in (built.optim.lr, built.model.backbone, built.data.size, built.schedule.epochs)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "hint"),
+    [
+        ("data.size", 7, "a whole number from 8 to 4096, or auto; the default is auto"),
+        ("data.size", 100_000, "a whole number from 8 to 4096, or auto; the default is auto"),
+        ("optim.lr", -1, "a number above 0, or auto; the default is auto"),
+        ("run.micro_batch", "many", "a whole number of 0 or more, or auto; the default is 0"),
+        ("run.precision", "fp16", "did you mean 'bfloat16'?"),
+        ("data.cache", "on", "known: auto, memory, off"),
+    ],
+)
+def test_a_refusal_says_what_may_be_given(key: str, value: Any, hint: str) -> None:
+    with pytest.raises(UserError) as error:
+        build(**{key: value})
+    assert error.value.hint == hint
+
+
+def test_an_option_that_was_typed_is_named_beside_its_setting() -> None:
+    with pytest.raises(UserError) as error:
+        build_pretrain("mfm", MFM, {"run.batch_size": 0}, {"batch_size": "run.batch_size"})
+    assert error.value.message == "--batch-size (run.batch_size): 0 is not >= 1"

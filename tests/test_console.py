@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from sslkit import console as module
-from sslkit.console import SILENT, Console, printable
+from sslkit.console import SILENT, Console, command, counted, printable
 
 
 def test_text_for_people_and_results_take_different_streams(capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,3 +140,21 @@ class Closed(io.StringIO):
 def test_a_reader_that_left_stops_nothing() -> None:
     with contextlib.redirect_stdout(Closed()):
         Console().result("runs/a")
+
+
+def test_one_is_not_many() -> None:
+    assert [counted(number, "image") for number in (0, 1, 2, 1200)] == [
+        "0 images",
+        "1 image",
+        "2 images",
+        "1,200 images",
+    ]
+    assert [counted(number, "class", "classes") for number in (1, 3)] == ["1 class", "3 classes"]
+
+
+@pytest.mark.parametrize("name", ["plain", "my photos", "it's", "größe", "$HOME", "two\nlines", "a\tb\\'c"])
+def test_a_printed_command_is_read_back_by_a_shell(name: str) -> None:
+    line = command("printf", "%s", Path(name))
+    assert line.isprintable()
+    done = subprocess.run(["bash", "-c", line], capture_output=True, check=True)
+    assert os.fsdecode(done.stdout) == name

@@ -244,3 +244,14 @@ def test_label_errors(tmp_path: Path, files: list[str], source: str, message: st
 def test_too_few_generated_images_for_classes() -> None:
     with pytest.raises(UserError, match="too few"):
         open_labelled("fractal:19")
+
+
+def test_a_text_that_is_no_list_and_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "1.txt").write_text("It was a dark and stormy night.")
+    with pytest.raises(UserError) as prose:
+        open_images([str(tmp_path / "1.txt")])
+    assert "a .txt is read as a list of images" in prose.value.hint
+    with pytest.raises(UserError) as absent:
+        open_images([str(tmp_path / "nope")])
+    assert absent.value.hint == f"folders there: {tmp_path / 'train'}"

@@ -23,6 +23,7 @@ from sslkit.data.sources import ImageSet, open_images
 from sslkit.errors import UserError
 from sslkit.evaluation import gallery
 from sslkit.evaluation.embed import embed
+from sslkit.evaluation.vector_files import check_target
 from sslkit.training.pretrain import pretrain
 from sslkit.weights import sha256, write_encoder
 
@@ -169,6 +170,7 @@ def test_a_query_from_outside_finds_itself_in_a_copy(labelled: Path, tmp_path: P
         ({"out": "f.pkl"}, "unknown ending '.pkl'"),
         ({"out": "there.npz"}, "there.npz exists"),
         ({"out": "nowhere/f.npz"}, "lies in no folder"),
+        ({"out": "/proc/f.npz"}, "no file can be made there"),
         ({"readout": "max"}, "unknown read-out 'max'"),
         ({"source": "random/test_resnet", "readout": "cls"}, "test_resnet has no class token"),
         ({"query": "missing.png"}, "no such file"),
@@ -228,3 +230,9 @@ def test_classes_come_from_folders_and_tables(labelled: Path, tmp_path: Path) ->
     assert gallery.relative_names(str(table), found) == ["labelled/train/dog/1.png", "labelled/val/cat/3.png"]
     assert gallery.class_names(["fractal:2"], open_images(["fractal:2"])) is None
     assert gallery.class_names([str(labelled)], ImageSet(["/elsewhere/a.png"], "x")) is None  # type: ignore[arg-type]
+
+
+def test_a_missing_folder_comes_with_the_command_that_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        check_target(tmp_path / "my vectors" / "f.npz")
+    assert caught.value.hint == f"mkdir -p '{tmp_path}/my vectors'"

@@ -20,7 +20,8 @@ from sslkit.console import Console
 from sslkit.errors import UserError
 from sslkit.methods.base import Clock
 from sslkit.methods.mfm import MFM
-from sslkit.training.engine import Step, _zero_unless_, smaller, train
+from sslkit.training.engine import Step, _zero_unless_, train
+from sslkit.training.memory import smaller
 from sslkit.training.optim import CosineSchedule
 from sslkit.training.pretrain import pretrain, resume
 from sslkit.visualization.report import write_report

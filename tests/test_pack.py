@@ -296,9 +296,9 @@ def test_a_folder_with_a_file_of_that_name_stays_a_folder(photos: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"settings": Settings(size=4)}, "size 4"),
-        ({"settings": Settings(quality=101)}, "quality 101"),
-        ({"settings": Settings(shard_size=1)}, "shard size 1 "),
+        ({"settings": Settings(size=4)}, "--size 4"),
+        ({"settings": Settings(quality=101)}, "--quality 101"),
+        ({"settings": Settings(shard_size=1)}, "--shard-size: 1 bytes, 10kB"),
         ({"workers": -1}, "workers -1"),
         ({"limit": 0}, "limit 0"),
     ],

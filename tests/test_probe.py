@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from sslkit.errors import UserError
 from sslkit.evaluation.features import extract, pixels
 from sslkit.evaluation.probe import probe
 from sslkit.evaluation.table import to_markdown
+from sslkit.visualization.probe import write_result
 from sslkit.weights import write_encoder
 
 QUICK: dict[str, Any] = {"device": "cpu", "precision": "float32", "workers": 0, "cache": False}
@@ -230,3 +232,20 @@ def test_features_are_kept_and_taken_again(
     os.utime(next(iter(times)))  # one was edited since
     with pytest.raises(UserError, match="none of"):
         probe([str(exported)], str(data), **options)
+
+
+def test_a_newer_probe_takes_the_pictures_of_the_older_away(
+    photos: Path, exported: Path, tmp_path: Path
+) -> None:
+    """What it doesn't draw itself would show figures of other data; what else lies there stays."""
+    drawn = tmp_path / "pictures"
+    few = probe([str(exported)], str(photos), shots="1", seeds=1, baselines=[], readout="mean", **QUICK)
+    write_result(few, tmp_path, drawn)
+    assert {file.name for file in drawn.iterdir()} == {"probe.png", "probe-shots.png"}
+    for name in ("robust-waves.png", "robust-waves-2.png", "probe-grid.png", "map.png", ".probe-x.png"):
+        (drawn / name).touch()
+    before = (drawn / "probe.png").stat().st_mtime_ns
+    write_result(replace(few, levels=()), tmp_path, drawn)
+    left = {".probe-x.png", "map.png", "probe.png", "robust-waves-2.png"}
+    assert {file.name for file in drawn.iterdir()} == left
+    assert (drawn / "probe.png").stat().st_mtime_ns > before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -29,7 +30,7 @@ from sslkit.training import checkpoint
 from sslkit.training.run import RunFolder, build_method, describe
 from sslkit.visualization import account, judgements
 from sslkit.visualization.arms import read_arms, seed_plot
-from sslkit.visualization.page import drawn, shown
+from sslkit.visualization.page import drawn, picture, shown
 from sslkit.visualization.report import write_report
 
 HOSTILE = "$\\x$<script>alert('x')</script>&\"quoted\"\n\x1b[31m\u202e"
@@ -323,6 +324,49 @@ def test_large_pictures_are_made_smaller(bare: Path) -> None:
     (large,) = [picture for picture in page.all("img") if (picture["alt"] or "").startswith("map.png")]
     assert (large["width"], large["height"]) == ("1600", "800")
     assert (bare / "report.html").stat().st_size < 3_500_000 < (bare / "pictures" / "map.png").stat().st_size
+
+
+def test_pictures_are_those_of_the_probe_that_is_told(bare: Path) -> None:
+    (bare / "pictures").mkdir()
+    files = ("probe.png", "probe-shots.png", "probe-grid.png", "robust-waves.png", "robust-waves-2.png")
+    for name in files:
+        Image.new("RGB", (20, 20)).save(bare / "pictures" / name)
+    page = read(bare, {"probe": {**PROBE, "robustness": robust()}})
+    captions = [picture["alt"] or "" for picture in page.all("img")]
+    assert sum(alt.startswith("Accuracies of the probe") for alt in captions) == 1
+    assert sum("labelled images per class" in alt for alt in captions) == 1
+    assert not any("sizes and normalisations" in alt for alt in captions)
+    assert sum("noise of one frequency" in alt for alt in captions) == 1
+    assert "More pictures" not in page.text
+    page = read(bare, {"probe": {**PROBE, "shots": []}})
+    assert not any("labelled" in (picture["alt"] or "") for picture in page.all("img"))
+
+
+def test_photos_in_grey_become_jpeg_where_that_is_smaller() -> None:
+    """They have few colours; a plot of as few is smaller as PNG."""
+    levels = np.random.default_rng(0).normal(128, 20, (600, 800)).clip(0, 255).astype(np.uint8)
+    found = picture(Image.fromarray(levels), "grey")
+    assert "data:image/jpeg" in found
+    whole = io.BytesIO()
+    Image.fromarray(levels).convert("RGB").save(whole, "png")
+    assert len(found) < 4 / 3 * len(whole.getvalue())
+    assert "data:image/png" in picture(Image.new("L", (800, 600)), "flat")
+
+
+def test_both_read_outs_are_told(bare: Path) -> None:
+    row = {"name": "r", "knn": 1.0, "linear": 2.0, "knn_readout": "cls", "linear_readout": "last4"}
+    text = judgements.probe({"rows": [row]}, bare)
+    assert re.findall('<th scope="col">(.*?)</th>', text) == [
+        "Features", "kNN, k = 20", "kNN reads", "Linear", "Linear reads",
+    ]  # fmt: skip
+    assert "<td>1.0</td><td>class token</td><td>2.0</td><td>last 4</td>" in text
+
+
+def test_one_image_and_one_draw_are_no_plural(bare: Path) -> None:
+    text = judgements.probe(
+        {"shots": [{"shots": 1, "seeds": [0], "rows": [{"name": "r", "knn": 1.0}]}]}, bare
+    )
+    assert "With 1 labelled image per class, top-1 in %, one draw" in text
 
 
 # ----------------------------------------------------------------------------------------------- words

@@ -120,3 +120,14 @@ def test_another_model_has_no_pre_training_to_judge() -> None:
     found = headline({"kNN": difference(5), "linear": difference(5)}, "timm/resnet50")
     assert found.startswith("better: ")
     assert found.endswith("against timm/resnet50 (100 images)")
+
+
+@pytest.mark.parametrize(("count", "outcome"), [(4, "open"), (29, "open"), (30, "better")])
+def test_few_images_claim_nothing(count: int, outcome: str) -> None:
+    """All of them right against none: the normal approximation has an interval of width 0."""
+    found = paired(*predictions(0, count, 0, 0))
+    assert (found.points, found.margin, found.outcome) == (100, 0, outcome)
+    said = f"{count} images, too few to claim anything)"
+    for sentence in (against_random("kNN", found), headline({"kNN": found, "linear": found})):
+        assert sentence.startswith("no difference can be claimed: ") == (outcome == "open")
+        assert sentence.endswith(said) == (outcome == "open")

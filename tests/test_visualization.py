@@ -376,3 +376,12 @@ def test_free_path_counts_up(tmp_path: Path) -> None:
     assert free_path(tmp_path / "a.png").name == "a-3.png"
     figure = curves([{"epoch": 1, "loss": 0.5}])
     assert save(figure, tmp_path / "new" / "b.png").stat().st_size > 1000
+
+
+def test_curves_that_are_zero_throughout_are_left_out() -> None:
+    lines = [{"epoch": i, "loss": 0.0, "saving": 0.0, "wait": 0.0, "nonfinite": 0, "lr": 0.1} for i in (1, 2)]
+    assert titles(curves(lines)) == ["Loss", "Learning rate"]
+    figure = curves([*lines, {"epoch": 3, "loss": 0.0, "saving": 0.5, "lr": float("nan")}])
+    assert titles(figure) == ["Loss", "Learning rate", "Saving"]
+    assert figure.axes[2].get_ylabel() == "% of the time"
+    assert np.asarray(figure.axes[2].lines[0].get_ydata())[-1] == pytest.approx(50)

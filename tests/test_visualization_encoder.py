@@ -428,8 +428,12 @@ def test_compare_of_runs_with_nothing_but_names() -> None:
 def test_stored_robustness_is_what_was_measured(runs: tuple[Path, Path], tmp_path: Path) -> None:
     run = runs[0]
     (run / "probe.json").unlink(missing_ok=True)
-    with pytest.raises(UserError, match="no robustness was measured"):
-        visualize(str(run), kinds=["robust"], out=tmp_path)
+    with pytest.raises(UserError, match=r"^robust: no robustness was measured") as caught:
+        visualize(str(run), kinds=["filters", "robust"], out=tmp_path)
+    assert caught.value.hint == f"sslkit probe {run} DATA --robust, or leave out --kind robust"
+    with pytest.raises(UserError, match=r"^robust needs a run") as caught:
+        visualize("random/resnet10t", kinds=["robust"], out=tmp_path)
+    assert "--kind" not in caught.value.hint
     plan = make_plan(32, severities=(1, 5), radii=(2.0, 4.0), heat_map=1, epsilons=())
     row = SourceRobustness(
         "run", 60.0, dict.fromkeys(CORRUPTIONS, (50.0, 20.0)), (30.0, 40.0), (20.0, 10.0),

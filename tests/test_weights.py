@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from sslkit.backbones import Encoder
@@ -185,3 +186,25 @@ def test_random_weights_depend_on_the_seed_alone() -> None:
 def test_random_weights_of_an_unknown_model() -> None:
     with pytest.raises(UserError, match="unknown backbone 'resnet5'"):
         load_encoder("random/resnet5")
+
+
+def test_the_same_weights_are_the_same_bytes(tmp_path: Path) -> None:
+    """The library writes metadata in an order of its own, another one each time."""
+    facts = {name: f'größe "{name}"\n' for name in "hgfedcba"}
+    for number in range(8):
+        save({"a": torch.ones(3), "b": torch.arange(4)}, tmp_path / f"{number}.safetensors", facts)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    assert header_of(tmp_path / "0.safetensors") == (2, 7, {"format": "pt", **facts})
+    assert load_file(tmp_path / "0.safetensors")["b"].tolist() == [0, 1, 2, 3]
+
+
+def test_a_bare_name_of_a_model_says_how_it_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        load_encoder("resnet18")
+    assert "random/resnet18" in caught.value.hint
+    assert "timm/resnet18" in caught.value.hint
+
+
+def test_no_image_is_that_large() -> None:
+    with pytest.raises(UserError, match="more than 4096"):
+        load_encoder("random/test_resnet", size=100_000)

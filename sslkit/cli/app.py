@@ -88,6 +88,8 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        if code == 130:  # newer typer makes this of KeyboardInterrupt, and says nothing
+            _tell("interrupted", "", 130)
     except UserError as error:
         code = _tell(error.message, error.hint, error.code)
     except UsageError as error:

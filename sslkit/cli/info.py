@@ -45,7 +45,12 @@ def _of_run(run: Path) -> dict[str, Any]:
         facts |= {f"{key} version": value for key, value in facts.pop("versions", {}).items()}
         if (run / "metrics.jsonl").is_file():
             last = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1:]
+            saved = facts.get("step", 0)
             facts |= {key: value for line in last for key, value in json.loads(line).items()}
+            if facts.get("status") != "completed":  # `step` is the last one that was logged
+                facts["resumes at step"] = saved
+            if facts.get("status") == "interrupted":
+                facts["step"] = saved
     except ValueError as problem:
         raise UserError(f"{run} can't be read: {problem}") from None
     return facts

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sslkit.cli import options
-from sslkit.console import Console, visible
+from sslkit.console import Console, counted, visible
 
 if TYPE_CHECKING:
     from sslkit.data.pack import Packing
@@ -57,7 +57,8 @@ def pack(
 def _tell(packing: Packing, console: Console) -> None:
     rate = packing.count / max(packing.seconds, 1e-9)
     console.say(
-        f"{packing.count:,} images, {packing.resized:,} of them made smaller, in {packing.shards:,} shards: "
+        f"{counted(packing.count, 'image')}, {packing.resized:,} of them made smaller, "
+        f"in {counted(packing.shards, 'shard')}: "
         f"{packing.bytes / 1e6:,.1f} MB ({rate:.0f} images/s)"
     )
     if packing.unreadable:

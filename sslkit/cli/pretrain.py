@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sslkit.cli import options
-from sslkit.console import Console
+from sslkit.console import Console, command
 from sslkit.errors import UserError
 
 if TYPE_CHECKING:
@@ -115,8 +115,8 @@ def pretrain(
         **words,
     )
     console.say("done. Next:")
-    console.say(f"  sslkit probe {run} LABELLED-IMAGES      # did it help?")
-    console.say(f"  sslkit export {run}                     # a file that timm opens")
+    console.say(f"  {command('sslkit', 'probe', run)} LABELLED-IMAGES      # did it help?")
+    console.say(f"  {command('sslkit', 'export', run)}                     # a file that timm opens")
     console.result(str(run), {"run": str(run)})
 
 

@@ -37,7 +37,9 @@ def visualize(
     limit: Annotated[int, typer.Option("--limit", help="Images for neighbours and map, at most.")] = 1000,
     size: options.Size = None,
     seed: options.Seed = None,
-    out: options.Out = None,
+    out: Annotated[
+        str | None, typer.Option("-o", "--out", help="Folder; what is there stays, new files get numbers.")
+    ] = None,
     quiet: options.Quiet = False,
     json: options.Json = False,
 ) -> None:

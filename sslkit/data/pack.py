@@ -109,19 +109,23 @@ def parse_bytes(text: str) -> int:
     """ "256MB" → 256,000,000. Raises UserError."""
     found = re.fullmatch(r"(\d+)(kB|MB|GB)", text, re.IGNORECASE)
     if found is None:
-        raise UserError(f"{text!r} is not a number of bytes", "for example 256MB or 1GB")
+        cure = f"from {_SMALLEST // 1000}kB to {_LARGEST // 10**9}GB, for example 256MB"
+        raise UserError(f"--shard-size {text}: not a number of bytes with its unit", cure)
     return int(found[1]) * next(value for unit, value in _UNITS.items() if unit.lower() == found[2].lower())
 
 
 def _check(out: Path, settings: Settings, workers: int | None) -> None:
     if settings.size is not None and settings.size < MIN_SIDE:
-        raise UserError(f"size {settings.size}: {MIN_SIDE} pixels or more expected")
+        problem = f"--size {settings.size}: {MIN_SIDE} pixels or more expected"
+        raise UserError(problem, "--size 256, or leave it out to keep images as they are")
     if not 1 <= settings.quality <= 100:
-        raise UserError(f"quality {settings.quality}: 1 to 100 expected")
+        problem = f"--quality {settings.quality}: 1 to 100 expected"
+        raise UserError(problem, f"the default is {DEFAULTS.quality}")
     if not _SMALLEST <= settings.shard_size <= _LARGEST:
-        raise UserError(f"shard size {settings.shard_size} bytes: 10kB to 100GB expected")
+        problem = f"--shard-size: {settings.shard_size:,} bytes, 10kB to 100GB expected"
+        raise UserError(problem, "--shard-size 256MB is the default")
     if workers is not None and workers < 0:
-        raise UserError(f"workers {workers}: 0 or more expected")
+        raise UserError(f"--workers {workers}: 0 or more expected", "leave it out: one for each core")
     if out.exists() or out.is_symlink():
         raise UserError(f"{out} exists", "choose another folder; nothing is overwritten")
 

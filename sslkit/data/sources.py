@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import heapq
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -117,7 +118,7 @@ def open_images(sources: Sequence[str], limit: int | None = None) -> ImageSet:
     if not sources:
         raise UserError("no images given", hint="name a folder, a .txt or .csv list, or fractal:1000")
     if limit is not None and limit < 1:
-        raise UserError(f"limit {limit}: at least 1 image expected")
+        raise UserError(f"--limit {limit}: at least 1 image expected", "leave it out to take all")
     found = [_paths_of(source) for source in sources]
     paths = found[0] if len(found) == 1 else _union(found)
     if limit is not None and limit < len(paths):
@@ -176,7 +177,7 @@ def _paths_of(source: str) -> Names:
     if fractal.is_name(source):
         return Names(fractal.names(fractal.count(source)))
     if not os.path.exists(source):
-        cure = nearest_path(source, "fractal:2000 stands for generated images")
+        cure = nearest_path(source, _beside(source) or "fractal:2000 stands for generated images")
         raise UserError(f"{source}: no such file or folder", cure)
     if os.path.isdir(source):
         return _paths_in(source)
@@ -188,6 +189,19 @@ def _paths_of(source: str) -> Names:
         )
     listed = [row["path"] for row in rows_of(source)] if ending == ".csv" else _lines_of(source)
     return Names(sorted(set(listed), key=os.fsencode))
+
+
+def _beside(source: str) -> str:
+    """The folders where `source` would be, for a hint; empty if there are none, or no such place."""
+    above = os.path.dirname(os.path.abspath(source))
+    try:
+        with os.scandir(above) as entries:
+            first = itertools.islice(entries, 10_000)
+            names = sorted(e.name for e in first if e.is_dir() and not e.name.startswith("."))
+    except OSError:
+        return ""
+    shown = ", ".join(os.path.join(os.path.dirname(source), name) for name in names[:6])
+    return f"folders there: {shown}{', …' if len(names) > 6 else ''}" if names else ""
 
 
 def _paths_in(source: str) -> Names:
@@ -219,9 +233,10 @@ def _existing(listing: str, names: Sequence[str]) -> list[str]:
     paths = [os.path.normpath(os.path.join(folder, name)) if name else "" for name in names]
     missing = [name for name, path in zip(names, paths, strict=True) if not os.path.isfile(path)]
     if missing:
+        kind = "a .csv is read as a table" if listing.lower().endswith(".csv") else "a .txt is read as a list"
         raise UserError(
             f"{listing}: {len(missing)} of {len(names)} files are missing, the first is {missing[0]!r}",
-            hint=f"paths are relative to {folder}",
+            hint=f"{kind} of images; its paths are relative to {folder}",
         )
     return paths
 

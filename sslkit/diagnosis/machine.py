@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from sslkit.console import counted
 from sslkit.data.workers import usable_cores
 from sslkit.diagnosis.finding import Finding
 from sslkit.errors import first_line
@@ -73,7 +74,7 @@ def _dft_matrix(side: int) -> torch.Tensor:
 
 def _device(device: torch.device) -> Finding:
     if device.type != "cuda":
-        text = f"{torch.get_num_threads()} threads" if device.type == "cpu" else "Apple's GPU"
+        text = counted(torch.get_num_threads(), "thread") if device.type == "cpu" else "Apple's GPU"
         return Finding(str(device), "ok", f"{text}, {pick_precision('auto', device)}")
     try:
         free, total = torch.cuda.mem_get_info(device)
@@ -94,7 +95,8 @@ def _choice() -> Finding:
 def _cores() -> Finding:
     """Cores that this process may use, by affinity and by a container's limit."""
     usable, limit = usable_cores(), core_limit(Path("/sys/fs/cgroup"))
-    text = f"{usable} of {os.cpu_count()}, {reading_workers(pick_device().type == 'cpu')} workers by default"
+    workers = counted(reading_workers(pick_device().type == "cpu"), "worker")
+    text = f"{usable} of {os.cpu_count()}, {workers} by default"
     if limit is None or limit >= usable:
         return Finding("cores", "ok", text)
     return Finding(

@@ -14,7 +14,7 @@ import torch
 from sslkit import config as configuration
 from sslkit.backbones import Encoder
 from sslkit.config import AUTO
-from sslkit.console import SILENT, Console
+from sslkit.console import SILENT, Console, command
 from sslkit.errors import UserError, nearest_path
 from sslkit.evaluation.classifier import build_model
 from sslkit.evaluation.finetune_arms import COMPARISON_FILE, Comparison, begin, compare, read_arms
@@ -67,7 +67,8 @@ def finetune(
     if resume is not None:
         if source or data or config or settings or baseline or seeds or given:
             raise UserError(
-                "--resume goes alone: the run knows its own settings", f"sslkit finetune --resume {resume}"
+                "--resume goes alone: the run knows its own settings",
+                command("sslkit", "finetune", "--resume", resume),
             )
         return _resumed(Path(resume), console)
     if not source or not data:
@@ -149,7 +150,7 @@ def _resumed(path: Path, console: Console, whole: Path | None = None) -> Finetun
         raise UserError(f"{path} is not a run: no run.json and config.toml there", cure)
     run = RunFolder(path)
     if run.facts.get("kind") != "finetune":
-        raise UserError(f"{path} is not a fine-tuning", f"sslkit pretrain --resume {path}")
+        raise UserError(f"{path} is not a fine-tuning", command("sslkit", "pretrain", "--resume", path))
     if run.facts.get("status") == "completed":
         raise UserError(
             f"{path} is already complete", "its figures are in run.json, its predictions in predictions.csv"

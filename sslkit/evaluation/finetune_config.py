@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sslkit import config as configuration
+from sslkit.checking import MAX_SIDE
 from sslkit.config import AUTO, setting
 from sslkit.errors import UserError, nearest
 
@@ -15,7 +16,7 @@ from sslkit.errors import UserError, nearest
 @dataclass(frozen=True)
 class Data:
     source: str = setting("", "labelled images: class folders, a .csv with path,label, or fractal:N")
-    size: int = setting(AUTO, "side of the square views, pixels", low=8, auto=True)
+    size: int = setting(AUTO, "side of the square views, pixels", low=8, high=MAX_SIDE, auto=True)
     split_seed: int = setting(0, "of the validation fifth, where the data has no validation part", low=0)
     shots: int = setting(0, "training images per class, drawn by run.seed; 0: all", low=0)
     share: float = setting(1.0, "of each class's training images, drawn by run.seed", above=0, high=1)
@@ -150,6 +151,7 @@ def finetune_config(
     for name in given:
         if name not in FLAGS:
             raise UserError(f"finetune has no setting {name!r}", nearest(name, FLAGS))
+    typed = {name: FLAGS[name] for name in given}
     return from_values(
         {
             **file,
@@ -157,11 +159,14 @@ def finetune_config(
             **{FLAGS[name]: value for name, value in given.items()},
             "model.source": source,
             "data.source": data,
-        }
+        },
+        typed,
     )
 
 
-def from_values(values: Mapping[str, Any]) -> FinetuneConfig:
+def from_values(
+    values: Mapping[str, Any], flags: Mapping[str, str] = configuration.NO_FLAGS
+) -> FinetuneConfig:
     """A configuration of flat dotted keys, such as `config.read` gives; every value is checked.
 
     Raises:
@@ -169,7 +174,7 @@ def from_values(values: Mapping[str, Any]) -> FinetuneConfig:
     """
     configuration.refuse_unknown(values, _SECTIONS)
     built: dict[str, Any] = {
-        name: configuration.build(kind, name, values) for name, kind in _SECTIONS.items()
+        name: configuration.build(kind, name, values, flags) for name, kind in _SECTIONS.items()
     }
     config = FinetuneConfig(**built)
     if config.data.shots and config.data.share < 1:

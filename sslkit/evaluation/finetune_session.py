@@ -32,6 +32,7 @@ from sslkit.evaluation.scores import Scores, scores
 from sslkit.methods.base import Clock
 from sslkit.training import checkpoint
 from sslkit.training.engine import Step, train
+from sslkit.training.memory import OutOfMemory, images_at_once, note_at_once
 from sslkit.training.nonfinite import NonFinite
 from sslkit.training.progress import less_at_once
 from sslkit.training.resolve import interval
@@ -86,6 +87,8 @@ class FinetuneSession:
         found, notices = checkpoint.newest(self.run.path / "checkpoints")
         for notice in notices:
             self.console.warn(notice)
+        before = checkpoint.read_state(found) if found else {}
+        self.micro_batch = images_at_once(self.run, self.micro_batch, before)
         if found is None:
             self.run.forget_after(0)
             return 0
@@ -93,7 +96,7 @@ class FinetuneSession:
         if state["step"] > self.clock.steps:
             problem = f"{self.run.path} is at step {state['step']} of now only {self.clock.steps}"
             raise UserError(problem, "more schedule.epochs")
-        self.best, self.micro_batch = state.get("best"), state.get("micro_batch") or self.micro_batch
+        self.best = state.get("best")
         self.run.forget_after(state["step"])
         return int(state["step"])
 
@@ -153,7 +156,7 @@ class FinetuneSession:
                     if wishes.save or save_due(self.save_every, self.saved, step.clock):
                         wishes.save = False
                         self._save(done)
-            except WorkersLost:
+            except (WorkersLost, OutOfMemory):
                 self._save(done)
                 raise
         self._save(self.clock.steps)  # nothing is lost if what follows fails
@@ -182,6 +185,7 @@ class FinetuneSession:
     def _look_at_memory(self, step: Step) -> None:
         if step.micro_batch != self.micro_batch:
             self.micro_batch = step.micro_batch
+            note_at_once(self.run, self.config.run.micro_batch, step.micro_batch)
             cure = f"--set run.micro_batch={step.micro_batch} avoids the attempt"
             self.console.warn(less_at_once(step, self.config.run.batch_size), cure)
 
@@ -232,7 +236,8 @@ class FinetuneSession:
         return probabilities, torch.tensor(images.labels, dtype=torch.int64)[kept], kept
 
     def _save(self, step: int) -> None:
-        state = {"micro_batch": self.micro_batch, "best": self.best}
+        asked = {"run.micro_batch": self.config.run.micro_batch}
+        state = {"micro_batch": self.micro_batch, "config": asked, "best": self.best}
         self.writer.save(step, self.classifier, self.optimizer, state)
         self.run.update(step=step)
         self.saved = time.monotonic()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import sslkit
 from sslkit import config as configuration
 from sslkit.backbones import Encoder
-from sslkit.console import Console
+from sslkit.console import Console, counted
 from sslkit.data.sources import ImageSet
 from sslkit.evaluation.classifier import write_classifier
 from sslkit.evaluation.finetune_config import FinetuneConfig
@@ -88,6 +88,7 @@ def announce(plan: Plan, console: Console) -> None:
     batch, optim, schedule = config.run.batch_size, config.optim, config.schedule
     unused = len(plan.encoder.model.state_dict()) - found.taken
     peak = learning_rate(optim.lr, batch, optim.reference_batch)
+    steps = counted(len(parts.training) // batch, "step")
     warmup = f"{schedule.warmup_epochs:g} of warm-up"
     console.say(f"sslkit {sslkit.__version__} finetune: {plan.encoder.name} from {config.model.source}")
     console.facts(
@@ -96,8 +97,9 @@ def announce(plan: Plan, console: Console) -> None:
             "weights": f"{found.taken} tensors loaded, {len(plan.new)} new, {unused} not used"
             + (" (from scratch)" if found.taken == 0 else f"; new: {', '.join(plan.new)}"),
             "learns": "the head alone; the encoder is frozen" if config.model.freeze else "the whole network",
-            "device": f"{config.run.device}, {config.run.precision}, {config.data.workers} workers reading",
-            "schedule": f"{schedule.epochs} epochs × {len(parts.training) // batch} steps, {warmup}",
+            "device": f"{config.run.device}, {config.run.precision}, "
+            f"{counted(config.data.workers, 'worker')} reading",
+            "schedule": f"{counted(schedule.epochs, 'epoch')} × {steps}, {warmup}",
             "lr": f"{optim.lr:g} per {optim.reference_batch} images → {peak:.3g} at batch {batch}",
             "run": config.run.out,
         }
@@ -110,8 +112,8 @@ def announce(plan: Plan, console: Console) -> None:
 def _told(parts: Parts, config: FinetuneConfig) -> str:
     """The images in words."""
     training, validation = parts.training, parts.validation
-    told = f"{len(training):,} training and {len(validation):,} validation images"
-    told += f", {len(training.classes)} classes"
+    told = f"{len(training):,} training and {counted(len(validation), 'validation image')}"
+    told += f", {counted(len(training.classes), 'class', 'classes')}"
     if parts.unused is not None:
         told += f"; {len(parts.unused):,} not used"
     if parts.held_out is not None:
@@ -187,7 +189,7 @@ def _short(value: object) -> object:
 def report(result: FinetuneResult, console: Console) -> None:
     """The figures, for people."""
     found = result.scores
-    rows = {"top-1": f"{found.top1:.2f} % of {found.count} images"}
+    rows = {"top-1": f"{found.top1:.2f} % of {counted(found.count, 'image')}"}
     if found.top5 is not None:
         rows["top-5"] = f"{found.top5:.2f} %"
     rows["macro-F1"] = f"{found.macro_f1:.2f} %, balanced accuracy {found.balanced:.2f} %"
@@ -200,4 +202,5 @@ def report(result: FinetuneResult, console: Console) -> None:
         )
     console.facts(rows)
     if result.counts["unreadable"]:
-        console.warn(f"{result.counts['unreadable']} images could not be read", f"see {result.folder}")
+        unread = counted(result.counts["unreadable"], "image")
+        console.warn(f"{unread} could not be read", f"see {result.folder}")

@@ -9,7 +9,7 @@ from functools import partial
 from torch import Tensor
 
 from sslkit.config import AUTO
-from sslkit.console import SILENT, Console
+from sslkit.console import SILENT, Console, counted
 from sslkit.data.labels import has_masks, open_labelled
 from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError
@@ -97,7 +97,7 @@ def probe(
     train, validation = _open(data, console)
     check_shots(few, seeds, train)
     tilings = check_mosaics(entries, train, validation) if local else ()
-    console.say(f"{data}: {len(train)} training and {len(validation)} validation images")
+    console.say(f"{data}: {len(train)} training and {counted(len(validation), 'validation image')}")
     bench = Bench(
         train,
         validation,

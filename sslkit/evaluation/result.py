@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sslkit.console import counted
 from sslkit.evaluation.grid import Cell
 from sslkit.evaluation.leaks import Leaks
 from sslkit.evaluation.robustness_scores import RobustnessResult
@@ -131,7 +132,7 @@ class ProbeResult:
         """One sentence for each source, and one more for each number of shots."""
         found = _headlines(self.comparisons)
         for level in self.levels:
-            images = "1 image" if level.shots == 1 else f"{level.shots} images"
+            images = counted(level.shots, "image")
             found += [f"after {images} per class: {told}" for told in _headlines(level.comparisons)]
         if self.local:
             found += _headlines(self.local.comparisons)

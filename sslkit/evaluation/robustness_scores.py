@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sslkit.console import Console
+from sslkit.console import Console, counted
 from sslkit.evaluation.corruptions import CORRUPTIONS, GROUPS, SEVERITIES
 from sslkit.evaluation.frequency_robustness import (
     Wave,
@@ -182,7 +182,7 @@ def show(result: RobustnessResult, console: Console) -> None:
         cells = [row.clean, *([] if row.corrupted is None else [row.corrupted])]
         cells += [_group_mean(row, group) for group in groups]
         rows.append([row.name, *(f"{value:.1f}" for value in (*cells, *row.pgd))])
-    console.say(f"robustness on {result.count} images, accuracy in %")
+    console.say(f"robustness on {counted(result.count, 'image')}, accuracy in %")
     console.table(head, rows)
     for row in result.rows:
         if row.difference is not None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shlex
 
-from sslkit.console import Console, visible
+from sslkit.console import Console, counted, visible
 from sslkit.evaluation.leaks import Leaks
 from sslkit.evaluation.readout import TITLES
 from sslkit.evaluation.result import LocalResult, ProbeResult
 from sslkit.evaluation.robustness_scores import RobustnessResult
 from sslkit.evaluation.robustness_scores import show as show_robustness
 
-_NOTE = "masked-image methods read better fine-tuned than frozen; the fair test of one is"
+_NOTE = "frozen features are half of the answer, for a masked-image method the lesser half; the other"
 
 Table = tuple[str, list[str], list[list[str]]]
 """Title, header, rows."""
@@ -76,7 +76,7 @@ def show(result: ProbeResult, console: Console) -> None:
             console.say(title)
         console.table(header, rows)
     if result.counts["unreadable"]:
-        console.warn(f"{result.counts['unreadable']} images could not be read and are left out")
+        console.warn(f"{counted(result.counts['unreadable'], 'image')} could not be read: left out")
     if result.robustness is not None:
         show_robustness(result.robustness, console)
     for source in dict.fromkeys(verdict.source for verdict in result.comparisons):
@@ -104,9 +104,10 @@ def to_markdown(result: ProbeResult) -> str:
     whole = f"kNN with k = {result.k}, " if result.rows else ""
     lines += [
         "",
-        f"{_cell(result.data)}: {counts['train']} training and {counts['validation']} validation images, "
-        f"{counts['classes']} classes, {counts['unreadable']} unreadable; {whole}seed {result.seed}."
-        + (f" {_leaks(result.leaks)}" if whole else ""),
+        f"{_cell(result.data)}: {counts['train']} training and "
+        f"{counted(counts['validation'], 'validation image')}, "
+        f"{counted(counts['classes'], 'class', 'classes')}, {counts['unreadable']} unreadable; "
+        f"{whole}seed {result.seed}." + (f" {_leaks(result.leaks)}" if whole else ""),
     ]
     return "\n".join(lines) + "\n"
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from sslkit import weights
+from sslkit.console import command
 from sslkit.errors import UserError
 
 
@@ -43,13 +45,22 @@ def check_target(file: Path) -> None:
         raise UserError(f"--out {file} needs pyarrow", "pip install 'sslkit[parquet]', or take .safetensors")
     for path in (file, sidecar(file)):
         check_free(path)
+    try:  # by making one: permissions alone don't tell of file systems that are read-only
+        TemporaryFile(dir=file.absolute().parent).close()
+    except OSError as problem:
+        cure = "choose another folder, or mend its permissions"
+        raise UserError(f"--out {file}: no file can be made there: {problem.strerror}", cure) from None
 
 
 def check_free(path: Path) -> None:
     """Refuse a file that exists or lies in no folder."""
-    if path.exists() or not path.absolute().parent.is_dir():
-        reason = "exists" if path.exists() else "lies in no folder"
-        raise UserError(f"--out {path} {reason}", "choose another file; nothing is overwritten")
+    if os.path.lexists(path):
+        raise UserError(f"--out {path} exists", "choose another file; nothing is overwritten")
+    folder = path.parent
+    if not folder.is_dir():
+        above = next(part for part in path.absolute().parents if part.exists())
+        cure = command("mkdir", "-p", folder) if above.is_dir() else "choose another file"
+        raise UserError(f"--out {path} lies in no folder", cure)
 
 
 def sidecar(file: Path) -> Path:

@@ -9,8 +9,12 @@ from typing import Literal
 
 from torch import Tensor
 
+from sslkit.console import counted
+
 Outcome = Literal["better", "worse", "open"]
 
+LEAST = 30
+"""Images from which a normal approximation is fair: of fewer that agree it makes an interval of width 0."""
 _Z = 1.96  # the normal distribution's 95 %
 STUDENT: tuple[float, ...] = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
 STUDENT += (2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10, 2.09)
@@ -29,13 +33,15 @@ class Difference:
 
     @property
     def outcome(self) -> Outcome:
-        """ "open" where the interval holds 0."""
+        """ "open" where the interval holds 0, or is one of too few images."""
+        if self.count < LEAST:
+            return "open"
         if self.points - self.margin > 0:
             return "better"
         return "worse" if self.points + self.margin < 0 else "open"
 
     def __str__(self) -> str:
-        return f"{self.points:+.1f} ± {self.margin:.1f} points, {self.count} images"
+        return f"{self.points:+.1f} ± {self.margin:.1f} points, {_images(self.count)}"
 
 
 def paired(first: Tensor, second: Tensor, labels: Tensor) -> Difference:
@@ -138,7 +144,7 @@ def headline(differences: Mapping[str, Difference], name: str = "") -> str:
         claim = ", ".join(f"{words[outcome]} by {by[outcome]}" for outcome in order if outcome in by)
     figures = ", ".join(f"{m} {found.points:+.1f} ± {found.margin:.1f}" for m, found in differences.items())
     count = next(iter(differences.values())).count
-    return f"{claim}: {figures} points against {name or 'random weights'} ({count} images)"
+    return f"{claim}: {figures} points against {name or 'random weights'} ({_images(count)})"
 
 
 _HEADLINES: dict[str, dict[Outcome, str]] = {
@@ -149,6 +155,10 @@ _HEADLINES: dict[str, dict[Outcome, str]] = {
     },
     "model": {"better": "better", "worse": "worse", "open": "no difference can be claimed"},
 }
+
+
+def _images(count: int) -> str:
+    return counted(count, "image") + (", too few to claim anything" if count < LEAST else "")
 
 
 def _compared(measure: str, difference: Difference, other: str) -> str:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sslkit.console import command
 from sslkit.errors import UserError
 from sslkit.foreign.headers import check_header
 from sslkit.foreign.layouts import recognised, unwrapped
@@ -74,9 +75,10 @@ def read_foreign(file: Path, backbone: str = "", trust: bool = False) -> Foreign
     shape = shape_of(layout.tensors, backbone)
     if shape is None:
         first = ", ".join(sorted(layout.tensors)[:3])
+        begun = command("sslkit", "export", file)
         raise UserError(
             f"{file}: which backbone is it? Its tensors ({first}, …) leave it open",
-            f"sslkit export {file} OUT --backbone NAME (a name of sslkit models), then use OUT",
+            f"{begun} OUT --backbone NAME (a name of sslkit models), then use OUT",
         )
     return ForeignWeights(layout.name, layout.tensors, layout.unused, shape)
 

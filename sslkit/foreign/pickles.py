@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, NoReturn
 
 import torch
 
+from sslkit.console import command
 from sslkit.errors import UserError, first_line
 
 SAFE_SINCE = (2, 10)
@@ -87,9 +88,10 @@ def read_pickle(file: Path, trust: bool = False) -> Any:
 def _refuse_old_torch(file: Path, trust: bool) -> None:
     version = tuple(map(int, re.findall(r"\d+", torch.__version__)[:2]))
     if version < SAFE_SINCE and not trust:
+        begun = command("sslkit", "export", file)
         raise UserError(
             f"{file} is a pickle, and torch {torch.__version__} can be tricked into running code in it",
-            f"torch >= 2.10; or, if you trust who made it: sslkit export {file} OUT --trust, then use OUT",
+            f"torch >= 2.10; or, if you trust who made it: {begun} OUT --trust, then use OUT",
         )
 
 

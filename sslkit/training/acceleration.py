@@ -18,7 +18,8 @@ from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError, first_line
 from sslkit.methods.base import Batch, Clock, Method
 from sslkit.training.device import to_device
-from sslkit.training.engine import accumulated, smaller, split
+from sslkit.training.engine import accumulated, split
+from sslkit.training.memory import smaller
 from sslkit.training.resolve import Resolved
 
 SHARE = 0.9

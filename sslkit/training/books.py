@@ -15,6 +15,7 @@ from sslkit.methods.base import Clock, Method
 from sslkit.training.engine import Step
 from sslkit.training.health import Interval, advice, averaged
 from sslkit.training.loggers import Loggers
+from sslkit.training.memory import note_at_once
 from sslkit.training.nonfinite import NonFinite
 from sslkit.training.progress import less_at_once, note
 from sslkit.training.run import RunFolder, rounded
@@ -117,6 +118,11 @@ class Books:
 
     def _look_at_memory(self, step: Step) -> None:
         if step.micro_batch != self.micro_batch:
-            self.micro_batch = step.micro_batch
+            self.take(step.micro_batch)
             cure = f"--micro-batch {step.micro_batch} avoids the attempt"
             self.console.warn(less_at_once(step, self.config.run.batch_size), cure)
+
+    def take(self, micro_batch: int) -> None:
+        """From here on so many images at once."""
+        self.micro_batch = micro_batch
+        self.note(note_at_once, self.run, self.config.run.micro_batch, micro_batch)

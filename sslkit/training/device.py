@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from sslkit import place
 from sslkit.config import AUTO
-from sslkit.errors import UserError
+from sslkit.errors import UserError, nearest
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -41,8 +41,11 @@ def pick_device(wanted: str = AUTO) -> torch.device:
 
 def pick_precision(wanted: str, device: torch.device) -> Precision:
     """ "auto": bfloat16 where the chip multiplies it natively, else float32."""
-    if wanted != AUTO:
+    if wanted in ("float32", "bfloat16"):
         return "bfloat16" if wanted == "bfloat16" else "float32"
+    if wanted != AUTO:
+        known = (AUTO, *get_args(Precision))
+        raise UserError(f"--precision: {wanted!r} is not one of {', '.join(known)}", nearest(wanted, known))
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.get_device_capability(device)[0] >= 8 else "float32"
     return "bfloat16" if device.type == "cpu" and _cpu_has_bfloat16() else "float32"

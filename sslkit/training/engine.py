@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from sslkit import distributed
+from sslkit import distributed, processes
 from sslkit.errors import UserError
 from sslkit.methods.base import Batch, Clock
 from sslkit.training.device import Precision, autocast, to_device
+from sslkit.training.memory import Buffers, fewer
 from sslkit.training.optim import CosineSchedule, clip_gradients_
 
 _BUFFERS = next(
@@ -35,18 +36,6 @@ _BUFFERS = next(
     for name in ("forward_sync_buffers", "broadcast_buffers")  # newer torch warns of the older name
     if name in inspect.signature(DistributedDataParallel).parameters
 )
-
-
-class OutOfMemory(UserError):
-    """There is too little memory for a step.
-
-    Attributes:
-        at_once: images in memory with which it may go on; 0: none are few enough.
-    """
-
-    def __init__(self, message: str, hint: str, at_once: int = 0) -> None:
-        super().__init__(message, hint, code=1)
-        self.at_once = at_once
 
 
 @dataclass(frozen=True)
@@ -93,41 +82,34 @@ def train(
 
     Raises:
         OutOfMemory: even for the method's smallest batch; or, with several processes, in one of them, as the
-            others already wait for its gradients.
+            others already wait for its gradients. Weights and buffers are those of the last finished step.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     source = iter(batches)
-    module = together(method, device)
+    module, buffers = together(method, device), Buffers(method)
     method.train()
     for now in clocks:
         asked = time.perf_counter()
         batch = next(source)
         wait = time.perf_counter() - asked
         schedule.apply(now.step)
-        moved, whole = to_device(batch, device), len(batch["index"])
-        parts = split(moved, micro_batch)
-        while (outputs := accumulated(module, parts, now, device, precision)) is None:
-            optimizer.zero_grad(set_to_none=True)
-            micro_batch = smaller(micro_batch or whole, whole, getattr(method, "minimum_batch", 1))
-            if distributed.world() > 1:
-                me = f"process {distributed.rank()} of {distributed.world()}, step {now.step + 1}"
-                tried = f"out of memory with {len(parts[0]['index'])} images at once"
-                cure = f"--resume goes on with {micro_batch} at once; the batch of a step stays"
-                raise OutOfMemory(f"{me}: {tried}", cure, micro_batch)
+        with buffers.kept(now):
+            moved, whole = to_device(batch, device), len(batch["index"])
             parts = split(moved, micro_batch)
-        grad_norm = clip_gradients_(parameters, clip, clip_by)
-        metrics, embedding = _gathered(outputs, [len(part["index"]) / whole for part in parts])
-        finite = distributed.agreed(grad_norm.isfinite() & metrics["loss"].isfinite())
-        updates = True
-        if device.type == "cpu":
-            updates = bool(finite)
-        else:
-            _zero_unless_(finite, parameters)
-        if updates:
-            _update(optimizer)
-        optimizer.zero_grad(set_to_none=True)
-        if updates:
-            method.after_step(now)
+            while (outputs := accumulated(module, parts, now, device, precision)) is None:
+                optimizer.zero_grad(set_to_none=True)
+                buffers.restore_()
+                micro_batch = fewer(len(parts[0]["index"]), whole, getattr(method, "minimum_batch", 1), now)
+                parts = split(moved, micro_batch)
+            grad_norm = clip_gradients_(parameters, clip, clip_by)
+            metrics, embedding = _gathered(outputs, [len(part["index"]) / whole for part in parts])
+            finite = distributed.agreed(grad_norm.isfinite() & metrics["loss"].isfinite())
+            updates = True
+            if device.type == "cpu":
+                updates = bool(finite)
+            else:
+                _zero_unless_(finite, parameters)
+        _update(optimizer, method, now, updates)
         rate = max(group["lr"] for group in optimizer.param_groups)
         yield Step(
             now,
@@ -170,21 +152,6 @@ def split(batch: Batch, size: int) -> list[Batch]:
     ]
 
 
-def smaller(size: int, whole: int, minimum: int) -> int:
-    """About half of `size` images at once, such that no part of a batch of `whole` is under `minimum`.
-
-    Raises:
-        OutOfMemory: there is no such number.
-    """
-    for half in range(-(-size // 2), max(minimum, 1) - 1, -1):
-        if half < size and (whole % half == 0 or whole % half >= minimum):
-            return half
-    raise OutOfMemory(
-        f"out of memory with {size} of {whole} images at once, and fewer are impossible",
-        "a smaller --size or --backbone, or --precision bfloat16",
-    )
-
-
 def accumulated(
     module: Any, parts: list[Batch], clock: Clock, device: torch.device, precision: Precision
 ) -> list[dict[str, Tensor]] | None:
@@ -200,32 +167,32 @@ def accumulated(
             with context():
                 outputs.append(_backward(module, part, clock, device, precision, whole))
         return outputs
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as problem:
-        _require_memory_problem(problem)
+    except Exception as problem:
+        if not processes.memory_ran_out(problem):
+            raise
     if device.type == "cuda":  # only here, when the exception and the graph that it held are gone
         torch.cuda.empty_cache()
     return None
 
 
-def _update(optimizer: torch.optim.Optimizer) -> None:
-    """One step of the optimizer, whose own memory is taken in the first one.
+def _update(optimizer: torch.optim.Optimizer, method: Any, clock: Clock, updates: bool) -> None:
+    """The end of a step: the optimizer, whose own memory is taken in the first one, and what follows it.
 
     Raises:
         UserError: memory ran out; not OutOfMemory, as some weights may have moved and must not be saved.
     """
     try:
-        optimizer.step()
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as problem:
-        _require_memory_problem(problem)
+        if updates:
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if updates:
+            method.after_step(clock)
+    except Exception as problem:
+        if not processes.memory_ran_out(problem):
+            raise
         cure = "a smaller --backbone, or -s optim.name=sgd, which keeps one number a weight instead of two"
-        raise UserError("out of memory in the optimizer's step", cure, code=1) from None
-
-
-def _require_memory_problem(problem: Exception) -> None:
-    """Raise it again if it is another one; the CPU's allocator raises a RuntimeError."""
-    runtime = isinstance(problem, RuntimeError) and not isinstance(problem, torch.OutOfMemoryError)
-    if runtime and "can't allocate memory" not in str(problem):
-        raise problem
+        here = processes.here(clock.step + 1)
+        raise UserError(f"{here}out of memory in the optimizer's step", cure, code=1) from None
 
 
 def _zero_unless_(finite: Tensor, parameters: list[torch.nn.Parameter]) -> None:

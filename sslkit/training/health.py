@@ -97,7 +97,7 @@ class Interval:
         for name, values in self._metrics.items():
             kept = [value for step, value in values if finite[step]]
             means[name] = mean(name, kept or [value for _, value in values])
-        if self._rows:
+        if sum(map(len, self._rows)) > 1:  # one image alone spreads nowhere, and that is no collapse
             rows = torch.cat(self._rows)[-ROWS:]
             means |= {"rank": effective_rank(rows), "std": feature_std(rows)}
         if not means:

@@ -27,9 +27,13 @@ from sslkit.training.signals import Interrupted
 
 GRACE = 20.0
 """Seconds that the others have to save and end by themselves when one has failed."""
+WRITING = 600.0
+"""The same where one of them has said that it is writing: storage may be slow."""
 
 Outcome = tuple[str, Any]
 """("done", what the work returned), ("error", (message, hint, code)), ("stopped", code), ("stalled", None)"""
+
+_front: Any = None  # in a process that was launched: the way to tell the one in front
 
 
 def launch(work: Callable[..., Any], arguments: tuple[Any, ...], count: int) -> Any:
@@ -58,6 +62,13 @@ def launch(work: Callable[..., Any], arguments: tuple[Any, ...], count: int) -> 
     return _judged(outcomes, [process.exitcode for process in processes])
 
 
+def say_writing() -> None:
+    """Ask the process in front, if there is one, to wait for what this one writes before it ends."""
+    if _front is not None:
+        with suppress(OSError):  # it is gone, and waits for nobody
+            _front.send(("writing", None))
+
+
 def _context() -> Any:
     """New processes are forked from one that has only imported what they need: torch once, not each time."""
     if sys.platform != "linux":
@@ -69,6 +80,8 @@ def _context() -> Any:
 
 def _begin(place: Mapping[str, Any], end: Any, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     """One process from its start to its end."""
+    global _front
+    _front = end
     if hasattr(os, "setsid"):
         os.setsid()
     os.environ.update({name: str(value) for name, value in place.items()})
@@ -123,27 +136,36 @@ def _passed_on(processes: list[Any]) -> Iterator[None]:
 def _outcomes(processes: list[Any], ends: list[Any]) -> list[Outcome | None]:
     """What each has sent, None where one died; when one fails the others get a while, and then no longer."""
     outcomes: list[Outcome | None] = [None] * len(processes)
-    waiting, deadline = dict(zip(ends, range(len(ends)), strict=True)), float("inf")
+    waiting, failed_at = dict(zip(ends, range(len(ends)), strict=True)), float("inf")
+    writing: set[int] = set()
     for process, end in zip(processes, ends, strict=True):
         waiting[process.sentinel] = waiting[end]
     while any(process.is_alive() for process in processes):
         for ready in connection.wait(list(waiting), timeout=1.0):
             number = waiting.pop(ready)
+            said = None
             if ready is ends[number]:
                 with suppress(EOFError):
-                    outcomes[number] = ready.recv()
+                    said = ready.recv()
+            if said and said[0] == "writing":
+                writing.add(number)
+                waiting[ready] = number  # its outcome follows
+                continue
+            outcomes[number] = said or outcomes[number]
             failed = processes[number].exitcode not in (0, None)
             if failed or (outcomes[number] or ("",))[0] == "error":
-                deadline = min(deadline, time.monotonic() + GRACE)
-        if time.monotonic() > deadline:
+                failed_at = min(failed_at, time.monotonic())
+        patience = WRITING if any(processes[number].is_alive() for number in writing) else GRACE
+        if time.monotonic() > failed_at + patience:
             for number, process in enumerate(processes):
                 if process.is_alive():  # it stalls; that is another's find, and no death of its own
                     outcomes[number] = ("stalled", None)
                     process.kill()
     for number, end in enumerate(ends):
         with suppress(EOFError):
-            if outcomes[number] is None and end.poll():
-                outcomes[number] = end.recv()
+            while outcomes[number] is None and end.poll():
+                said = end.recv()
+                outcomes[number] = None if said[0] == "writing" else said
     return outcomes
 
 

@@ -15,7 +15,7 @@ from sslkit import config as configuration
 from sslkit import distributed, place, processes
 from sslkit.blocks import share_statistics_
 from sslkit.config import AUTO, PretrainConfig
-from sslkit.console import SILENT, Console
+from sslkit.console import SILENT, Console, command
 from sslkit.data.decode import native_side
 from sslkit.data.sources import ImageSet, open_images
 from sslkit.errors import UserError
@@ -80,7 +80,8 @@ def _pretrain_here(values: dict[str, Any], choice: tuple[bool, bool], overwrite:
 def _begin(run: RunFolder, ready: Resolved, images: ImageSet, device: torch.device) -> None:
     """What stands in a run's folder before the first step."""
     run.update(status="running", **describe(images, ready.info, device))
-    header = f"sslkit {sslkit.__version__}: `sslkit pretrain -c {run.path / 'config.toml'}` repeats this run"
+    repeat = command("sslkit", "pretrain", "-c", run.path / "config.toml")
+    header = f"sslkit {sslkit.__version__}: `{repeat}` repeats this run"
     (run.path / "config.toml").write_text(configuration.dump(ready.config, header), encoding="utf-8")
     list_images(images, run.path)
 
@@ -117,7 +118,8 @@ def resume(
     run = RunFolder.open(path)
     if run.facts.get("status") == "completed":
         raise UserError(
-            f"{path} is already complete", f"sslkit probe {path} DATA, or pretrain --init {path} to go on"
+            f"{path} is already complete",
+            f"{command('sslkit', 'probe', path)} DATA, or {command('pretrain', '--init', path)} to go on",
         )
     config = read_configuration(path / "config.toml")
     count = devices or config.run.devices
@@ -195,6 +197,8 @@ def _told_if_full(path: Path) -> Iterator[None]:
 def check(ready: Resolved, console: Console) -> None:
     """Refuse what the method can't do with these images and batches; warn of what changes it."""
     name, run = short_name(ready.config.method_name), ready.config.run
+    if ready.info.count < 2:
+        raise UserError("nothing can be learned from one image alone", "two images at least; --limit 2")
     require(run.loggers)
     method = load(ready.config.method_name)
     if missing := method.needs - {"image"}:

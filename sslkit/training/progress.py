@@ -9,7 +9,7 @@ from typing import Any
 
 import sslkit
 from sslkit.config import flat
-from sslkit.console import Console
+from sslkit.console import Console, counted
 from sslkit.data.sources import ImageSet
 from sslkit.methods import short_name
 from sslkit.methods.base import Method
@@ -37,9 +37,11 @@ def announce(ready: Resolved, method: Method, images: ImageSet, console: Console
             "views": f"{info.size} × {info.size} px",
             "model": f"{encoder / 1e6:.2f} M weights in the encoder, {rest / 1e6:.2f} M beside it",
             "batch": f"{batch} = {micro} × {-(-batch // devices // micro)} steps of accumulation × "
-            f"{devices} device{'s' if devices > 1 else ''}",
-            "device": f"{config.run.device}, {config.run.precision}, {config.data.workers} workers reading",
-            "schedule": f"{schedule.epochs} epochs × {per_epoch} steps, {schedule.warmup_epochs:g} warm up",
+            + counted(devices, "device"),
+            "device": f"{config.run.device}, {config.run.precision}, "
+            f"{counted(config.data.workers, 'worker')} reading",
+            "schedule": f"{counted(schedule.epochs, 'epoch')} × {counted(per_epoch, 'step')}, "
+            f"{schedule.warmup_epochs:g} warm up",
             "lr": f"{optim.lr:g} per {optim.reference_batch} images → {peak:.3g} at batch {batch}",
             "run": config.run.out,
         }

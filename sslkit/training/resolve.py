@@ -151,9 +151,16 @@ def interval(text: str) -> tuple[float, str]:
     Raises:
         UserError: none of these, or not positive.
     """
+    if (found := _amount(text)) is None:
+        problem = f"--save-every (run.save_every): {text!r} is not an interval"
+        raise UserError(problem, "30s, 10m, 2h, 5e (epochs) or 500 (steps)")
+    return found
+
+
+def _amount(text: str) -> tuple[float, str] | None:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhe]?)", text.strip())
     if match is None or float(match[1]) <= 0:
-        raise UserError(f"{text!r} is not an interval", "30s, 10m, 2h, 5e (epochs) or 500 (steps)")
+        return None
     number, unit = float(match[1]), match[2]
     if unit in ("s", "m", "h"):
         return number * {"s": 1, "m": 60, "h": 3600}[unit], "seconds"
@@ -166,7 +173,8 @@ def seconds_of(text: str) -> float:
     Raises:
         UserError: not a time.
     """
-    number, unit = interval(text)
-    if unit != "seconds":
-        raise UserError(f"{text!r} is not a time", "30m, 8h")
-    return number
+    found = _amount(text)
+    if found is None or found[1] != "seconds":
+        cure = "a number with its unit: 30s, 30m, 8h"
+        raise UserError(f"--max-time (run.max_time): {text!r} is not a time", cure)
+    return found[0]

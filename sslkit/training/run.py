@@ -26,6 +26,7 @@ import sslkit
 from sslkit import config as configuration
 from sslkit.backbones import Encoder
 from sslkit.config import PretrainConfig
+from sslkit.console import command, counted
 from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError, nearest_path
 from sslkit.methods import card, load
@@ -153,8 +154,10 @@ def refuse(path: Path, overwrite: bool = False) -> None:
     refuse_if_locked(path)
     if (path / "run.json").is_file():
         if not overwrite:
-            cure = f"continue it with --resume {path}, choose another --out, or --overwrite to move it aside"
-            raise UserError(f"{path} exists", cure)
+            cure = f"continue it with {command('--resume', path)}"
+            raise UserError(
+                f"{path} exists", f"{cure}, choose another --out, or --overwrite to move it aside"
+            )
     elif os.path.lexists(path):
         cure = "choose another folder; nothing is overwritten"
         raise UserError(f"{path} exists" + (" and is no run" if overwrite else ""), cure)
@@ -194,7 +197,7 @@ def describe(images: ImageSet, info: Info, device: torch.device) -> dict[str, An
         },
         "device": torch.cuda.get_device_name(device)
         if device.type == "cuda"
-        else f"{device.type}, {torch.get_num_threads()} threads",
+        else f"{device.type}, {counted(torch.get_num_threads(), 'thread')}",
     }
 
 
@@ -215,7 +218,8 @@ def load_method(path: Path) -> Method:
     run = RunFolder.open(Path(path))
     found = checkpoint.whole(run.path / "checkpoints")
     if found is None:
-        raise UserError(f"run {path} has saved nothing yet", f"train on: sslkit pretrain --resume {path}")
+        cure = command("sslkit", "pretrain", "--resume", path)
+        raise UserError(f"run {path} has saved nothing yet", f"train on: {cure}")
     config, data = read_configuration(run.path / "config.toml"), run.facts["data"]
     method = build_method(config, Info(data["count"], config.data.size, data["native"]))
     checkpoint.restore_weights(found, method)

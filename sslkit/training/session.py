@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 import sslkit
 from sslkit import keyed, processes
-from sslkit.console import Console
+from sslkit.console import Console, command
 from sslkit.data.cached import cached_loader
 from sslkit.data.sources import ImageSet
 from sslkit.data.workers import WorkersLost
@@ -27,7 +27,9 @@ from sslkit.methods.base import Clock, Method
 from sslkit.training.books import Books
 from sslkit.training.changes import settings_of
 from sslkit.training.deadline import Deadline
-from sslkit.training.engine import OutOfMemory, Step, train
+from sslkit.training.engine import Step, train
+from sslkit.training.launch import say_writing
+from sslkit.training.memory import OutOfMemory, images_at_once
 from sslkit.training.optim import optimizer_and_schedule, parameter_groups
 from sslkit.training.pictures import due, write_panels
 from sslkit.training.resolve import Resolved, interval, seconds_of
@@ -69,8 +71,7 @@ class Session:
 
     def go_on_from(self, state: Mapping[str, Any]) -> None:
         """What a checkpoint knows of the run beside weights: images at once, and the time that was used."""
-        sizes = (state.get("micro_batch"), self.books.micro_batch)  # halved on the way, or asked for since
-        self.books.micro_batch = min((size for size in sizes if size), default=0)
+        self.books.micro_batch = images_at_once(self.run, self.config.run.micro_batch, state)
         if self.deadline and state:
             self.deadline = Deadline(seconds_of(self.config.run.max_time), state["seconds"])
             self.clock = replace(self.clock, steps=state["steps"])
@@ -147,9 +148,11 @@ class Session:
                         if save:
                             self._save(done)
             except (WorkersLost, processes.Lost, OutOfMemory) as problem:
-                if isinstance(problem, OutOfMemory):
+                if isinstance(problem, OutOfMemory) and problem.at_once:
                     processes.leave_word("images at once", problem.at_once)
-                self.books.micro_batch = processes.word("images at once") or self.books.micro_batch
+                if at_once := processes.word("images at once"):
+                    self.books.take(at_once)
+                say_writing()
                 self._save(done)  # what was learned is kept; nothing is wrong with it
                 self.writer.settle()
                 raise
@@ -203,7 +206,7 @@ class Session:
         self.writer.settle()
         processes.wait()  # who ends first would look lost to the others
         saved = "and saved" if not self.writer.failures else "but not saved"
-        cure = f"sslkit pretrain --resume {self.run.path}"
+        cure = command("sslkit", "pretrain", "--resume", self.run.path)
         self.console.say(f"stopped at step {done} {saved}; go on with: {cure}")
         raise Interrupted(128 + number)
 
@@ -217,7 +220,7 @@ class Session:
     def _leave_product(self) -> None:
         self._save(self.clock.steps)
         self.writer.settle()
-        cure = f"make room, then: sslkit pretrain --resume {self.run.path}"
+        cure = f"make room, then: {command('sslkit', 'pretrain', '--resume', self.run.path)}"
         if self.writer.failures:
             raise UserError(f"{self.run.path}: the last step is done and not saved", cure, code=1)
         facts = {

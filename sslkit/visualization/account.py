@@ -15,6 +15,7 @@ from PIL import Image
 
 from sslkit import config as configuration
 from sslkit.config import AUTO, PretrainConfig, flat
+from sslkit.console import counted
 from sslkit.methods import card, short_name
 from sslkit.training.health import advice
 from sslkit.visualization.page import code, details, facts, paragraph, picture, table
@@ -46,11 +47,11 @@ def summary(run: Path, about: Mapping[str, Any], config: PretrainConfig) -> str:
     """What was trained on what, and how it ended."""
     data, method = about["data"], card(config.method_name)
     paper = method.facts
-    schedule = f"{config.schedule.epochs} epochs"
+    schedule = counted(config.schedule.epochs, "epoch")
     if config.run.max_time:
         schedule = f"as many steps as fit into {config.run.max_time}"
     rows = {
-        "Status": f"{about.get('status', 'unknown')}, {about.get('step', 0):,} steps",
+        "Status": f"{about.get('status', 'unknown')}, {counted(about.get('step', 0), 'step')}",
         "Method": f"{short_name(config.method_name)}: {method.summary}",
         "Paper": f"{paper.get('paper', '')} ({paper.get('year', '')}), {paper.get('link', '')}",
         "Backbone": f"{config.model.backbone}, {config.data.size} px"

@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from sslkit.console import Console
+from sslkit.console import Console, counted
 from sslkit.errors import UserError
 from sslkit.evaluation.scores import Bin
 from sslkit.visualization.style import (
@@ -74,8 +74,8 @@ def confusion_matrix(counts: Tensor, classes: tuple[str, ...]) -> Figure:
     columns = names + (["others"] if len(chosen) < len(classes) else [])
     percent = 100 * table.double() / total.clamp_min(1)[:, None]
     right, count = int(counts.diagonal().sum()), int(counts.sum())
-    told = [f"top-1 {100 * right / max(count, 1):.1f} % of {count:,} images"]
-    told += [some] if len(chosen) < len(classes) else [f"{len(classes)} classes"]
+    told = [f"top-1 {100 * right / max(count, 1):.1f} % of {counted(count, 'image')}"]
+    told += [some] if len(chosen) < len(classes) else [counted(len(classes), "class", "classes")]
 
     cell = 0.42 if len(chosen) <= NUMBERED else 0.24
     label = 0.45 + 0.075 * max(map(len, columns))
@@ -111,7 +111,7 @@ def reliability_diagram(bins: tuple[Bin, ...]) -> Figure:
         5.6,
         6.3,
         "Is its confidence right?",
-        f"expected calibration error {number(100 * error)} %, {count:,} images",
+        f"expected calibration error {number(100 * error)} %, {counted(count, 'image')}",
     )
     left, width = MARGIN + 0.55, 4.4
     upper = sheet.plot(left, 1.0, width, 3.2, "", "accuracy, %")

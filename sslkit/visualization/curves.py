@@ -24,13 +24,15 @@ PANELS = {
     "std": ("Feature deviation", "of L2-normalised features"),
     "images_per_s": ("Speed", "images per second"),
     "wait": ("Waiting for images", "% of the time"),
+    "saving": ("Saving", "% of the time"),
     "chance": ("Loss against guessing", "1 is guessing"),
 }
 """Key of metrics.jsonl → title and the y axis' label, in the order of the picture."""
 COUNTERS = {"step", "epoch", "skipped"}
 COLUMNS, WIDTH, HEIGHT = 3, 2.6, 1.55  # plots in a row, and one plot's frame in inches
 ACROSS, DOWN = WIDTH + 0.85, HEIGHT + 0.85
-ZERO_BASED = ("lr", "grad_norm", "rank", "std", "images_per_s", "wait")
+SHARES = ("wait", "saving")  # of the time
+ZERO_BASED = ("lr", "grad_norm", "rank", "std", "images_per_s", *SHARES)
 SMOOTH_FROM = 60  # points above which a running mean is drawn over the raw line
 
 
@@ -51,7 +53,8 @@ def curves(metrics: Sequence[Mapping[str, Any]], title: str = "Training") -> Fig
     """One plot per figure over the epochs.
 
     metrics: lines of metrics.jsonl, with "epoch" and any of the keys of `PANELS`; a method's own figures get
-    plots of their own. Raises ValueError when there is nothing to draw.
+    plots of their own. What is 0 throughout has none, but for losses. Raises ValueError when there is nothing
+    to draw.
     """
     names = _names(metrics)
     if not names:
@@ -65,7 +68,12 @@ def curves(metrics: Sequence[Mapping[str, Any]], title: str = "Training") -> Fig
 
 
 def _names(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
-    present = [key for line in metrics for key, value in line.items() if isinstance(value, int | float)]
+    present = [
+        key
+        for line in metrics
+        for key, value in line.items()
+        if isinstance(value, int | float) and (value != 0 or key.startswith("loss"))
+    ]
     found = set(present) if any("epoch" in line for line in metrics) else set()
     own = sorted(found - set(PANELS) - COUNTERS, key=lambda key: (not key.startswith("loss"), key))
     known = [key for key in PANELS if key in found]
@@ -77,7 +85,7 @@ def _curve(sheet: Sheet, place: int, name: str, metrics: Sequence[Mapping[str, A
     title, label = PANELS.get(name, (name.replace("_", " ").capitalize().replace("Loss ", "Loss, "), ""))
     points = [(line["epoch"], line[name]) for line in metrics if name in line and "epoch" in line]
     epoch, value = np.array(points, dtype=float).T
-    if name == "wait":
+    if name in SHARES:
         value = 100 * value
     left, top = 0.75 + place % COLUMNS * ACROSS, 0.85 + place // COLUMNS * DOWN
     axes = sheet.plot(left, top, WIDTH, HEIGHT, "epoch", label, title)

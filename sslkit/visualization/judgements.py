@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from sslkit.console import visible
+from sslkit.console import counted, visible
+from sslkit.evaluation.readout import TITLES
 from sslkit.evaluation.robustness_scores import Plan, RobustnessResult, SourceRobustness
 from sslkit.evaluation.verdict import Difference
 from sslkit.visualization.arms import arms, read_arms
@@ -28,10 +29,10 @@ PICTURES = {
     "reliability": "Reliability: accuracy over confidence, on the diagonal where it is honest.",
     "calibration": "Calibration: accuracy over confidence, on the diagonal where it is honest.",
     "probe": "Accuracies of the probe with 95 % intervals, beside the baselines.",
-    "shots": "Accuracy over the number of labelled images per class.",
-    "grid": "Accuracy over sizes and normalisations of the input.",
+    "probe-shots": "Accuracy over the number of labelled images per class.",
+    "probe-grid": "Accuracy over sizes and normalisations of the input.",
 }
-"""Begin of a picture's file name → what it shows."""
+"""A picture's file name, without ending and number → what it shows."""
 
 ROBUSTNESS = {
     corruption_bars: "Accuracy for each of fifteen corruptions, a bar per source; dashed: on clean images.",
@@ -49,22 +50,22 @@ def probe(document: Document, run: Path) -> str:
     others = [sentence for sentence in sentences if sentence not in first]
     rows = document.get("rows", [])
     read = any("knn_readout" in row for row in rows)
-    header = ["Features", f"kNN, k = {document.get('k', 20)}", "Linear", *(["Linear reads"] if read else [])]
-    cells = [
-        [row.get("name", "?"), _with_margin(row, "knn"), _with_margin(row, "linear")]
-        + ([row.get("linear_readout", "")] if read else [])
-        for row in rows
-    ]
+    header = ["Features"]
+    for title in (f"kNN, k = {document.get('k', 20)}", "Linear"):
+        header += [title, *([f"{title.partition(',')[0]} reads"] if read else [])]
+    cells = [[row.get("name", "?"), *_read(row, "knn", read), *_read(row, "linear", read)] for row in rows]
     measured = (
         f"{document.get('data', '')}: {counts.get('train', '?')} training and "
-        f"{counts.get('validation', '?')} validation images, {counts.get('classes', '?')} classes."
+        f"{_counted(counts.get('validation'), 'validation image')}, "
+        f"{_counted(counts.get('classes'), 'class', 'classes')}."
     )
     parts = [paragraph(sentence, "verdict") for sentence in first]
     parts.append(table("Top-1 accuracy in %, ± half a 95 % interval", header, cells))
     parts.append("".join(f"<li>{paragraph(sentence)}</li>" for sentence in others))
     parts[-1] = f"<ul>{parts[-1]}</ul>" if parts[-1] else ""
     parts += [paragraph(measured + _leaks(document), "about"), *map(_shots, _listed(document, "shots"))]
-    return "".join([*parts, _grid(document), _local(document), *_pictures(run, ("probe", "shots", "grid"))])
+    drawn_by_it = ["probe", *(f"probe-{part}" for part in ("shots", "grid") if document.get(part))]
+    return "".join([*parts, _grid(document), _local(document), *_pictures(run, drawn_by_it)])
 
 
 def finetune(document: Document, run: Path) -> str:
@@ -87,7 +88,8 @@ def finetune(document: Document, run: Path) -> str:
     }
     if compared:
         figures = {
-            title: f"{value}, mean over {len(compared.seeds)} seeds" for title, value in figures.items()
+            title: f"{value}, mean over {counted(len(compared.seeds), 'seed')}"
+            for title, value in figures.items()
         }
     if isinstance(counts, Mapping) and counts:
         figures["Images"] = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
@@ -127,7 +129,7 @@ def robustness(document: Document) -> str:
     against = document.get("baseline") or "the baseline"
     header = ["Source", "Clean", "Corrupted", "mCE", f"Corrupted, against {against}"]
     told = (
-        f"Accuracy in % on {document.get('count', '?')} images; mCE: mean corruption error, "
+        f"Accuracy in % on {_counted(document.get('count'), 'image')}; mCE: mean corruption error, "
         f"100 is {against}'s. An interval that holds 0 shows no difference."
     )
     parts = [table("Accuracy on changed images", header, rows), paragraph(told, "about") if rows else ""]
@@ -181,9 +183,9 @@ def _shots(level: Document) -> str:
         for row in _listed(level, "rows")
     ]
     draws = len(level.get("seeds", ()))
-    title = (
-        f"With {level.get('shots', '?')} labelled images per class, top-1 in %, ± deviation of {draws} draws"
-    )
+    spread = "one draw" if draws == 1 else f"± deviation of {draws} draws"
+    images = _counted(level.get("shots"), "labelled image")
+    title = f"With {images} per class, top-1 in %, {spread}"
     return table(title, ["Features", "kNN", "Linear"], rows)
 
 
@@ -248,8 +250,14 @@ def _found(folder: str, run: Path) -> Path | None:
 
 
 def _pictures(folder: Path, names: Sequence[str]) -> list[str]:
-    files = [file for n in names for at in ("", "pictures/") for file in sorted(folder.glob(f"{at}{n}*.png"))]
-    return [stored(file, PICTURES[next(n for n in names if file.name.startswith(n))]) for file in files]
+    """Those of these names, in the folder or in its pictures/; a second one of a name has a number."""
+    places = [
+        (name, f"{at}{name}{number}.png")
+        for name in names
+        for at in ("", "pictures/")
+        for number in ("", "-[0-9]*")
+    ]
+    return [stored(file, PICTURES[name]) for name, here in places for file in sorted(folder.glob(here))]
 
 
 def _sentences(document: Document, *names: str) -> list[str]:
@@ -266,6 +274,16 @@ def _listed(document: Document, name: str) -> list[Document]:
 def _with_margin(row: Document, name: str, margin: str = "_interval") -> str:
     own = row.get(f"{name}{margin}")
     return _number(row.get(name)) + (f" ± {own:.1f}" if isinstance(own, int | float) else "")
+
+
+def _read(row: Document, name: str, told: bool) -> list[str]:
+    """The accuracy, and what was read for it."""
+    source = str(row.get(f"{name}_readout", ""))
+    return [_with_margin(row, name), *([TITLES.get(source, source)] if told else [])]
+
+
+def _counted(number: Any, *noun: str) -> str:
+    return counted(number, *noun) if isinstance(number, int) else f"?{counted(0, *noun)[1:]}"
 
 
 def _number(value: Any) -> str:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from matplotlib.figure import Figure
 
+from sslkit.console import command
 from sslkit.errors import UserError
 from sslkit.visualization import attention_maps, stored
 from sslkit.visualization import filters as first_layer
@@ -163,30 +164,31 @@ GROUPS = {"robust": tuple(stored.FIGURES)}
 """Names for several kinds at once: of these, the ones that can be drawn."""
 
 
-def refusal(kind: str, subject: Subject) -> UserError | None:
-    """Why this kind can't be drawn of the subject, if it can't."""
-    facts = KINDS[kind]
+def refusal(kind: str, subject: Subject, asked: str = "") -> UserError | None:
+    """Why this kind can't be drawn of the subject, if it can't; `asked`: the group it was asked for by."""
+    facts, name = KINDS[kind], asked or kind
     if facts.needs in ("run", "method") and not subject.has_method:
-        return UserError(f"{kind} needs a run, and {subject.source} is weights alone", "filters needs no run")
+        return UserError(f"{name} needs a run, and {subject.source} is weights alone", "filters needs no run")
     if facts.needs in ("run", "encoder") and subject.has_method and subject.run is None:
-        problem = f"{kind} needs a trained run, and {subject.source!r} is a method's name"
+        problem = f"{name} needs a trained run, and {subject.source!r} is a method's name"
         return UserError(problem, "give a run folder such as runs/mfm-…-1")
     if facts.masking is True and not subject.masks_frequencies:
         problem = f"{kind} shows masked frequencies, and {subject.name} masks none"
         return UserError(problem, "panels shows what it does")
     if facts.masking is False and subject.masks_frequencies:
         return UserError(f"{kind} is for methods that mask no frequencies", "recon shows what mfm predicts")
-    return _refusal_of_content(kind, subject)
+    return _refusal_of_content(kind, subject, asked)
 
 
-def _refusal_of_content(kind: str, subject: Subject) -> UserError | None:
+def _refusal_of_content(kind: str, subject: Subject, asked: str) -> UserError | None:
     """What only a look at the encoder or into the run can tell."""
     if kind == "attention":
         return attention_maps.refusal_of(subject.encoder)
     if kind == "filters":
         return first_layer.refusal_of(subject.encoder)
     if kind in stored.FIGURES:
-        return stored.refusal_of(run_of(subject), kind)
+        return stored.refusal_of(run_of(subject), kind, asked)
     if kind == "compare" and not subject.others:
-        return UserError("compare needs two runs or more", f"sslkit visualize {subject.source} --with RUN")
+        cure = command("sslkit", "visualize", subject.source)
+        return UserError("compare needs two runs or more", f"{cure} --with RUN")
     return None

@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from sslkit.backbones import Encoder
+from sslkit.console import counted
 from sslkit.errors import UserError
 from sslkit.frequency import power_spectrum, radial_profile
 from sslkit.visualization.style import COLOURS, MARGIN, MUTED, SMALL, Sheet
@@ -62,7 +63,7 @@ def layers(profiles: Sequence[Tensor], name: str, unit: str, count: int, total: 
     """
     sheet = Sheet(
         MARGIN + 2 * WIDE + 2.1, PLOT + 1.6, f"Frequencies in the {unit}s of {name}",
-        f"log₁₀ amplitude relative to the zero frequency, mean over channels and {count} images"
+        f"log₁₀ amplitude relative to the zero frequency, mean over channels and {counted(count, 'image')}"
         + (f"; {unit}s above {len(profiles)} of {total} are too small" if total > len(profiles) else ""),
     )  # fmt: skip
     axes = sheet.plot(

@@ -15,7 +15,7 @@ from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sslkit.console import SILENT, Console
+from sslkit.console import SILENT, Console, counted
 from sslkit.visualization.style import COLOURS, MARGIN, MUTED, RULE, SMALL, TEXT, Sheet
 
 SIDE = 5.2  # of a map, inches
@@ -86,7 +86,8 @@ def image_map(
     legend_room = 1.45 if labels else 0.0
     sheet = Sheet(
         MARGIN + across * (SIDE + 0.3) + legend_room, 0.75 + len(points) * (SIDE + 0.45) + 0.1,
-        f"{count:,} images as {name} sees them", "alike images lie close together; axes have no unit",
+        f"{counted(count, 'image')} as {name} sees them",
+        "alike images lie close together; axes have no unit",
     )  # fmt: skip
     for row, (title, places) in enumerate(points.items()):
         top = 0.75 + row * (SIDE + 0.45) + 0.3

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from sslkit.console import counted
 from sslkit.visualization.style import (
     CELL,
     COLOURS,
@@ -52,7 +53,7 @@ def neighbours(
         max(MARGIN + 0.2 + (count + 1) * (CELL + GAP) + MARGIN, 5.8),
         TOP + len(queries) * row + 0.15,
         f"Nearest neighbours in {name}",
-        f"among {gallery:,} images, cosine of centred features" + _hits(queries, found, labelled),
+        f"among {counted(gallery, 'image')}, cosine of centred features" + _hits(queries, found, labelled),
     )
     for line, (query, others) in enumerate(zip(queries, found, strict=True)):
         top = TOP + line * row + LINE

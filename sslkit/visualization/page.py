@@ -23,6 +23,7 @@ from sslkit.visualization.style import DPI as FILE_DPI
 DPI = 110  # sharp at the page's width, half the bytes of the files' 150
 WIDEST, TALLEST = 1600, 2400  # pixels of a picture
 PLOT_COLOURS = 5000  # at most; a picture of more holds photographs, which JPEG keeps in a fifth of the bytes
+LARGE = 120_000  # bytes of a PNG from which JPEG may be smaller: grey photographs have few colours too
 WIDE = 6.4  # inches from which a picture is scrolled on a narrow screen, not made unreadable
 
 
@@ -102,10 +103,8 @@ def picture(image: Image.Image, text: str, dpi: int = DPI) -> str:
     """Inside the page, never larger than it is shown."""
     made = on_white(image)
     made.thumbnail((WIDEST, TALLEST), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    kind = "png" if made.getcolors(PLOT_COLOURS) else "jpeg"
-    made.save(buffer, kind, quality=88, subsampling=0)  # of which a PNG takes no notice
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    kind, content = _encoded(made)
+    data = base64.b64encode(content).decode("ascii")
     wide = ' class="wide"' if image.width > WIDE * dpi else ""
     tag = (
         f'<img{wide} src="data:image/{kind};base64,{data}" width="{made.width}" height="{made.height}" '
@@ -114,6 +113,21 @@ def picture(image: Image.Image, text: str, dpi: int = DPI) -> str:
     if wide:
         tag = f'<div class="scroll" role="region" tabindex="0" aria-label="picture">{tag}</div>'
     return f"<figure>{tag}<figcaption>{shown(text)}</figcaption></figure>"
+
+
+def _encoded(image: Image.Image) -> tuple[str, bytes]:
+    """As PNG where that is sharp and small, else as JPEG: the kind, and the bytes."""
+    plot = image.getcolors(PLOT_COLOURS) is not None
+    if plot and len(sharp := _bytes(image, "png")) <= LARGE:
+        return "png", sharp
+    smooth = _bytes(image, "jpeg")
+    return ("png", sharp) if plot and len(sharp) < len(smooth) else ("jpeg", smooth)
+
+
+def _bytes(image: Image.Image, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, quality=88, subsampling=0)  # of which a PNG takes no notice
+    return buffer.getvalue()
 
 
 def on_white(image: Image.Image) -> Image.Image:

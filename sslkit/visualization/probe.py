@@ -8,10 +8,12 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sslkit.console import counted
 from sslkit.errors import UserError
 from sslkit.evaluation.result import MEASURES, FewRow, ProbeResult, Row
 from sslkit.evaluation.table import to_markdown
 from sslkit.visualization.robustness import attack_curves, corruption_bars, heat_maps, radius_curves
+from sslkit.visualization.stored import FIGURES
 from sslkit.visualization.style import COLOURS, DPI, INK, MARGIN, MUTED, SMALL, Sheet, plain_ticks
 
 PLOT = 2.6  # height of a curve's plot, inches
@@ -20,6 +22,8 @@ BAR = 0.34  # height of a bar and the gap to the next, inches
 NAMES = 3.1  # room for the names of the rows
 NORMALIZATIONS = {"own": "own normalisation", "ImageNet": "ImageNet's", "none": "no normalisation"}
 LONGEST = 44  # letters of a name
+PICTURES = ("probe", "probe-shots", "probe-grid", *FIGURES)
+"""Names of all files that a probe may draw, without ending."""
 
 
 def figures(result: ProbeResult) -> dict[str, Figure]:
@@ -42,6 +46,8 @@ def figures(result: ProbeResult) -> dict[str, Figure]:
 def write_result(result: ProbeResult, folder: Path, pictures: Path | None = None) -> None:
     """probe.json, table.md and PNG files; those of an earlier probe are replaced, each as a whole.
 
+    Pictures that this result has no figures for would contradict it: they go.
+
     Args:
         pictures: folder of the PNG files, where it is another one.
 
@@ -56,7 +62,10 @@ def write_result(result: ProbeResult, folder: Path, pictures: Path | None = None
         for name, text in (("probe.json", document), ("table.md", to_markdown(result))):
             (folder / f".{name}").write_text(text, encoding="utf-8", errors="backslashreplace")
             (folder / f".{name}").replace(folder / name)
-        for name, figure in figures(result).items():
+        made = figures(result)
+        for name in set(PICTURES) - set(made):
+            (beside / f"{name}.png").unlink(missing_ok=True)
+        for name, figure in made.items():
             figure.savefig(beside / f".{name}.png", dpi=DPI, format="png")
             (beside / f".{name}.png").replace(beside / f"{name}.png")
     except OSError as problem:
@@ -197,8 +206,9 @@ def _legend_below(sheet: Sheet) -> None:
 
 
 def _about(result: ProbeResult) -> str:
-    train, validation = (f"{result.counts[name]:,}" for name in ("train", "validation"))
-    return f"{train} training, {validation} validation images, {result.counts['classes']} classes"
+    counts = result.counts
+    images = f"{counts['train']:,} training, {counted(counts['validation'], 'validation image')}"
+    return f"{images}, {counted(counts['classes'], 'class', 'classes')}"
 
 
 def _colour(order: int) -> str:

@@ -26,6 +26,7 @@ from sslkit.training.run import RunFolder, read_configuration
 from sslkit.visualization import account, judgements
 from sslkit.visualization.curves import curves, read_metrics
 from sslkit.visualization.page import anchor, drawn, paragraph, section, shown, stored
+from sslkit.visualization.stored import FIGURES
 from sslkit.visualization.subject import Subject
 from sslkit.visualization.visualize import KINDS, refusal
 
@@ -167,7 +168,7 @@ def own_pictures(page: Page) -> str:
     files = [
         file
         for file in sorted((page.run / "pictures").glob("*.png"))
-        if not file.stem.startswith(("step-", *judgements.PICTURES)) and file.stem not in here
+        if not file.stem.startswith(("step-", *judgements.PICTURES, *FIGURES)) and file.stem not in here
     ]
     texts = {
         file: KINDS[name].text if (name := file.stem.partition("-")[0]) in KINDS else file.stem

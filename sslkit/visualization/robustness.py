@@ -9,6 +9,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sslkit.console import counted
 from sslkit.evaluation.corruptions import CORRUPTIONS, GROUPS
 from sslkit.evaluation.robustness_scores import RobustnessResult
 from sslkit.visualization.style import (
@@ -114,7 +115,7 @@ def heat_maps(result: RobustnessResult) -> Figure:
     height = 0.85 + (2 if others else 1) * (CELL + spacing) + (0.2 if others else 0)
     wide = column(len(maps)) + 0.25 * len(maps) + 1.0
     norm = number(result.plan.wave_norm)
-    told = [f"norm {norm} a channel", f"±{axis[-1]} cycles, {result.count} images"]
+    told = [f"norm {norm} a channel", f"±{axis[-1]} cycles, {counted(result.count, 'image')}"]
     sheet = Sheet(max(wide, 4.2), height, "Error under single-frequency noise", " · ".join(told))
     low = min(float(found.min()) for found in maps.values())
     high = max(float(found.max()) for found in maps.values())
@@ -143,7 +144,7 @@ def attack_curves(result: RobustnessResult) -> Figure:
     """Accuracy under FGSM and PGD over epsilon. Raises ValueError without attacks."""
     if not result.plan.epsilons:
         raise ValueError("robustness: no attack was measured, nothing to draw")
-    told = _told(result, f"PGD of {result.plan.steps} steps")
+    told = _told(result, f"PGD of {counted(result.plan.steps, 'step')}")
     sheet = Sheet(5.6, PLOT + 1.6, "Attacks that know the classifier", told)
     axes = sheet.plot(MARGIN + 0.5, 0.95, 4.6, PLOT, "largest change of a value, 1/255", "accuracy, %")
     strengths = (0.0, *result.plan.epsilons)
@@ -185,7 +186,7 @@ def _names_below(axes: Axes, height: float, count: int) -> None:
 
 
 def _told(result: RobustnessResult, more: str) -> str:
-    return f"{result.count} images, {result.side} px · {more}"
+    return f"{counted(result.count, 'image')}, {result.side} px · {more}"
 
 
 def _top(accuracies: Iterable[float]) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from sslkit.console import command
 from sslkit.errors import UserError
 from sslkit.evaluation.robustness_scores import Plan, RobustnessResult, SourceRobustness
 from sslkit.visualization.robustness import attack_curves, corruption_bars, heat_maps, radius_curves
@@ -60,14 +61,16 @@ def draw_stored(run: Path, kind: str) -> Figure:
     return FIGURES[kind][1](result)
 
 
-def refusal_of(run: Path, kind: str) -> UserError | None:
-    """Why there is no such figure of the run, if there is none."""
-    result = stored_robustness(run)
+def refusal_of(run: Path, kind: str, asked: str = "") -> UserError | None:
+    """Why there is no such figure of the run, if there is none. `asked` is the word for it, if another."""
+    result, name = stored_robustness(run), asked or kind
+    cure = command("sslkit", "probe", run, "DATA", "--robust")
     if result is None:
-        return UserError(f"{kind}: no robustness was measured of {run}", "sslkit probe RUN DATA --robust")
+        return UserError(f"{name}: no robustness was measured of {run}", cure)
     part = FIGURES[kind][0]
     if not getattr(result.plan, part):
-        return UserError(f"{kind}: the probe of {run} left {part} out", "sslkit probe RUN DATA --robust")
+        more = " --attacks" if part == "epsilons" else ""
+        return UserError(f"{name}: the probe of {run} left {part} out", cure + more)
     return None
 
 

@@ -84,9 +84,12 @@ def _wanted(kinds: Sequence[str], subject: Subject) -> list[str]:
         if kind not in {*KINDS, *GROUPS}:
             raise UserError(f"unknown kind of picture {kind!r}", nearest(kind, [*KINDS, *GROUPS]))
         members = GROUPS.get(kind, (kind,))
-        problems = {member: refusal(member, subject) for member in members}
+        problems = {member: refusal(member, subject, kind) for member in members}
         if all(problems.values()):
-            raise next(filter(None, problems.values()))
+            problem = next(filter(None, problems.values()))
+            if len(set(kinds)) > 1:
+                problem.hint = ", or ".join(filter(None, [problem.hint, f"leave out --kind {kind}"]))
+            raise problem
         chosen += [member for member in members if problems[member] is None]
     if kinds:
         return list(dict.fromkeys(chosen))
