@@ -289,7 +289,10 @@ def test_next_to_nothing_is_a_clear_error(
     assert str(photos) in caught.value.message or "batch" in message
 
 
-def test_one_image_is_enough(photos: Path, tiny: Callable[..., PretrainConfig]) -> None:
+def test_one_image_is_enough(
+    photos: Path, tiny: Callable[..., PretrainConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
     only(photos, 1, 0)
-    run = pretrain(tiny("run", **{"run.batch_size": 1, "optim.lr": 1e-4}))
+    run = pretrain(tiny("run", **{"run.batch_size": 1, "optim.lr": 1e-4}), Console())
     assert RunFolder.open(run).facts["status"] == "completed"
+    assert "collapse" not in capsys.readouterr().err  # one image alone spreads nowhere

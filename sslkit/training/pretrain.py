@@ -197,8 +197,6 @@ def _told_if_full(path: Path) -> Iterator[None]:
 def check(ready: Resolved, console: Console) -> None:
     """Refuse what the method can't do with these images and batches; warn of what changes it."""
     name, run = short_name(ready.config.method_name), ready.config.run
-    if ready.info.count < 2:
-        raise UserError("nothing can be learned from one image alone", "two images at least; --limit 2")
     require(run.loggers)
     method = load(ready.config.method_name)
     if missing := method.needs - {"image"}:
