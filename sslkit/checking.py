@@ -88,12 +88,15 @@ def _described(kinds: Sequence[Any]) -> str:
 
 
 def _in_range(key: str, number: float, metadata: Mapping[str, Any]) -> None:
-    cure = _expected(type(number), metadata)
+    low, high, above = (metadata.get(name) for name in ("low", "high", "above"))
     if not math.isfinite(number):
-        raise UserError(f"{key}: {number} is not a finite number", cure)
-    if (above := metadata.get("above")) is not None and not number > above:
-        raise UserError(f"{key}: {number} is not > {above}", cure)
-    if (low := metadata.get("low")) is not None and number < low:
-        raise UserError(f"{key}: {number} is not >= {low}", cure)
-    if (high := metadata.get("high")) is not None and number > high:
-        raise UserError(f"{key}: {number} is not <= {high}", cure)
+        wrong = "a finite number"
+    elif above is not None and not number > above:
+        wrong = f"> {above}"
+    elif low is not None and number < low:
+        wrong = f">= {low}"
+    elif high is not None and number > high:
+        wrong = f"<= {high}"
+    else:
+        return
+    raise UserError(f"{key}: {number} is not {wrong}", _expected(type(number), metadata))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from sslkit.backbones import Encoder
 from sslkit.cli import app
+from sslkit.weights import write_encoder
 
 Network = TypeVar("Network", bound=nn.Module)
 Called = tuple[int, str, str]
@@ -22,6 +26,25 @@ def called(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     with pytest.raises(SystemExit) as ended:
         app.main()
     return (int(ended.value.code or 0), *capsys.readouterr())
+
+
+def probing(
+    folder: Path,
+    encoder: Encoder,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: Sequence[str] = (),
+) -> Callable[..., Called]:
+    """run("data", "--grid") probes the encoder, exported to folder/model, in that folder."""
+    monkeypatch.chdir(folder)
+    Path("model").mkdir()
+    write_encoder(encoder, folder / "model", "model.safetensors", {})
+    usual = ["--workers", "0", "--device", "cpu", "--precision", "float32", "--no-cache"]
+
+    def run(*words: str, source: str = "model") -> Called:
+        return called(["probe", source, *words, *usual, *options], monkeypatch, capsys)
+
+    return run
 
 
 def refused(done: Called, message: str) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from building import Called, called
+from building import Called
 from PIL import Image
 
 from sslkit.backbones import Encoder
@@ -24,7 +24,6 @@ from sslkit.evaluation.probe import probe
 from sslkit.evaluation.segmentation import enlarged, majority, overlap
 from sslkit.evaluation.table import to_markdown
 from sslkit.visualization import judgements
-from sslkit.weights import write_encoder
 
 QUICK: dict[str, Any] = {"device": "cpu", "precision": "float32", "workers": 0, "cache": False}
 CPU = torch.device("cpu")
@@ -68,26 +67,8 @@ def call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Called]:
     """call("data", "--grid") probes a small ViT locally, in tmp_path → (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    Path("model").mkdir()
-    write_encoder(Encoder("test_vit", 64), tmp_path / "model", "model.safetensors", {})
-
-    def run(*words: str) -> Called:
-        options = [
-            "--workers",
-            "0",
-            "--device",
-            "cpu",
-            "--precision",
-            "float32",
-            "--no-cache",
-            "--out",
-            "new",
-        ]
-        return called(["probe", "model", *words, *options], monkeypatch, capsys)
-
-    return run
+    return building.probing(tmp_path, Encoder("test_vit", 64), monkeypatch, capsys, ("--out", "new"))
 
 
 def refused(done: Called, message: str) -> None:

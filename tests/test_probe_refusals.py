@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from building import Called, called, refused
+from building import Called, probing, refused
 from PIL import Image
 
 from sslkit.backbones import Encoder
-from sslkit.weights import write_encoder
 
 
 def write(folder: Path, names: str, count: int) -> None:
@@ -32,16 +31,8 @@ def call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Called]:
     """call("data", "--grid") probes an exported encoder in tmp_path → (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    Path("model").mkdir()
-    write_encoder(Encoder("test_resnet", 32), Path("model"), "model.safetensors", {})
-
-    def run(*words: str, source: str = "model") -> Called:
-        options = ["--workers", "0", "--device", "cpu", "--precision", "float32", "--no-cache"]
-        return called(["probe", source, *words, *options], monkeypatch, capsys)
-
-    return run
+    return probing(tmp_path, Encoder("test_resnet", 32), monkeypatch, capsys)
 
 
 def test_labels_that_do_not_fit(call: Callable[..., Called]) -> None:

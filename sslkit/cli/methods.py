@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sslkit.cli import options
-from sslkit.console import Console
+from sslkit.console import Console, command
 from sslkit.errors import UserError
 
 if TYPE_CHECKING:
@@ -100,8 +100,9 @@ def _write_new(file: str, console: Console) -> None:
     except OSError as problem:
         raise UserError(f"{file} can't be written: {problem.strerror}") from None
     console.say("a method that predicts an image from its low frequencies. Make it yours, then:")
-    console.say(f"  sslkit methods --test {file}              # does it hold what every method must?")
-    console.say(f"  sslkit pretrain photos/ -m {file}")
+    judge = command("sslkit", "methods", "--test", file)
+    console.say(f"  {judge}              # does it hold what every method must?")
+    console.say(f"  {command('sslkit', 'pretrain', 'photos/', '-m', file)}")
     console.result(file, {"file": file})
 
 

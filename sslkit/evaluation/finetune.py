@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -145,8 +144,7 @@ def _resumed(path: Path, console: Console, whole: Path | None = None) -> Finetun
     if (path / COMPARISON_FILE).is_file():
         return _continued(path, console)
     if not (path / "run.json").is_file() or not (path / "config.toml").is_file():
-        cure = "give finetune's own folder"
-        cure = nearest_path(path, cure)
+        cure = nearest_path(path, "give finetune's own folder")
         raise UserError(f"{path} is not a run: no run.json and config.toml there", cure)
     run = RunFolder(path)
     if run.facts.get("kind") != "finetune":
@@ -172,7 +170,7 @@ def _held(path: Path, console: Console, whole: Path | None = None) -> Iterator[N
         with locked(path, console), console.copied_to(path / "log.txt"):
             yield
     except OSError as problem:
-        cure = shlex.join(["sslkit", "finetune", "--resume", str(whole or path)])
+        cure = command("sslkit", "finetune", "--resume", whole or path)
         reason = problem.strerror or problem
         raise UserError(f"{problem.filename or path}: {reason}", f"make room, then: {cure}", code=1) from None
 

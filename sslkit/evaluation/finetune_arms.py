@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import json
-import shlex
 import shutil
 import statistics
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ import torch
 
 import sslkit
 from sslkit import config as configuration
-from sslkit.console import Console
+from sslkit.console import Console, command
 from sslkit.errors import UserError
 from sslkit.evaluation.finetune_config import FinetuneConfig
 from sslkit.evaluation.outcome import FinetuneResult
@@ -115,7 +114,7 @@ def begin(path: Path, wanted: FinetuneConfig, baseline: bool, seeds: Sequence[in
     repeat = ["sslkit", "finetune", wanted.model.source, wanted.data.source, "-c", str(path / "config.toml")]
     repeat += ["--baseline", "scratch"] if baseline else []
     repeat += ["--seeds", ",".join(map(str, seeds))]
-    header = f"sslkit {sslkit.__version__}: `{shlex.join(repeat)}` repeats this comparison"
+    header = f"sslkit {sslkit.__version__}: `{command(*repeat)}` repeats this comparison"
     (path / "config.toml").write_text(configuration.dump(wanted, header), encoding="utf-8")
     arms = [
         {"folder": f"{name}-seed-{seed}", "seed": seed, "scratch": scratch}

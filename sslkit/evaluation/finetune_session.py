@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 import time
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sslkit.console import Bar, Console
+from sslkit.console import Bar, Console, command
 from sslkit.data.cached import cached_loader
 from sslkit.data.sources import ImageSet
 from sslkit.data.workers import WorkersLost
@@ -249,7 +248,7 @@ class FinetuneSession:
 
     def _leave(self, number: int, done: int) -> None:
         saved = "and saved" if not self.writer.failures else "but not saved"
-        cure = shlex.join(["sslkit", "finetune", "--resume", str(self.whole)])
+        cure = command("sslkit", "finetune", "--resume", self.whole)
         self.console.say(f"stopped at step {done} {saved}; go on with: {cure}")
         raise Interrupted(128 + number)
 

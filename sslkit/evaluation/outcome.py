@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 import sslkit
 from sslkit import config as configuration
 from sslkit.backbones import Encoder
-from sslkit.console import Console, counted
+from sslkit.console import Console, command, counted
 from sslkit.data.sources import ImageSet
 from sslkit.evaluation.classifier import write_classifier
 from sslkit.evaluation.finetune_config import FinetuneConfig
@@ -125,7 +124,7 @@ def write_beginning(plan: Plan, run: RunFolder) -> None:
     """What stands in the run's folder before the first step: run.json, config.toml, splits.csv."""
     config, training = plan.config, plan.parts.training
     source, data = config.model.source, config.data.source
-    repeat = shlex.join(["sslkit", "finetune", source, data, "-c", str(run.path / "config.toml")])
+    repeat = command("sslkit", "finetune", source, data, "-c", run.path / "config.toml")
     header = f"sslkit {sslkit.__version__}: `{repeat}` repeats this run"
     (run.path / "config.toml").write_text(configuration.dump(config, header), encoding="utf-8")
     write_splits(run.path / "splits.csv", plan.parts)

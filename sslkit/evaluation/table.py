@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
-
-from sslkit.console import Console, counted, visible
+from sslkit.console import Console, command, counted, visible
 from sslkit.evaluation.leaks import Leaks
 from sslkit.evaluation.readout import TITLES
 from sslkit.evaluation.result import LocalResult, ProbeResult
@@ -80,7 +78,7 @@ def show(result: ProbeResult, console: Console) -> None:
     if result.robustness is not None:
         show_robustness(result.robustness, console)
     for source in dict.fromkeys(verdict.source for verdict in result.comparisons):
-        console.say(f"{_NOTE}: {shlex.join(['sslkit', 'finetune', source, result.data])}")
+        console.say(f"{_NOTE}: {command('sslkit', 'finetune', source, result.data)}")
 
 
 def leak_warning(leaks: Leaks, data: str) -> tuple[str, str]:

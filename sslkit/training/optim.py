@@ -13,8 +13,8 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
-from sslkit.config import Optim, Schedule
-from sslkit.methods.base import Clock
+from sslkit.config import Optim, PretrainConfig, Schedule
+from sslkit.methods.base import Clock, Method
 
 
 def learning_rate(base: float, batch_size: int, reference_batch: int) -> float:
@@ -85,6 +85,14 @@ def optimizer_and_schedule(
     warmup = min(round(schedule.warmup_epochs * clock.steps_per_epoch), clock.steps - 1)
     lows = schedule.warmup_lr * scale, schedule.min_lr * scale
     return optimizer, CosineSchedule(optimizer, clock.steps, warmup, *lows, optim.weight_decay_end)
+
+
+def pretraining(
+    method: Method, config: PretrainConfig, clock: Clock
+) -> tuple[torch.optim.Optimizer, CosineSchedule]:
+    """`optimizer_and_schedule` of a method's parameters."""
+    groups = parameter_groups(method, config.optim.weight_decay, method.overrides)
+    return optimizer_and_schedule(groups, config.optim, config.schedule, config.run.batch_size, clock)
 
 
 def _fusable(parameters: list[nn.Parameter]) -> bool:

@@ -29,7 +29,7 @@ from sslkit.training.launch import launch
 from sslkit.training.locks import locked
 from sslkit.training.loggers import require
 from sslkit.training.progress import announce
-from sslkit.training.resolve import Resolved, interval, resolve, seconds_of
+from sslkit.training.resolve import Resolved, refuse_times, resolve
 from sslkit.training.run import RunFolder, build_method, describe, read_configuration, refuse
 from sslkit.training.session import Session
 from sslkit.weights import load_encoder, load_into, tensors_for
@@ -49,9 +49,7 @@ def pretrain(config: PretrainConfig, console: Console = SILENT, overwrite: bool 
         given = (settings_of(config), console.choice, overwrite)
         return Path(launch(_pretrain_here, given, config.run.devices))
     device = pick_device(config.run.device)
-    interval(config.run.save_every)
-    if config.run.max_time:
-        seconds_of(config.run.max_time)
+    refuse_times(config.run)
     with processes.joined(device, config.run.patience), processes.watched(lambda: 0):
         if config.run.out != AUTO:
             processes.on_first(lambda: refuse(Path(config.run.out), overwrite))

@@ -13,7 +13,7 @@ import torch
 from timm.models import is_model_in_modules
 
 from sslkit.backbones import VIT_MODULES
-from sslkit.config import AUTO, PretrainConfig
+from sslkit.config import AUTO, PretrainConfig, Run
 from sslkit.errors import UserError
 from sslkit.methods import load, short_name
 from sslkit.methods.base import Info
@@ -155,6 +155,13 @@ def interval(text: str) -> tuple[float, str]:
         problem = f"--save-every (run.save_every): {text!r} is not an interval"
         raise UserError(problem, "30s, 10m, 2h, 5e (epochs) or 500 (steps)")
     return found
+
+
+def refuse_times(run: Run) -> None:
+    """A UserError for `save_every` or `max_time` that is none, before anything is read."""
+    interval(run.save_every)
+    if run.max_time:
+        seconds_of(run.max_time)
 
 
 def _amount(text: str) -> tuple[float, str] | None:

@@ -11,7 +11,6 @@ import json
 import math
 import os
 import platform
-import shlex
 import sys
 import tempfile
 import time
@@ -67,8 +66,8 @@ class RunFolder:
     def open(cls, path: Path) -> RunFolder:
         cure = "give a folder such as runs/mfm-…-1"
         if not (path / "run.json").is_file() or not (path / "config.toml").is_file():
-            cure = nearest_path(path, cure)
-            raise UserError(f"{path} is not a run: no run.json and config.toml there", cure)
+            problem = f"{path} is not a run: no run.json and config.toml there"
+            raise UserError(problem, nearest_path(path, cure))
         run = cls(path)
         if run.facts.get("kind") != "pretrain":
             raise UserError(f"{path} is not a pre-training run", cure)
@@ -181,7 +180,7 @@ def describe(images: ImageSet, info: Info, device: torch.device) -> dict[str, An
     return {
         "format": FORMAT,
         "kind": "pretrain",
-        "command": shlex.join(["sslkit", *sys.argv[1:]]) if _is_command_line() else "",
+        "command": command("sslkit", *sys.argv[1:]) if _is_command_line() else "",
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "data": {
             "name": images.name,

@@ -30,7 +30,7 @@ from sslkit.training.deadline import Deadline
 from sslkit.training.engine import Step, train
 from sslkit.training.launch import say_writing
 from sslkit.training.memory import OutOfMemory, images_at_once
-from sslkit.training.optim import optimizer_and_schedule, parameter_groups
+from sslkit.training.optim import pretraining
 from sslkit.training.pictures import due, write_panels
 from sslkit.training.resolve import Resolved, interval, seconds_of
 from sslkit.training.run import RunFolder
@@ -58,10 +58,7 @@ class Session:
         self.run, self.device, self.console = run, device, console
         per_epoch = len(self.images) // config.run.batch_size
         self.clock = Clock(0, config.schedule.epochs * per_epoch, per_epoch, config.run.seed)
-        groups = parameter_groups(method, config.optim.weight_decay, method.overrides)
-        self.optimizer, self.schedule = optimizer_and_schedule(
-            groups, config.optim, config.schedule, config.run.batch_size, self.clock
-        )
+        self.optimizer, self.schedule = pretraining(method, config, self.clock)
         self.deadline = Deadline(seconds_of(config.run.max_time)) if config.run.max_time else None
         self.save_every = interval(config.run.save_every)
         self.saved = time.monotonic()

@@ -35,12 +35,12 @@ from sslkit.training.acceleration import accelerate_, fitted
 from sslkit.training.device import autocast, pick_device, to_device
 from sslkit.training.engine import Step, train
 from sslkit.training.flops import counted_flops, peak_flops
-from sslkit.training.optim import build_optimizer, optimizer_and_schedule, parameter_groups
+from sslkit.training.optim import build_optimizer, parameter_groups, pretraining
 from sslkit.training.pictures import PICTURED
 from sslkit.training.pretrain import check, started
 from sslkit.training.progress import announce
 from sslkit.training.rates import Rates, Rehearsal
-from sslkit.training.resolve import Resolved, interval, resolve, seconds_of
+from sslkit.training.resolve import Resolved, refuse_times, resolve, seconds_of
 from sslkit.training.run import refuse
 
 WARM = 2
@@ -88,10 +88,7 @@ class Workbench:
             self._bare = self._bare_steps()
         accelerate_(self.method, config, device)
         self.config = config = fitted(ready, self.method, images, device).config
-        groups = parameter_groups(self.method, config.optim.weight_decay, self.method.overrides)
-        self.optimizer, self.schedule = optimizer_and_schedule(
-            groups, config.optim, config.schedule, config.run.batch_size, self.clock
-        )
+        self.optimizer, self.schedule = pretraining(self.method, config, self.clock)
         self._model = self._steps(repeat(self.batch))
 
     @property
@@ -280,9 +277,7 @@ def at_the_door(config: PretrainConfig, console: Console, with_bare: bool = Fals
         cure = "leave --devices out; N of them take an Nth of the time, and what they exchange on top"
         raise UserError("--dry-run and bench time one process", cure)
     device = pick_device(config.run.device)
-    interval(config.run.save_every)
-    if config.run.max_time:
-        seconds_of(config.run.max_time)
+    refuse_times(config.run)
     images = open_images(config.data.sources, config.data.limit or None)
     ready = resolve(config, len(images), native_side(images), device)
     check(ready, console)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sslkit.console import SILENT, Console, counted
+from sslkit.errors import first_line
 from sslkit.visualization.style import COLOURS, MARGIN, MUTED, RULE, SMALL, TEXT, Sheet
 
 SIDE = 5.2  # of a map, inches
@@ -65,13 +66,9 @@ def _neighbourhoods(count: int, seed: int, console: Console) -> Iterator[tuple[s
             try:
                 kind = getattr(import_module(module), name.replace("-", "").upper())
             except Exception as problem:  # what a package of others raises that lacks its own dependencies
-                console.warn(f"map without {name}: {package} can't be imported, {_line(problem)}")
+                console.warn(f"map without {name}: {package} can't be imported, {first_line(problem)}")
             else:
                 yield name, kind(metric="cosine", random_state=seed, **settings)
-
-
-def _line(problem: Exception) -> str:
-    return next(iter(str(problem).strip().splitlines()), type(problem).__name__)
 
 
 def image_map(
