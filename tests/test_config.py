@@ -357,3 +357,9 @@ def test_an_option_that_was_typed_is_named_beside_its_setting() -> None:
     with pytest.raises(UserError) as error:
         build_pretrain("mfm", MFM, {"run.batch_size": 0}, {"batch_size": "run.batch_size"})
     assert error.value.message == "--batch-size (run.batch_size): 0 is not >= 1"
+
+
+def test_a_folder_that_is_there_is_not_offered_again(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    assert nearest_path(tmp_path / "photos", "the cure") == "the cure"
+    assert nearest_path(tmp_path / "fotos", "the cure") == f"did you mean {str(tmp_path / 'photos')!r}?"
