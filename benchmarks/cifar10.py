@@ -13,7 +13,7 @@ Beside the methods stand the arms of MFM's own claims: its siblings (sr, deblur,
 (mfm-low keeps high frequencies and predicts low ones, mfm-high the reverse), the whole spectrum as target
 (mfm-all, to be compared with mfm-pooled), other radii, and the published weighing of the tasks (mfm-pooled).
 Frozen features stand beside random weights and raw pixels, fine-tuning beside the same architecture from
-scratch with the same images, steps and seeds.
+scratch with the same images, steps and seeds; with --robust on corrupted test images too.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ import torch
 import sslkit
 from sslkit.config import read
 from sslkit.console import Console
+from sslkit.evaluation.finetune_config import from_values
+from sslkit.evaluation.finetune_robustness import SCRATCH, measure
 from sslkit.evaluation.verdict import STUDENT
 
 METHODS = ("mfm", "mae", "simmim", "simclr", "moco", "byol", "dino")
@@ -146,7 +149,16 @@ def finetuned(
         )  # fmt: skip
     elif json.loads((out / "run.json").read_text(encoding="utf-8"))["status"] != "completed":
         sslkit.finetune(resume=out, console=Console())
-    return {"top1": json.loads((out / "run.json").read_text(encoding="utf-8"))["result"]["top1"]}
+    top1 = json.loads((out / "run.json").read_text(encoding="utf-8"))["result"]["top1"]
+    return {"top1": top1, "folder": out.name}
+
+
+def robust(own: Sequence[Path], scratch: Sequence[Path], options: argparse.Namespace) -> dict[str, Any]:
+    """Fine-tuned classifiers on corrupted images, with their own heads, against those from scratch."""
+    wanted = from_values(read(str(own[0] / "config.toml")))
+    settings = replace(wanted.robustness, limit=options.robust_limit, attacks=options.attacks)
+    found = measure({"own": own, SCRATCH: scratch}, replace(wanted, robustness=settings), Console())
+    return found.to_document()
 
 
 def against(own: Sequence[float], scratch: Sequence[float]) -> str:
@@ -185,6 +197,26 @@ def rows(results: Results, options: argparse.Namespace) -> Iterator[list[str]]:
             ]  # fmt: skip
 
 
+def robust_rows(results: Results, options: argparse.Namespace) -> Iterator[list[str]]:
+    """A row for every arm and share whose robustness was measured."""
+    for arm in options.methods:
+        for seed in options.seeds:
+            for share, epochs in options.labels:
+                part = results.parts.get(f"{arm}-{seed}/robust-{share:g}-{epochs}")
+                if part is None:
+                    continue
+                own, scratch = part["rows"]
+                pgd = [f"{a:.1f} / {b:.1f}" for a, b in zip(own["pgd"], scratch["pgd"], strict=True)]
+                difference = own["difference"]
+                yield [
+                    arm, str(seed), f"{share:.4g}", f"{own['clean']:.1f} / {scratch['clean']:.1f}",
+                    f"{own['corrupted']:.1f} / {scratch['corrupted']:.1f} "
+                    f"({difference['points']:+.1f} ± {difference['margin']:.1f})",
+                    f"{own['mean_corruption_error']:.1f}", f"{own['relative_corruption_error']:.1f}",
+                    ", ".join(pgd) or "–",
+                ]  # fmt: skip
+
+
 def labels(text: str) -> tuple[float, int | None]:
     """SHARE or SHARE:EPOCHS."""
     share, _, epochs = text.partition(":")
@@ -208,6 +240,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--labels", type=labels, nargs="*", default=[(1.0, None)], metavar="SHARE[:EPOCHS]")
     parser.add_argument("--finetune-seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--finetune-batch-size", type=int, default=None)
+    parser.add_argument("--robust", action="store_true", help="fine-tuned classifiers on corrupted images")
+    parser.add_argument("--robust-limit", type=int, default=500, help="test images for that")
+    parser.add_argument("--attacks", action="store_true", help="FGSM and PGD as well")
     parser.add_argument("--set", action="append", default=[], help="a setting of every pre-training")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=None, help="processes that read images")
@@ -234,6 +269,13 @@ def main() -> None:
                     for source, random in ((name, False), (scratch, True)):
                         work = partial(finetuned, run, labelled, share, epochs, number, options, random)
                         results.once(f"{source}/finetune-{share:g}-{epochs}-{number}", work)
+                if options.robust:
+                    own, others = (
+                        [options.out / results.parts[f"{source}/finetune-{share:g}-{epochs}-{n}"]["folder"]
+                         for n in options.finetune_seeds]
+                        for source in (name, scratch)
+                    )  # fmt: skip
+                    results.once(f"{name}/robust-{share:g}-{epochs}", partial(robust, own, others, options))
     place = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
     print(f"\nsslkit {sslkit.__version__}, torch {torch.__version__}, {place}, {time.strftime('%Y-%m-%d')}")
     print(
@@ -244,6 +286,11 @@ def main() -> None:
     print(" | ".join(["---"] * (7 + len(shares))))
     for row in rows(results, options):
         print(" | ".join(row))
+    if options.robust:
+        print("\nfine-tuned: own / scratch, accuracy in %; mCE relative to scratch")
+        print("method | seed | labels | clean | corrupted | mCE | relative mCE | PGD 0.25/255, 1/255")
+        for row in robust_rows(results, options):
+            print(" | ".join(row))
 
 
 if __name__ == "__main__":

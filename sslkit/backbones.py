@@ -6,6 +6,7 @@ plain timm model with `num_classes=0`, so its state dict is what timm opens.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -42,11 +43,13 @@ class Encoder(nn.Module):
         size: side of the images it is meant for, pixels. Vision transformers take other sizes too
             (their position embedding is resampled).
         patch_size: for vision transformers, a patch other than the name's (small images).
+        fc_norm: for vision transformers, the last norm is that of the mean, as in a fine-tuned classifier;
+            tokens and maps go through none.
         stem: for ResNets, "small" keeps the resolution of small images: `timm_models.shrink_stem_`.
         pretrained: load timm's published weights; the only network use.
 
-    Vision transformers are pooled by the mean of their normalised patch tokens (`global_pool="avg"`,
-    `fc_norm=False`), as masked-image methods are read; the class token takes part in attention.
+    Vision transformers are pooled by the mean of their patch tokens (`global_pool="avg"`), normalised before
+    it as masked-image methods are read; the class token takes part in attention.
     Mean and standard deviation are ImageNet's, except for published weights, which keep their own. They are
     buffers, so checkpoints hold them, and the exported config.json says them.
 
@@ -60,13 +63,14 @@ class Encoder(nn.Module):
         size: int,
         *,
         patch_size: int | None = None,
+        fc_norm: bool = False,
         stem: Stem = "standard",
         pretrained: bool = False,
     ) -> None:
         super().__init__()
         refuse_huge(name, size)
         self.name, self.size, self.stem = name, size, stem
-        self.arguments = timm_arguments(name, size, patch_size)
+        self.arguments = timm_arguments(name, size, patch_size, fc_norm)
         self.model = create_model(name, stem, pretrained=pretrained, num_classes=0, **self.arguments)
         published = self.model.pretrained_cfg if pretrained else {}
         self.register_buffer("mean", _per_channel(published.get("mean", IMAGENET_MEAN)))
@@ -207,23 +211,17 @@ class Encoder(nn.Module):
         return prefix, position[:, count:]
 
 
-def native_size(name: str) -> int:
-    """The side of the images that timm's entry of this name is made for, pixels; 224 if it doesn't say."""
-    entry = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    return int(entry.input_size[-1]) if entry is not None else 224
-
-
 def require_maps(encoder: Encoder) -> None:
     """Refuse a backbone whose final map is not one cell per `stride` pixels: nothing predicts from it.
 
     Raises:
         UserError: no map, or one of another shape.
     """
-    training = encoder.training
-    images = encoder.mean.new_zeros(1, 3, encoder.size, encoder.size)
+    # Shapes alone, on the meta device: a pass at 4096 px would take gigabytes. The weights are not copied.
+    blanks = {id(one): one.to("meta") for one in (*encoder.parameters(), *encoder.buffers())}
+    blank = copy.deepcopy(encoder, blanks).eval()
     with torch.no_grad():
-        shape = encoder.eval().maps(images)[0].shape
-    encoder.train(training)
+        shape = blank.maps(blank.mean.new_zeros(1, 3, encoder.size, encoder.size))[0].shape
     side = encoder.size // encoder.stride
     if shape[1:] != (encoder.width, side, side):
         problem = f"{encoder.name} at {encoder.size} px gives a map of {tuple(shape[1:])}"
@@ -232,13 +230,13 @@ def require_maps(encoder: Encoder) -> None:
         )
 
 
-def timm_arguments(name: str, size: int, patch_size: int | None) -> dict[str, Any]:
+def timm_arguments(name: str, size: int, patch_size: int | None, fc_norm: bool = False) -> dict[str, Any]:
     """The arguments, beside the name, that rebuild the same architecture in plain timm."""
     entry = timm.get_pretrained_cfg(name.split(".")[0], allow_unregistered=True)
     arguments: dict[str, Any] = {}
     if is_model_in_modules(name.split(".")[0], VIT_MODULES):
         arguments |= {"img_size": size, "dynamic_img_size": True}
-        arguments |= {"global_pool": "avg", "fc_norm": False, "pool_include_prefix": False}
+        arguments |= {"global_pool": "avg", "fc_norm": fc_norm, "pool_include_prefix": False}
     elif entry is not None and entry.fixed_input_size:
         arguments["img_size"] = size
     if patch_size is not None:

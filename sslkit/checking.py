@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from sslkit.errors import UserError, nearest
 
-MAX_SIDE = 4096
-"""Largest side of square views, pixels; larger ones fill the memory, and files have 64 megapixels at most."""
+MIN_SIDE, MAX_SIDE = 8, 4096
+"""Sides of square views, pixels; larger ones fill the memory, and files have 64 megapixels at most."""
 
 
 def checked(key: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any:
@@ -28,6 +28,12 @@ def checked(key: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any
     if metadata.get("ordered") and value[0] > value[1]:
         raise UserError(f"{key}: {value[0]} is not <= {value[1]}", "the smaller of the two first")
     return value
+
+
+def refuse_side(size: int | None) -> None:
+    """A UserError for a --size that no image can have; None is the source's own."""
+    if size is not None:
+        checked("--size", size, int, {"low": MIN_SIDE, "high": MAX_SIDE})
 
 
 def refuse_huge(name: str, size: int) -> None:

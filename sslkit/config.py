@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from sslkit.checking import MAX_SIDE, checked
+from sslkit.checking import MAX_SIDE, MIN_SIDE, checked
 from sslkit.errors import UserError, nearest, nearest_path
 
 AUTO: Any = "auto"
@@ -55,7 +55,7 @@ def setting(
 @dataclass(frozen=True)
 class Data:
     sources: tuple[str, ...] = setting((), "folders, .txt lists, .csv tables or fractal:N")
-    size: int = setting(AUTO, "side of the square views, pixels", low=8, high=MAX_SIDE, auto=True)
+    size: int = setting(AUTO, "side of the square views, pixels", low=MIN_SIDE, high=MAX_SIDE, auto=True)
     limit: int = setting(0, "use only N images, spread over the set; 0: all", low=0)
     max_bad: float = setting(0.01, "share of unreadable images above which the run stops", low=0, high=1)
     workers: int = setting(

@@ -27,13 +27,13 @@ def first_line(problem: BaseException) -> str:
     return (str(problem).strip().splitlines() or [type(problem).__name__])[0]
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """A hint for an unknown name: the closest known one, else the known ones listed (at most twelve)."""
+def nearest(name: str, names: Iterable[str], most: int = 12) -> str:
+    """A hint for an unknown name: the closest known one, else the known ones listed, at most so many."""
     known = sorted(names)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]!r}?"
-    shown = ", ".join(known[:12]) + (", …" if len(known) > 12 else "")
+    shown = ", ".join(known[:most]) + (", …" if len(known) > most else "")
     return f"known: {shown}" if known else ""
 
 

@@ -1,4 +1,4 @@
-"""config.json beside weights: what timm reads, checked before anything is built from it."""
+"""config.json beside weights: what timm reads, written, and checked before anything is built from it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,20 @@ import math
 from pathlib import Path
 from typing import Any, get_args
 
+import timm
+from torch import Tensor
+
+from sslkit.backbones import Encoder
+from sslkit.console import counted
 from sslkit.errors import UserError
 from sslkit.timm_models import Stem
 
 LARGEST = 4096
 """Pixels of a side above which a config.json is taken for damaged."""
+
+BUILT = {"img_size", "patch_size", "dynamic_img_size", "global_pool", "fc_norm", "pool_include_prefix"}
+BUILT |= {"in_chans", "num_classes"}
+"""What model_args may say. Tensors would fit too after a change of something else, such as the activation."""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -24,12 +33,18 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder / 'config.json'} is not a timm model configuration: {reason}", "was it edited?"
         ) from None
+    for name, value in config.get("model_args", {}).items():
+        if (name not in BUILT and not name.endswith("_rate")) or (name == "pool_include_prefix" and value):
+            wrong = f"{folder / 'config.json'}: model_args {name} {value!r:.40} is not built here"
+            raise UserError(wrong, "give weights of timm's own architecture; image and patch size may differ")
     return config
 
 
 def _check_config(config: dict[str, Any]) -> None:
     """Types and ranges of all that is read from a config.json."""
     arguments, made = config.get("model_args", {}), config["pretrained_cfg"]
+    if isinstance(pair := arguments.get("img_size"), list) and len(pair) == 2 and pair[0] == pair[1]:
+        arguments["img_size"] = pair[0]  # as timm itself writes it
     sides = {key: arguments[key] for key in ("img_size", "patch_size") if key in arguments}
     for key, value in {**sides, "input_size": made["input_size"][-1]}.items():
         if type(value) is not int or not 0 < value <= LARGEST:
@@ -45,7 +60,74 @@ def _check_config(config: dict[str, Any]) -> None:
             raise ValueError(f"{key} {made[key]!r:.40}, three finite numbers expected")
 
 
+def side_of(config: dict[str, Any]) -> int:
+    """The side of the images that the weights were made for, pixels."""
+    arguments = config.get("model_args", {})
+    fixed = None if arguments.get("dynamic_img_size") else arguments.get("img_size")
+    return int(fixed or config["pretrained_cfg"]["input_size"][-1])
+
+
 def stem_of(config: dict[str, Any]) -> Stem:
     """The stem that a config.json tells of; the model's own where it tells nothing."""
     stem: Stem = config.get("sslkit", {}).get("stem", "standard")
     return stem
+
+
+def without_head(
+    file: Path, config: dict[str, Any], tensors: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a classifier but for its last layer's, and one line about what was left.
+
+    Raises:
+        UserError: there is no last layer of that many classes.
+    """
+    classes, heads = config["num_classes"], _heads(config)
+    begins, named = tuple(f"{head}." for head in heads), ", ".join(heads) or "of no name"
+    if not any(t.shape[:1] == (classes,) for name, t in tensors.items() if name.startswith(begins)):
+        problem = f"{file} has no last layer ({named:.40}) of {classes:,} classes"
+        raise UserError(problem, "was config.json edited?")
+    told = f"classifier of {counted(classes, 'class', 'classes')}; its last layer ({named}) is not taken"
+    own = config.get("model_args", {}).get("global_pool", config.get("global_pool", "avg"))
+    if own not in ("avg", "fast", "", None):
+        told += f", and vectors are means where it pooled by {own!r:.40}"
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(begins)}, told
+
+
+def _heads(config: dict[str, Any]) -> tuple[str, ...]:
+    """What timm calls the last layer: `fc`, `head.fc`; two of a distilled model."""
+    named = config["pretrained_cfg"].get("classifier")
+    if not named and (entry := timm.get_pretrained_cfg(config["architecture"], allow_unregistered=True)):
+        named = entry.classifier
+    if isinstance(named, str):
+        return (named,)
+    return tuple(map(str, named)) if isinstance(named, list | tuple) else ()
+
+
+def timm_config(encoder: Encoder) -> dict[str, Any]:
+    """What `timm.create_model("local-dir:FOLDER", pretrained=True)` reads as config.json.
+
+    timm has no argument for the small stem: that stands in a section of ours.
+    """
+    side = encoder.size
+    own = {"sslkit": {"stem": encoder.stem}} if encoder.stem != "standard" else {}
+    return {
+        "architecture": encoder.name.split(".")[0],
+        "num_classes": 0,
+        "num_features": encoder.width,
+        "global_pool": "avg",
+        "model_args": encoder.arguments,
+        "pretrained_cfg": {
+            "input_size": [3, side, side],
+            "fixed_input_size": "img_size" in encoder.arguments
+            and not encoder.arguments.get("dynamic_img_size"),
+            "interpolation": "bicubic",
+            "crop_pct": 0.875,
+            "mean": [round(value, 6) for value in encoder.mean.flatten().tolist()],
+            "std": [round(value, 6) for value in encoder.std.flatten().tolist()],
+            "num_classes": 0,
+            "pool_size": None,
+            "first_conv": None,
+            "classifier": None,
+        },
+        **own,
+    }

@@ -21,6 +21,12 @@ def named_patch(name: str) -> int:
     return int(found[1]) if found else 0
 
 
+def native_size(name: str) -> int:
+    """The side of the images that timm's entry of this name is made for, pixels; 224 if it doesn't say."""
+    entry = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return int(entry.input_size[-1]) if entry is not None else 224
+
+
 def create_model(name: str, stem: Stem = "standard", **arguments: Any) -> Any:
     """`timm.create_model` with unknown names and impossible arguments told in one line."""
     if not timm.is_model(name.split(".")[0]):

@@ -118,8 +118,8 @@ def probe(
 ) -> Any:
     """Frozen features of each source, classified by kNN and a linear layer beside baselines.
 
-    A source that is a run gets the result into its folder and its report, unless the data are masks; `out` is
-    a new folder for table, pictures and JSON. See `evaluation.probe.probe` for options and ProbeResult.
+    A source that is a run gets the result into its folder and its report, unless the data are masks or there
+    is an `out`, a new folder for table, pictures and JSON. `evaluation.probe.probe` has options and result.
     """
     from sslkit.evaluation.probe import probe as run
     from sslkit.visualization.probe import write_result
@@ -129,6 +129,7 @@ def probe(
     result = run([str(source) for source in sources], str(data), console=console, **options)
     if out is not None:
         write_result(result, Path(out))
+        return result
     for source in map(Path, sources):
         if _is_run(source) and result.rows:  # masks alone don't take the place of a probe of classes
             write_result(result, source, source / "pictures")
@@ -149,10 +150,13 @@ def finetune(
     """
     from sslkit.evaluation.finetune import finetune as run
     from sslkit.visualization.classes import draw_runs
+    from sslkit.visualization.stored import draw_robustness
 
     given = [None if value is None else str(value) for value in (source, data)]
     result = run(*given, console=console, **options)
     draw_runs([one.folder for one in result.runs], console)
+    if result.robustness is not None:
+        draw_robustness(result.robustness, result.folder / "pictures")
     if not result.scratch:
         _add_to_report(Path(source or result.source), "finetune", result.to_document(), console)
     return result
@@ -266,7 +270,10 @@ def _add_to_report(run: Path, name: str, document: Mapping[str, Any], console: C
 
 
 def _is_run(path: Path) -> bool:
-    return (path / "run.json").is_file() and (path / "config.toml").is_file()
+    """Whether results belong there: a pre-training's folder has a report, a fine-tuning's has none."""
+    from sslkit.weights import is_finetuning
+
+    return all((path / name).is_file() for name in ("run.json", "config.toml")) and not is_finetuning(path)
 
 
 def _write_report(run: Path, console: Console) -> None:

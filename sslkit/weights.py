@@ -1,7 +1,7 @@
 """Where weights come from and how they are written: safetensors and JSON, never pickle.
 
-SOURCE is one rule everywhere: a run folder, an exported folder, a .safetensors file with its config.json
-beside it, a foreign file (sslkit.foreign), `timm/NAME` (the only network use) or `random/NAME`.
+SOURCE is one rule everywhere: a run folder, a fine-tuned or exported folder, a .safetensors file with its
+config.json beside it, a foreign file (sslkit.foreign), `timm/NAME` (the only network use) or `random/NAME`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import hashlib
 import json
 import math
 import os
+import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,14 +21,15 @@ import timm
 import torch
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
+from timm.models import is_model_in_modules
 from torch import Tensor, nn
 
-from sslkit.backbones import Encoder, check_size, native_size
+from sslkit.backbones import VIT_MODULES, Encoder, check_size
 from sslkit.console import SILENT, Console, command
 from sslkit.errors import UserError, nearest_path
 from sslkit.foreign import ForeignWeights, is_foreign, read_foreign, read_safetensors
-from sslkit.model_config import read_config, stem_of
-from sslkit.timm_models import Stem
+from sslkit.model_config import read_config, side_of, stem_of, timm_config, without_head
+from sslkit.timm_models import Stem, native_size
 
 ENCODER_FILE = "encoder.safetensors"
 EXPORT_FILE = "model.safetensors"  # the name timm and the Hugging Face hub look for
@@ -55,12 +58,12 @@ def load_encoder(
     Args:
         source: a run folder, an exported folder, a .safetensors file with its config.json beside it, a
             foreign file (.pt, .pth, .bin, or .safetensors alone), `timm/NAME` (published weights) or
-            `random/NAME`.
+            `random/NAME`. Of a classifier, fine-tuned here or by others, all but the last layer is taken.
         size: side of the images, pixels; by default the one the weights were made for.
         seed: of the weights of `random/NAME`.
         backbone: timm's name for a foreign file whose shapes don't tell it.
         trust: read a foreign pickle with a torch older than 2.10 too.
-        console: hears what was taken from a foreign file.
+        console: hears what was taken from a foreign file or a classifier.
 
     Raises:
         UserError: it is none of these, or its files do not belong together.
@@ -76,33 +79,43 @@ def load_encoder(
         console.facts(found.facts())
         return encoder
     file = encoder_file(Path(source))
-    config = read_config(file.parent)
-    if config.get("num_classes"):
-        raise UserError(f"{file} is a classifier, not an encoder", "give the run that it was fine-tuned from")
-    arguments = config.get("model_args", {})
-    made = config["pretrained_cfg"]["input_size"][-1]
+    config, tensors = read_config(file.parent), read_safetensors(file)
+    if not config.get("num_classes"):
+        return _from_folder(file, config, tensors, size)
+    tensors, told = without_head(file, config, tensors)
+    encoder = _from_folder(file, config, tensors, size)
+    console.facts({"weights": f"{source}: {told}"})
+    return encoder
+
+
+def _from_folder(file: Path, config: dict[str, Any], tensors: dict[str, Tensor], size: int | None) -> Encoder:
+    """The encoder of tensors that a config.json describes, with its mean and standard deviation."""
+    arguments, published = config.get("model_args", {}), config["pretrained_cfg"]
+    name, patch, made = config["architecture"], arguments.get("patch_size"), side_of(config)
     side = size or made
     # A ViT keeps the position embedding it was trained with and resamples it in each forward pass; other
     # models have nothing that depends on the size, or are built for the new one (Swin).
-    built = arguments["img_size"] if arguments.get("dynamic_img_size") else side
-    tensors = read_safetensors(file)
-    _refuse_huge_grid(file, tensors, built, arguments.get("patch_size"))
-    stem = stem_of(config)
-    encoder = Encoder(config["architecture"], built, patch_size=arguments.get("patch_size"), stem=stem)
+    keeps_grid = "pos_embed" in tensors and is_model_in_modules(name, VIT_MODULES)
+    built = arguments.get("img_size", made) if keeps_grid else side
+    _refuse_huge_grid(file, tensors, built, patch)
+    pooled_first = "fc_norm.weight" in tensors
+    encoder = Encoder(name, built, patch_size=patch, fc_norm=pooled_first, stem=stem_of(config))
     cure = "was config.json edited?" if side == made else f"the weights are for images of {made} px"
+    if config.get("num_classes"):
+        cure += ", or give the encoder that it was fine-tuned from"
     _fill_(encoder, tensors, file, side, cure)
     with torch.no_grad():
-        encoder.mean.copy_(torch.tensor(config["pretrained_cfg"]["mean"]).view_as(encoder.mean))
-        encoder.std.copy_(torch.tensor(config["pretrained_cfg"]["std"]).view_as(encoder.std))
+        encoder.mean.copy_(torch.tensor(published["mean"]).view_as(encoder.mean))
+        encoder.std.copy_(torch.tensor(published["std"]).view_as(encoder.std))
     return encoder.eval()
 
 
 def _from_foreign(file: Path, found: ForeignWeights, size: int | None) -> Encoder:
     """The encoder of a foreign file, with ImageNet's mean and standard deviation."""
-    shape = found.shape
+    shape, pooled_first = found.shape, "fc_norm.weight" in found.tensors
     keeps_grid = "pos_embed" in found.tensors
-    built = shape.size if keeps_grid else size or shape.size
-    encoder = Encoder(shape.name, built, patch_size=shape.patch_size or None, stem=shape.stem)
+    built, patch = shape.size if keeps_grid else size or shape.size, shape.patch_size or None
+    encoder = Encoder(shape.name, built, patch_size=patch, fc_norm=pooled_first, stem=shape.stem)
     cure = f"is it another backbone? Its layout: {found.layout}; --backbone NAME says which it is"
     _fill_(encoder, found.tensors, file, size or shape.size, cure)
     return encoder.eval()
@@ -144,11 +157,8 @@ def architecture(source: str, backbone: str = "") -> Architecture:
         shape = read_foreign(Path(source), backbone).shape
         return Architecture(shape.name, shape.size, shape.patch_size, shape.stem)
     config = read_config(encoder_file(Path(source)).parent)
-    side, patch = (
-        config["pretrained_cfg"]["input_size"][-1],
-        config.get("model_args", {}).get("patch_size", 0),
-    )
-    return Architecture(str(config["architecture"]), int(side), int(patch), stem_of(config))
+    patch = config.get("model_args", {}).get("patch_size", 0)
+    return Architecture(str(config["architecture"]), side_of(config), int(patch), stem_of(config))
 
 
 def encoder_file(path: Path) -> Path:
@@ -157,53 +167,37 @@ def encoder_file(path: Path) -> Path:
     for file in candidates:
         if file.is_file() and (file.parent / "config.json").is_file():
             return file
+    raise _nothing_there(path)
+
+
+def _nothing_there(path: Path) -> UserError:
+    """Why there are no weights behind `path`, and what to do."""
     if (path / ".metadata").is_file():
-        problem = (
-            f"{path} is a distributed checkpoint of torch, and its .metadata a program: it is not opened"
+        return UserError(
+            f"{path} is a distributed checkpoint of torch, and its .metadata a program: it is not opened",
+            "where it was made: torch.distributed.checkpoint.format_utils.dcp_to_torch_save",
         )
-        raise UserError(
-            problem, "where it was made: torch.distributed.checkpoint.format_utils.dcp_to_torch_save"
-        )
+    if (path / "comparison.json").is_file():
+        arms = sorted(folder.name for folder in path.glob("source-seed-*")) or ["source-seed-0"]
+        return UserError(f"{path} compares several fine-tunings", f"give one of them: {path / arms[0]}")
     if (path / "run.json").is_file():
-        cure = command("sslkit", "pretrain", "--resume", path)
-        raise UserError(f"run {path} has no encoder yet", f"finish it: {cure}")
+        verb, made = ("finetune", "classifier") if is_finetuning(path) else ("pretrain", "encoder")
+        cure = command("sslkit", verb, "--resume", path)
+        return UserError(f"run {path} has no {made} yet", f"finish it: {cure}")
     cure = "give a run folder such as runs/mfm-…-1, or timm/NAME, or random/NAME"
     if not path.exists() and timm.is_model(str(path).split(".")[0]):
         cure = f"timm/{path} for published weights, random/{path} for none"
-    raise UserError(
-        f"{path} is not a run, an exported folder or a file of weights",
-        nearest_path(path, cure),
+    return UserError(
+        f"{path} is not a run, an exported folder or a file of weights", nearest_path(path, cure)
     )
 
 
-def timm_config(encoder: Encoder) -> dict[str, Any]:
-    """What `timm.create_model("local-dir:FOLDER", pretrained=True)` reads as config.json.
-
-    timm has no argument for the small stem: that stands in a section of ours.
-    """
-    side = encoder.size
-    own = {"sslkit": {"stem": encoder.stem}} if encoder.stem != "standard" else {}
-    return {
-        "architecture": encoder.name.split(".")[0],
-        "num_classes": 0,
-        "num_features": encoder.width,
-        "global_pool": "avg",
-        "model_args": encoder.arguments,
-        "pretrained_cfg": {
-            "input_size": [3, side, side],
-            "fixed_input_size": "img_size" in encoder.arguments
-            and not encoder.arguments.get("dynamic_img_size"),
-            "interpolation": "bicubic",
-            "crop_pct": 0.875,
-            "mean": [round(value, 6) for value in encoder.mean.flatten().tolist()],
-            "std": [round(value, 6) for value in encoder.std.flatten().tolist()],
-            "num_classes": 0,
-            "pool_size": None,
-            "first_conv": None,
-            "classifier": None,
-        },
-        **own,
-    }
+def is_finetuning(path: Path) -> bool:
+    """Whether it is the folder of a fine-tuning, or of several that are compared."""
+    with suppress(OSError, ValueError, RecursionError, AttributeError):
+        if json.loads((path / "run.json").read_text(encoding="utf-8")).get("kind") == "finetune":
+            return True
+    return (path / "comparison.json").is_file()
 
 
 def write_encoder(encoder: Encoder, folder: Path, file: str, metadata: dict[str, str]) -> Path:
@@ -265,8 +259,13 @@ def load_into(module: nn.Module, tensors: dict[str, Tensor], but: tuple[str, ...
 
 
 def tensors_for(encoder: Encoder, model: Any) -> dict[str, Tensor]:
-    """The encoder's weights for another model of its kind, a ViT's position embedding on that one's grid."""
+    """The encoder's weights for another model of its kind, a ViT's position embedding on that one's grid.
+
+    A model that normalises tokens before their mean takes the norm of one that does so afterwards.
+    """
     tensors: dict[str, Tensor] = dict(encoder.model.state_dict())
+    if "norm.weight" in model.state_dict():
+        tensors = {re.sub(r"^fc_norm\.", "norm.", name): tensor for name, tensor in tensors.items()}
     position, own = tensors.get("pos_embed"), getattr(model, "pos_embed", None)
     if encoder.family == "vit" and position is not None and own is not None and position.shape != own.shape:
         tensors["pos_embed"] = resample_abs_pos_embed(

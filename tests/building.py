@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from sslkit.backbones import Encoder
@@ -18,6 +20,23 @@ from sslkit.weights import write_encoder
 Network = TypeVar("Network", bound=nn.Module)
 Called = tuple[int, str, str]
 """(exit code, stdout, stderr) of a command line."""
+
+
+STRIPES = {"checks": 10, "columns": 15, "rows": 25}
+"""Images of each class of `write_stripes`."""
+
+
+def write_stripes(folder: Path, classes: dict[str, int]) -> Path:
+    """Noisy stripes, so many images of each class; what comes after the third is noise alone."""
+    noise, wave = np.random.default_rng(0), np.where(np.arange(36) // 6 % 2, 200, 40)
+    patterns = [np.maximum.outer(wave, wave), np.tile(wave, (36, 1)), np.tile(wave, (36, 1)).T]
+    for order, (name, count) in enumerate(classes.items()):
+        (folder / name).mkdir(parents=True)
+        pattern = patterns[order] if order < 3 else np.full((36, 36), 120)
+        for number in range(count):
+            pixels = pattern[..., None] + noise.integers(-40, 40, (36, 36, 3))
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{number:02}.png")
+    return folder
 
 
 def called(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Called:

@@ -262,7 +262,7 @@ def test_exit_code_and_streams(
     out, err = capsys.readouterr()
     assert "copies: 5 images, exact copies of others" in out
     assert "and 2 more; --out FILE lists all" in out
-    assert "again\\x1b[31m-0.png" in out
+    assert "  photos/a/again\\x1b[31m-0.png  photos/a/" in out  # not absolute
     assert "\x1b" not in out
     assert err == ""
     assert call(monkeypatch, "photos", "--workers", "0", "--json", "-q") == 1
@@ -287,5 +287,5 @@ def test_out_lists_every_finding_in_a_new_file(clean: Path, tmp_path: Path) -> N
 def test_what_can_not_be_checked_is_said(tmp_path: Path, clean: Path) -> None:
     with pytest.raises(UserError, match="no such file or folder"):
         verbs.check(clean, against=[tmp_path / "missing"])
-    with pytest.raises(UserError, match="workers -1"):
+    with pytest.raises(UserError, match="--workers: -1 is not >= 0"):
         verbs.check(clean, workers=-1)

@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import Tensor
 
-from sslkit.backbones import Encoder
+from sslkit.backbones import Encoder, require_maps
 from sslkit.errors import UserError
 
 SWIN = "swin_tiny_patch4_window7_224"
@@ -240,3 +240,24 @@ def test_names_that_only_look_like_a_vit_are_built() -> None:
     made = encoder("vit_relpos_small_patch16_224")
     assert made.family != "vit"
     assert made.vector(images(1, 3, 64, 64)).shape == (1, made.width)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet", SWIN])
+def test_maps_are_checked_without_computing_one(name: str) -> None:
+    made = encoder(name, 224 if name == SWIN else 64)
+    devices = []
+    first = next(module for module in made.model.modules() if isinstance(module, torch.nn.Conv2d))
+    handle = first.register_forward_hook(lambda module, inputs, output: devices.append(output.device.type))
+    require_maps(made)
+    handle.remove()
+    assert devices == ["meta"]
+    assert {one.device.type for one in made.parameters()} == {"cpu"}
+
+
+def test_a_map_of_another_grid_than_the_stride_says_is_refused() -> None:
+    made = Encoder("test_resnet", 64)
+    made.stride = 16
+    with pytest.raises(
+        UserError, match=r"test_resnet at 64 px gives a map of \(\d+, 2, 2\), not \(\d+, 4, 4\)"
+    ):
+        require_maps(made)

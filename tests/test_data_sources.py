@@ -135,6 +135,32 @@ def test_an_empty_folder_says_which_endings_were_looked_for(tmp_path: Path) -> N
     assert {".jpg", ".png", ".webp", ".tif"} <= set(caught.value.hint.split())
 
 
+@pytest.mark.parametrize("result", ["run.json", "comparison.json"])
+def test_a_run_is_no_folder_of_images_but_may_lie_in_one(tmp_path: Path, result: str) -> None:
+    put(tmp_path / "photos/cat/a.png")
+    run = tmp_path / "photos/runs/one"
+    put(run / "pictures/step-1.png")
+    for name in ("config.toml", result):
+        (run / name).touch()
+    for opened in (lambda: open_images([str(run)]), lambda: open_labelled(str(run))):
+        with pytest.raises(UserError, match="is a run, not a folder of images") as caught:
+            opened()
+        assert f"{run}/config.toml" in caught.value.hint
+    assert len(open_images([str(tmp_path / "photos")])) == 2
+    (run / "config.toml").unlink()
+    assert len(open_images([str(run)])) == 1
+
+
+@pytest.mark.parametrize("part", ["", "train"])
+def test_masks_are_no_photos(tmp_path: Path, part: str) -> None:
+    for name in ("images", "masks"):
+        put(tmp_path / part / name / "a.png")
+    with pytest.raises(UserError, match="images/ and masks/, and a mask is no photo") as caught:
+        open_images([str(tmp_path)])
+    cure = caught.value.hint.removeprefix("give ")
+    assert relative(open_images([cure]), tmp_path / part) == ["images/a.png"]
+
+
 def test_a_limit_below_one_and_no_source_are_refused() -> None:
     with pytest.raises(UserError, match="limit 0"):
         open_images(["fractal:10"], limit=0)

@@ -75,6 +75,16 @@ def test_a_run_fits_its_schedule_to_the_clock(photos: Path, tmp_path: Path) -> N
     assert state["steps"] == state["step"]
 
 
+def test_a_run_shorter_than_a_log_interval_has_a_line(photos: Path, tmp_path: Path) -> None:
+    run = verbs.pretrain(
+        photos, backbone="test_vit", size=32, batch_size=4, workers=0, device="cpu", precision="float32",
+        pictures=0, out=tmp_path / "run", max_time="0.001s", settings=["run.log_every=50"],
+    )  # fmt: skip
+    (line,) = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert line["step"] == json.loads((run / "run.json").read_text())["step"] == 1
+    assert line["loss"] > 0
+
+
 def test_epochs_and_a_time_are_one_too_many() -> None:
     with pytest.raises(UserError, match="both say how long to train") as error:
         pretrain_config(["photos"], flags={"epochs": 3, "max_time": "8h"})

@@ -176,6 +176,8 @@ def test_a_query_from_outside_finds_itself_in_a_copy(labelled: Path, tmp_path: P
         ({"query": "missing.png"}, "no such file"),
         ({"query": "there.npz"}, "can't be read"),
         ({"neighbours": -1}, "not less than 0"),
+        ({"size": 0}, "--size: 0 is not >= 8"),
+        ({"workers": -1}, "--workers: -1 is not >= 0"),
         ({"neighbours": 2, "data": "fractal:1"}, "one image has no neighbours"),
         ({"data": "missing"}, "no such file or folder"),
         ({"data": "masked"}, "images/ and masks/, and a mask is no photo"),
@@ -199,7 +201,7 @@ def test_what_is_wrong_is_told_and_nothing_written(
     before = sorted(tmp_path.rglob("*"))
     given = {"source": "random/test_vit", "data": "fractal:3", "out": "f.npz", **changes}
     with pytest.raises(UserError, match=message):
-        embed(given.pop("source"), given.pop("data"), Path(given.pop("out")), **EXACT, **given)  # type: ignore[arg-type]
+        embed(given.pop("source"), given.pop("data"), Path(given.pop("out")), **{**EXACT, **given})  # type: ignore[arg-type]
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -301,7 +301,7 @@ def test_nothing_stays_auto_and_each_choice_has_its_reason() -> None:
         for count in (20, 1000, 50_000, 2_000_000):
             config, reasons = resolve(finetune_config("run", "data"), Given(count, family, 96, False))
             left = {key for key, value in configuration.flat(config).items() if value == "auto"}
-            assert left == {"run.out", "run.device", "run.precision"}
+            assert left == {"run.out", "run.device", "run.precision", "robustness.attacks"}
             assert all(reasons.values())
             assert config.run.batch_size <= count
 

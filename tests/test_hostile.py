@@ -94,7 +94,7 @@ CONFIG: list[tuple[dict[str, Any], str]] = [
     ({"architecture": {"a": 1}}, "architecture"),
     ({"architecture": "../../evil"}, "unknown backbone"),
     ({"architecture": "hf-hub:nobody/nothing"}, "unknown backbone"),
-    ({"num_classes": 10**12}, "is a classifier"),
+    ({"num_classes": 10**12}, "no last layer"),
     ({"num_classes": "many"}, "num_classes 'many'"),
     ({"model_args": {"img_size": 2**40}}, "img_size"),
     ({"model_args": {"img_size": 4096, "dynamic_img_size": True, "patch_size": 1}}, "4096 × 4096 positions"),

@@ -298,5 +298,7 @@ def test_flags_that_masks_and_mosaics_can_not_serve(call: Callable[..., Called],
     refused(call("data"), "data: images/ and masks/, no classes")
     refused(call("data", "--local", "--shots", "1"), "--shots: data has masks")
     refused(call("data", "--local", "--min-top1", "5"), "--min-top1: data has masks")
+    refused(call("data", "--local", "--size", "16"), "test_vit makes one cell of 16 px, 2 x 2 expected")
     refused(call(str(photos), "--local", "--size", "16"), "makes 1 x 1 cells of 16 px, too few for mosaics")
-    refused(call("fractal:30", "--local"), "validation images, --local needs 8 of them")
+    refused(few := call("fractal:30", "--local"), "validation images, --local needs 8 of them")
+    assert "hint: add images to that part" in few[2]

@@ -149,7 +149,7 @@ def test_text_goes_to_the_log_and_the_console_is_given_back(
     shown = capsys.readouterr().err
     assert (run / "log.txt").read_text() == shown
     assert "16 images" in shown
-    assert "optim.clip = " in shown  # what was given is said as well
+    assert "model.backbone = test_vit" in shown  # what was given is said as well
     assert console.log is None
     pretrain(tiny("quiet"))
     assert SILENT.log is None
@@ -160,6 +160,17 @@ def test_what_the_tool_chose_is_said_with_its_reason(tiny: Tiny, capsys: pytest.
     shown = capsys.readouterr().err
     assert "method.radius = 2.29  (16 bins at 224 px, scaled to 32 px)" in shown
     assert "optim.lr = " in shown
+
+
+def test_of_the_rest_only_what_differs_from_the_defaults_is_listed(
+    tiny: Tiny, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretrain(tiny("run", **{"optim.clip": 2.0, "optim.eps": 1e-8}), Console())
+    (given,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("  as given: ")]
+    assert "optim.clip = 2.0" in given
+    assert "run.seed" not in given
+    assert "optim.eps" not in given  # the default, though given
+    assert "sources" not in given
 
 
 # ---------------------------------------------------------------------------------------------- choices

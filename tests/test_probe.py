@@ -19,7 +19,7 @@ from sslkit.data.labels import open_labelled
 from sslkit.errors import UserError
 from sslkit.evaluation.features import extract, pixels
 from sslkit.evaluation.probe import probe
-from sslkit.evaluation.table import to_markdown
+from sslkit.evaluation.table import tables, to_markdown
 from sslkit.visualization.probe import write_result
 from sslkit.weights import write_encoder
 
@@ -124,6 +124,8 @@ def test_features_are_those_of_the_encoder(photos: Path) -> None:
         (["nowhere"], {}, "nowhere"),
         (["random/resnet10t"], {"baselines": ["randm"]}, "unknown baseline 'randm'"),
         (["random/resnet10t"], {"k": 0}, "k: 0"),
+        (["random/resnet10t"], {"size": 0}, "--size: 0 is not >= 8"),
+        (["random/resnet10t"], {"workers": -1}, "--workers: -1 is not >= 0"),
         (["random/resnet10t"], {"readout": "cls"}, "resnet10t has no read-out 'cls'"),
         (["random/resnet10t"], {"readout": "last"}, "unknown read-out 'last'"),
         (["random/resnet10t"], {"shots": "1,many"}, "--shots: 'many' is not a number"),
@@ -167,8 +169,39 @@ def test_the_grid_holds_the_own_size_and_normalisation(photos: Path, exported: P
     result = probe([str(exported)], str(photos), baselines=[], grid=True, **QUICK)
     found = [(cell.size, cell.normalization) for cell in result.grid]
     assert found == [(32, "own"), (32, "none"), (64, "own"), (64, "none")]
-    own = result.grid[0]
-    assert (own.knn, own.linear) == (result.rows[0].knn, result.rows[0].linear)
+    own, row = result.grid[0], result.rows[0]
+    assert (own.knn, own.knn_interval) == (row.knn, row.knn_interval)
+    assert (own.linear, own.linear_interval) == (row.linear, row.linear_interval)
+
+
+def test_several_architectures_have_their_own_random_weights(
+    photos: Path, exported: Path, tmp_path: Path
+) -> None:
+    write_encoder(Encoder("test_resnet", 32), tmp_path, "model.safetensors", {})
+    found = probe([str(exported), str(tmp_path)], str(photos), robust=True, readout="mean", **QUICK)
+    assert found.robustness is not None
+    others = {row.name: row.baseline for row in found.robustness.rows}
+    assert others == {
+        str(exported): "random resnet10t 32 px",
+        str(tmp_path): "random test_resnet 32 px",
+        "random resnet10t 32 px": None,
+        "random test_resnet 32 px": None,
+    }
+
+
+def test_one_draw_has_no_deviation_and_says_so(photos: Path, exported: Path) -> None:
+    one, two = (
+        probe([str(exported)], str(photos), shots="1", seeds=seeds, readout="mean", **QUICK)
+        for seeds in (1, 2)
+    )
+    assert [row.knn_std for row in one.levels[0].rows] == [None] * 3
+    assert all(row.knn_std is not None for row in two.levels[0].rows)
+    said = "; one draw says nothing of others: --seeds 3"
+    assert one.headlines[1].startswith("after 1 image per class: ")
+    assert one.headlines[1].endswith(said)
+    assert not any(said in headline for headline in (one.headlines[0], *two.headlines))
+    _, _, rows = tables(one)[1]
+    assert not any("±" in cell for row in rows for cell in row)
 
 
 def test_robustness_of_the_linear_probes(photos: Path, exported: Path) -> None:
@@ -176,9 +209,14 @@ def test_robustness_of_the_linear_probes(photos: Path, exported: Path) -> None:
     assert result.robustness is not None
     assert [row.name for row in result.robustness.rows] == [row.name for row in result.rows[:2]]
     assert [row.clean for row in result.robustness.rows] == [row.linear for row in result.rows[:2]]
-    assert (result.robustness.baseline, result.robustness.count) == (result.rows[1].name, 8)
+    assert [row.baseline for row in result.robustness.rows] == [result.rows[1].name, None]
+    assert result.robustness.count == 8
     assert result.robustness.plan.epsilons == ()
-    assert "| corrupted %" in to_markdown(result)
+    text = to_markdown(result)
+    assert "robustness on 8 images" in text
+    assert "| corrupted | noise | blur | weather | digital |" in text
+    assert f"against {result.rows[1].name}, corrupted: " in text
+    assert ", relative " in text
     assert result.to_document()["robustness"]["count"] == 8
 
 

@@ -75,6 +75,9 @@ def test_one_training_image_per_class_is_enough(call: Callable[..., Called]) -> 
 
 def test_the_gate_and_what_is_written(call: Callable[..., Called]) -> None:
     write(Path("good"), "cat dog", 10)
+    for name in ("run.json", "config.toml"):  # as if the source were a run
+        (Path("model") / name).write_text("{}" if name == "run.json" else "")
+    before = sorted(path.name for path in Path("model").iterdir())
     code, out, _ = call("good", "--min-top1", "100", "--out", "made", "--shots", "2", "--json", "--grid")
     document = json.loads(out)
     best = max(document["rows"][0]["knn"], document["rows"][0]["linear"])
@@ -87,6 +90,9 @@ def test_the_gate_and_what_is_written(call: Callable[..., Called]) -> None:
         *pictures[2:],
         "table.md",
     ]
+    assert sorted(path.name for path in Path("model").iterdir()) == before  # --out: not in the run
+    for name in ("run.json", "config.toml"):
+        (Path("model") / name).unlink()
     for name in pictures:
         with Image.open(Path("made") / name) as picture:
             assert min(picture.size) > 300

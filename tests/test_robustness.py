@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,7 @@ def always_zero(images: Tensor) -> Tensor:
 def result(data: Labelled) -> RobustnessResult:
     plan = make_plan(16, severities=(1, 5), heat_map=2, epsilons=(1.0, 64.0), steps=3)
     sources = [("brightness", by_brightness), ("zero", always_zero)]
-    return robustness(sources, data, plan, device=CPU, baseline="zero")
+    return robustness(sources, data, plan, device=CPU, baselines={"brightness": "zero"})
 
 
 # --------------------------------------------------------------------------------------------- frequencies
@@ -192,6 +193,32 @@ def test_errors_relative_to_the_baseline(result: RobustnessResult) -> None:
     assert bright.difference.margin == pytest.approx(100 * 1.96 * shares.std(ddof=1) / 40**0.5)
 
 
+def test_each_source_has_its_own_baseline(data: Labelled) -> None:
+    """Two architectures: an error relative to the other one's random weights would say nothing."""
+    plan = make_plan(16, severities=(5,), radii=(), heat_map=0, epsilons=())
+
+    def always_one(images: Tensor) -> Tensor:
+        return always_zero(images).flip(1)
+
+    def dark_as_one(images: Tensor) -> Tensor:
+        return by_brightness(images).flip(1)
+
+    sources = [("a", by_brightness), ("b", dark_as_one), ("random a", always_zero), ("random b", always_one)]
+    found = robustness(sources, data, plan, device=CPU, baselines={"a": "random a", "b": "random b"})
+    rows = {row.name: row for row in found.rows}
+    assert [row.baseline for row in found.rows] == ["random a", "random b", None, None]
+    for own, other in (("a", "random a"), ("b", "random b")):
+        shares = (rows[own].share - rows[other].share).numpy()
+        difference = rows[own].difference
+        assert difference is not None
+        assert difference.points == pytest.approx(100 * shares.mean())
+        errors = [
+            (100 - rows[own].corruptions[n][0]) / (100 - rows[other].corruptions[n][0]) for n in CORRUPTIONS
+        ]
+        assert rows[own].mean_corruption_error == pytest.approx(100 * np.mean(errors))
+    assert (rows["a"].difference or rows["b"].difference) != rows["b"].difference
+
+
 def test_relative_errors_take_the_clean_error_off(result: RobustnessResult) -> None:
     base = result.rows[0]
     lost = dict.fromkeys(CORRUPTIONS, (base.clean - 10, base.clean - 30))
@@ -215,7 +242,7 @@ def test_the_document_is_json_without_the_shares(result: RobustnessResult) -> No
 
 def test_parts_that_are_not_asked_for_are_left_out(data: Labelled) -> None:
     plan = make_plan(16, severities=(), radii=(), heat_map=0, epsilons=())
-    (row,) = robustness([("zero", always_zero)], data, plan, device=CPU, baseline="zero").rows
+    (row,) = robustness([("zero", always_zero)], data, plan, device=CPU).rows
     assert (row.clean, row.corrupted, row.corruptions) == (50, None, {})
     assert (row.low_pass, row.heat_map, row.pgd, row.difference) == ((), (), (), None)
 
@@ -223,9 +250,9 @@ def test_parts_that_are_not_asked_for_are_left_out(data: Labelled) -> None:
 def test_faults_of_the_caller(data: Labelled) -> None:
     plan = make_plan(16, severities=(), radii=(), heat_map=0, epsilons=())
     twice = [("zero", always_zero), ("zero", always_zero)]
-    for sources, baseline in (([], None), (twice, None), (twice[:1], "other")):
+    for sources, baselines in (([], {}), (twice, {}), (twice[:1], {"zero": "other"})):
         with pytest.raises(ValueError, match="expected"):
-            robustness(sources, data, plan, device=CPU, baseline=baseline)
+            robustness(sources, data, plan, device=CPU, baselines=baselines)
 
 
 def test_the_table_tells_all_sources(result: RobustnessResult, capsys: pytest.CaptureFixture[str]) -> None:
@@ -303,6 +330,24 @@ def test_figures_show_the_figures(result: RobustnessResult) -> None:
     assert np.allclose(high.lines[0].get_ydata(), result.rows[0].high_pass)
     attacks = attack_curves(result).axes[0].lines
     assert np.allclose(attacks[0].get_ydata(), (100, *result.rows[0].pgd))
+
+
+@pytest.mark.parametrize(
+    ("count", "told"), [(40, "40 images: ± 15 points"), (25, "25 images, too few for claims")]
+)
+def test_pictures_say_what_so_few_images_are_worth(result: RobustnessResult, count: int, told: str) -> None:
+    """Forty at 50 %: 1.96 times the root of a quarter over 40 is 0.155."""
+    for draw in (corruption_bars, radius_curves, heat_maps, attack_curves):
+        texts = [text.get_text() for text in draw(dataclasses.replace(result, count=count)).texts]
+        assert any(told in text for text in texts)
+
+
+@pytest.mark.parametrize("draw", [radius_curves, attack_curves])
+def test_names_are_below_the_axis(result: RobustnessResult, draw: Callable[..., Figure]) -> None:
+    named = [dataclasses.replace(result.rows[0], name=f"runs/mfm-{'x' * 40}-{n}") for n in range(6)]
+    figure = draw(dataclasses.replace(result, rows=(*named, result.rows[1])))
+    (names,) = figure.legends
+    assert names.get_window_extent().y1 < min(axes.get_tightbbox().y0 for axes in figure.axes)
 
 
 def test_nothing_measured_nothing_drawn(data: Labelled) -> None:

@@ -18,7 +18,8 @@ from sslkit.backbones import Encoder, require_maps
 from sslkit.config import PretrainConfig, build_pretrain
 from sslkit.console import Console
 from sslkit.errors import UserError
-from sslkit.evaluation.classifier import build_model, write_classifier
+from sslkit.evaluation.classifier import build_model
+from sslkit.evaluation.classifier_files import write_classifier
 from sslkit.evaluation.probe import probe
 from sslkit.exporting import export
 from sslkit.methods import card

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -306,6 +307,23 @@ def test_a_far_point_does_not_squeeze_the_others() -> None:
     assert limits(spot)[1].tolist() == [3, 4]
 
 
+def test_a_map_shows_distances_as_they_are() -> None:
+    """An inch is as far on either axis, whatever the cloud's shape; a flat one has a flat frame."""
+    random = np.random.default_rng(0)
+    for stretch, flat in (((10.0, 1.0), True), ((1.0, 1.0), False), ((1.0, 10.0), False)):
+        points = random.normal(size=(100, 2)) * stretch
+        figure = image_map(
+            {"PCA": points}, lambda _: torch.rand(3, 12, 12), [f"c{n % 14}" for n in range(100)], ""
+        )
+        for axes in figure.axes:
+            size = axes.get_position().size * figure.get_size_inches()
+            spans = np.diff([axes.get_xlim(), axes.get_ylim()])[:, 0]
+            assert spans[0] / size[0] == pytest.approx(spans[1] / size[1])
+            assert (size[1] < 0.6 * size[0]) == flat
+            assert all(spans >= np.ptp(points, axis=0) * 0.9)
+        assert rendered_inside(figure)
+
+
 def test_a_map_without_what_cannot_be_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -404,6 +422,24 @@ def test_compare_shows_the_same_images_of_all_runs(runs: tuple[Path, Path], tmp_
     assert {"mfm-1", "simclr-1", "51.2 ± 2.0", "40.0 ± 2.0", "60.0", "photos"} <= set(texts)
     assert texts.count("raw pixels") == 1
     assert figure.axes[0].get_ylabel() == "loss / first loss"
+    assert figure.axes[0].get_title("left") == "Loss"  # SimCLR has no tasks
+    assert rendered_inside(figure)
+    again = tmp_path / "again"
+    shutil.copytree(runs[0], again)
+    figure = KINDS["compare"].draw(Subject(first, count=1, others=[str(again)]))
+    low, high, spectra = figure.axes[:3]
+    assert [axes.get_title("left") for axes in (low, high)] == ["Loss, low predicted", "Loss, high predicted"]
+    assert low.get_ylabel() == high.get_ylabel() == "loss"  # the same settings: one unit
+    logged = [json.loads(line) for line in (again / "metrics.jsonl").read_text().splitlines()]
+    for axes, name in ((low, "loss_low"), (high, "loss_high")):
+        shown = [line[name] for line in logged if line[name] is not None]
+        assert [list(drawn.get_ydata()) for drawn in axes.lines] == [shown, shown]
+    assert not any(axes.get_legend() for axes in (low, high, spectra))
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["mfm-1", "again", "from high", "from low"]
+    place = legend.get_window_extent()
+    assert place.y1 < min(axes.get_tightbbox().y0 for axes in (low, high, spectra))
+    assert place.y0 > max(text.get_window_extent().y1 for text in figure.texts if text.get_text() == "kNN")
     assert rendered_inside(figure)
     assert [path.stem for path in visualize(first, kinds=["compare"], others=[second], out=tmp_path)] == [
         "compare"
@@ -439,7 +475,7 @@ def test_stored_robustness_is_what_was_measured(runs: tuple[Path, Path], tmp_pat
         "run", 60.0, dict.fromkeys(CORRUPTIONS, (50.0, 20.0)), (30.0, 40.0), (20.0, 10.0),
         ((1.0, 2.0, 3.0),) * 3, (), (), torch.ones(4), 90.0,
     )  # fmt: skip
-    measured = RobustnessResult((row,), None, plan, 4, 32)
+    measured = RobustnessResult((row,), plan, 4, 32)
     document = {"rows": [], "robustness": measured.to_document(), "unknown": 1}
     (run / "probe.json").write_text(json.dumps(document), encoding="utf-8")
     assert stored_robustness(run) == measured

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sslkit.cli import options
-from sslkit.console import Console, visible
+from sslkit.console import Console, counted, visible
+from sslkit.paths import nearby
 
 if TYPE_CHECKING:
     from sslkit.data.audit import Audit, Finding
@@ -49,7 +50,7 @@ def _lines(audit: Audit) -> list[str]:
     of = visible(seen.images.name) + (
         f" against {visible(audit.against.images.name)}" if audit.against else ""
     )
-    lines = [f"{len(seen.images):,} images: {of} ({audit.rate:.0f} images/s)"]
+    lines = [f"{counted(len(seen.images), 'image')}: {of} ({audit.rate:.0f} images/s)"]
     lines += [f"  {kind:<20} {count:>9,}" for kind, count in seen.kinds.most_common()]
     lines += ["short side, pixels", *_bars(audit.histogram())]
     if audit.classes:
@@ -75,7 +76,8 @@ def _bars(histogram: Mapping[str, int]) -> list[str]:
 
 
 def _finding(finding: Finding) -> list[str]:
-    lines = [f"{finding.kind}: {finding.count:,} images, {visible(finding.advice)}"]
-    lines += [f"  {visible(path)}  {visible(detail)}" for path, detail in finding.rows[:EXAMPLES]]
+    lines = [f"{finding.kind}: {counted(finding.count, 'image')}, {visible(finding.advice)}"]
+    lines += ["  ".join(["", *(visible(nearby(text)) for text in row)]) for row in finding.rows[:EXAMPLES]]
     more = finding.count - EXAMPLES
     return [*lines, f"  and {more:,} more; --out FILE lists all"] if more > 0 else lines
+

@@ -45,6 +45,16 @@ def finetune(
             "--keep", help="last, or best: the epoch that is best on a fifth of the training images."
         ),
     ] = None,
+    robust: Annotated[
+        bool, typer.Option("--robust", help="Also score it on corrupted and filtered validation images.")
+    ] = False,
+    robust_limit: Annotated[
+        int | None, typer.Option("--robust-limit", help="Images for --robust; 500.")
+    ] = None,
+    attacks: Annotated[
+        bool | None,
+        typer.Option("--attacks/--no-attacks", help="FGSM and PGD in --robust; on a GPU by default."),
+    ] = None,
     epochs: options.Epochs = None,
     batch_size: options.BatchSize = None,
     lr: options.LearningRate = None,
@@ -90,6 +100,9 @@ def finetune(
         freeze=freeze or None,
         balance=balance or None,
         keep=keep,
+        robust=robust or None,
+        robust_limit=robust_limit,
+        attacks=attacks,
         epochs=epochs,
         batch_size=batch_size,
         lr=lr,

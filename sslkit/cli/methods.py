@@ -10,7 +10,7 @@ import typer
 
 from sslkit.cli import options
 from sslkit.console import Console, command
-from sslkit.errors import UserError
+from sslkit.errors import UserError, nearest_path
 
 if TYPE_CHECKING:
     from sslkit.contract import Outcome
@@ -71,12 +71,12 @@ def _row(card: Card) -> list[str]:
 def _show(name: str, toml: bool, console: Console) -> None:
     """One method's card, or its settings as TOML."""
     from sslkit import config
-    from sslkit.methods import card
+    from sslkit.methods import card, default_configuration
 
     chosen = card(name)
-    built = config.build_pretrain(chosen.name, chosen.Config, chosen.facts["defaults"])
     if toml:
-        console.result(config.dump(built, f"settings of sslkit pretrain -m {name}").rstrip())
+        header = f"settings of sslkit pretrain -m {name}"
+        console.result(config.dump(default_configuration(name), header).rstrip())
         return
     rows = [chosen.text, "", f"Settings (-s method.KEY=VALUE), {chosen.lines} lines of code:"]
     fields = dataclasses.fields(chosen.Config)
@@ -91,7 +91,8 @@ def _write_new(file: str, console: Console) -> None:
     if path.suffix != ".py":
         raise UserError(f"--new {file}: a file that ends in .py expected", f"--new {path.with_suffix('.py')}")
     if not path.parent.is_dir():
-        raise UserError(f"--new {file}: there is no folder {path.parent}")
+        cure = nearest_path(path.parent, command("mkdir", "-p", path.parent))
+        raise UserError(f"--new {file}: there is no folder {path.parent}", cure)
     try:
         with path.open("x", encoding="utf-8") as opened:
             opened.write(TEMPLATE.read_text(encoding="utf-8"))

@@ -67,7 +67,7 @@ def probe(
     Labels are class folders, train/ and val/ with class folders, or the label column of a .csv.
     """
     from sslkit import verbs
-    from sslkit.data.labels import has_masks
+    from sslkit.data.folders import has_masks
     from sslkit.errors import UserError
 
     if len(arguments) < 2:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sslkit.checking import checked
 from sslkit.console import SILENT, Console, visible
 from sslkit.data.labels import open_labelled
 from sslkit.data.likeness import Looks, near_groups
@@ -109,8 +110,8 @@ def audit(
     Raises:
         UserError: nothing to look at, or a process died while it decoded.
     """
-    if workers is not None and workers < 0:
-        raise UserError(f"workers {workers}: 0 or more expected")
+    if workers is not None:
+        checked("--workers", workers, int, {"low": 0})
     images, other = open_images(sources), open_images(against) if against else None
     began = time.monotonic()
     with console.bar("checking", len(images) + (len(other) if other else 0)) as bar:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from sslkit import keyed
 from sslkit.data import fractal, packed
+from sslkit.data.folders import refuse_no_images
 from sslkit.data.names import Names
 from sslkit.data.sources import ImageSet, images_in, none_found, rows_of
 from sslkit.errors import UserError, nearest_path
@@ -50,6 +51,7 @@ def open_labelled(source: str, seed: int = 0) -> tuple[ImageSet, ImageSet]:
 
 
 def _open_folder(source: str, seed: int) -> tuple[ImageSet, ImageSet]:
+    refuse_no_images(source)
     training = os.path.join(source, "train")
     if not os.path.isdir(training):
         return _divide(source, _class_folders(source, source), None, seed)
@@ -62,12 +64,6 @@ def validation_folder(source: str) -> str | None:
     """The validation part beside `train/`, if there is one."""
     parts = (os.path.join(source, name) for name in VALIDATION_NAMES)
     return next((part for part in parts if os.path.isdir(part)), None)
-
-
-def has_masks(source: str) -> bool:
-    """Whether `source` holds masks in the place of classes: images/ beside masks/, or train/ does."""
-    places = (os.path.join(source, part) for part in ("", "train"))
-    return any(all(os.path.isdir(os.path.join(p, name)) for name in ("images", "masks")) for p in places)
 
 
 def _class_folders(folder: str, source: str) -> Labelled:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from sslkit import keyed
+from sslkit.checking import checked
 from sslkit.console import SILENT, Console
 from sslkit.data.decode import UnreadableImage
 from sslkit.data.picture import Picture
@@ -156,7 +157,11 @@ def evaluation_loader(
     Yields:
         (views uint8 [B, 3, H, W], labels int64 [B] or None, index int64 [B]). Unreadable images are missing
         from all three: what the indices leave out could not be read. B may vary; it is never 0.
+
+    Raises:
+        UserError: fewer than no workers.
     """
+    checked("--workers", workers, int, {"low": 0})
     order = range(len(images))
     batches = [list(order[first : first + batch_size]) for first in range(0, len(order), batch_size)]
     labels = None if images.labels is None else torch.tensor(images.labels, dtype=torch.int64)

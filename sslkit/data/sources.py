@@ -22,6 +22,7 @@ from PIL import Image
 from sslkit import keyed
 from sslkit.data import fractal, packed
 from sslkit.data.decode import image_size, opened, read_image
+from sslkit.data.folders import refuse_no_images
 from sslkit.data.listing import ENDINGS, image_files
 from sslkit.data.names import Names, common_folder
 from sslkit.data.picture import Picture
@@ -113,7 +114,8 @@ def open_images(sources: Sequence[str], limit: int | None = None) -> ImageSet:
         limit: keep at most so many, drawn over the whole set and always the same ones.
 
     Raises:
-        UserError: nothing there, no images, a list that names missing files, a limit under 1.
+        UserError: nothing there, no images, a run or photos beside masks in their place, a list that names
+            missing files, a limit under 1.
     """
     if not sources:
         raise UserError("no images given", hint="name a folder, a .txt or .csv list, or fractal:1000")
@@ -209,6 +211,7 @@ def _paths_in(source: str) -> Names:
         raise UserError(f"{source}: the folder may not be read", "chmod u+rx, or ask its owner")
     if packed.is_pack(source):
         return packed.names_of(source)
+    refuse_no_images(source)
     found = images_in(source)
     if not found:
         raise none_found(source)

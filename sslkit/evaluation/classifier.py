@@ -1,11 +1,9 @@
-"""An encoder with a head, fine-tuned as a whole: how the weights get in, and how a timm folder comes out."""
+"""An encoder with a head, fine-tuned as a whole: how the weights get in, and what is learned."""
 
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +25,7 @@ from sslkit.training.optim import (
     optimizer_and_schedule,
     parameter_groups,
 )
-from sslkit.weights import EXPORT_FILE, Loaded, load_into, save, tensors_for, timm_config
+from sslkit.weights import Loaded, load_into, tensors_for
 
 EVALUATION_BATCH = 128
 
@@ -118,8 +116,9 @@ def build_model(
 ) -> tuple[nn.Module, Loaded, tuple[str, ...]]:
     """The encoder's architecture with a new head, and the encoder's weights in it.
 
-    A ViT is pooled by the mean of its patch tokens, followed by a new norm (`fc_norm`); its final norm is not
-    taken over, as in the official code, because pre-training applied it to tokens and not to their mean.
+    A ViT is pooled by the mean of its patch tokens, followed by a norm (`fc_norm`): a new one, unless the
+    source was such a classifier too. A pre-trained final norm is not taken over, as in the official code,
+    because it was applied to tokens and not to their mean.
 
     Args:
         scratch: keep timm's own random weights. They learn faster in short runs than the official
@@ -143,15 +142,15 @@ def build_model(
     with torch.no_grad():
         for parameter in model.get_submodule(classifier_name(model)).parameters():
             parameter.mul_(HEAD_SCALE)
-    new = head_names(model, encoder.family)
-    found = load_into(model, tensors_for(encoder, model), but=new)
+    given = tensors_for(encoder, model)
+    found = load_into(model, given, but=head_names(model, encoder.family))
     if found.missing or found.unused:
         names = ", ".join((found.missing + found.unused)[:3])
         raise UserError(
             f"{encoder.name}: {len(found.missing)} weights missing, {len(found.unused)} unknown: {names} …",
             "fine-tune at the size of pre-training",
         )
-    return model, found, tuple(name for name in model.state_dict() if name.startswith(new))
+    return model, found, tuple(name for name in model.state_dict() if name not in given)
 
 
 def classifier_arguments(encoder: Encoder, size: int) -> dict[str, Any]:
@@ -217,33 +216,3 @@ def predicted(
         with torch.inference_mode(), autocast(device, precision):
             logits = classifier.logits(to_device({"image": views}, device)["image"])
         yield logits.float().softmax(dim=1).cpu(), index
-
-
-def write_classifier(
-    model: nn.Module,
-    encoder: Encoder,
-    size: int,
-    classes: tuple[str, ...],
-    folder: Path,
-    metadata: dict[str, str],
-) -> None:
-    """model.safetensors, config.json, classes.json; timm opens the folder as "local-dir:FOLDER".
-
-    With the small stem timm's model needs that one first, as `sslkit export` prints it.
-    """
-    save(model.state_dict(), folder / EXPORT_FILE, metadata)
-    config = timm_config(encoder)
-    head = classifier_name(model)
-    config |= {
-        "num_classes": len(classes),
-        "model_args": classifier_arguments(encoder, size),
-        "label_names": list(classes),
-    }
-    config["pretrained_cfg"] |= {
-        "input_size": [3, size, size],
-        "num_classes": len(classes),
-        "classifier": head,
-        "label_names": list(classes),
-    }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    (folder / "classes.json").write_text(json.dumps(list(classes), indent=1) + "\n", encoding="utf-8")

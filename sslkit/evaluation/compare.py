@@ -55,10 +55,10 @@ def _few_row(entry: Entry, predictions: dict[str, Tensor], labels: Tensor) -> Fe
     return FewRow(entry.name, entry.kind, knn, knn_std, linear, linear_std, predictions)
 
 
-def _mean_and_std(predictions: Tensor, labels: Tensor) -> tuple[float, float]:
+def _mean_and_std(predictions: Tensor, labels: Tensor) -> tuple[float, float | None]:
     """Of the accuracies of the draws, percent; one draw has no deviation."""
     shares = 100 * (predictions == labels).double().mean(1)
-    return float(shares.mean()), float(shares.std(correction=1)) if len(shares) > 1 else 0.0
+    return float(shares.mean()), float(shares.std(correction=1)) if len(shares) > 1 else None
 
 
 def compare(

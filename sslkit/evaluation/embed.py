@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from sslkit.backbones import Encoder
+from sslkit.checking import refuse_side
 from sslkit.config import AUTO
 from sslkit.console import SILENT, Console
 from sslkit.data.decode import UnreadableImage
-from sslkit.data.labels import has_masks
 from sslkit.data.sources import ImageSet, open_images
 from sslkit.errors import UserError, nearest_path
 from sslkit.evaluation.gallery import (
@@ -99,12 +99,11 @@ def embed(
     """
     if neighbours < 0:
         raise UserError(f"--neighbours {neighbours}: not less than 0 expected", "--neighbours 5")
+    refuse_side(size)
     table = out.with_name(f"{out.stem}-neighbours.csv") if neighbours else None
     check_target(out)
     if table is not None:
         check_free(table)
-    if has_masks(data):
-        raise UserError(f"{data}: images/ and masks/, and a mask is no photo", "give images/ alone")
     place = pick_device(device)
     encoder = load_encoder(source, size, seed, console=console)
     vector, exact = reader(encoder, readout), pick_precision(precision, place)

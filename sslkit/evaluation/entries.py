@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from sslkit.backbones import Encoder
+from sslkit.checking import refuse_side
 from sslkit.console import Console
 from sslkit.errors import UserError, nearest, nearest_path
 from sslkit.evaluation.features import PIXEL_SIDE, pixels
@@ -45,10 +46,12 @@ def make_entries(sources: Sequence[str], wanted: Wanted, console: Console) -> li
     """The sources, one row of random weights per architecture and size, other baselines, raw pixels.
 
     Raises:
-        UserError: no source, one that can't be opened, an unknown baseline, a read-out that one hasn't.
+        UserError: no source, one that can't be opened, a size out of range, an unknown baseline, a read-out
+            that one hasn't.
     """
     if not sources:
         raise UserError("no source given", "name a run, e.g. runs/mfm-…-1, or timm/resnet50")
+    refuse_side(wanted.size)
     named = list(dict.fromkeys(sources))
     others = [name for name in dict.fromkeys(wanted.baselines) if name not in BASELINES]
     for name in others:

@@ -18,12 +18,13 @@ from sslkit.errors import UserError, nearest_path
 from sslkit.evaluation.classifier import build_model
 from sslkit.evaluation.finetune_arms import COMPARISON_FILE, Comparison, begin, compare, read_arms
 from sslkit.evaluation.finetune_config import FinetuneConfig, finetune_config, from_values
+from sslkit.evaluation.finetune_robustness import lacks_robustness, with_robustness
 from sslkit.evaluation.finetune_session import FinetuneSession
 from sslkit.evaluation.outcome import FinetuneResult, Plan, announce, write_beginning
 from sslkit.evaluation.parts import open_parts
 from sslkit.evaluation.recipe import Given, resolve
 from sslkit.evaluation.shots import MOST_SEEDS
-from sslkit.paths import make_folder, next_folder
+from sslkit.paths import make_folder, nearby, next_folder
 from sslkit.training.device import pick_device, pick_precision
 from sslkit.training.locks import locked
 from sslkit.training.resolve import interval
@@ -110,12 +111,17 @@ def make_plan(wanted: FinetuneConfig, console: Console = SILENT) -> Plan:
 
 
 def _placed(config: FinetuneConfig, encoder: Encoder, device: torch.device) -> FinetuneConfig:
-    """The machine's choices: device, precision, and a folder that does not exist yet."""
+    """The machine's choices: device, precision, attacks, and a folder that does not exist yet."""
     out = config.run.out
     if out == AUTO:
         out = str(next_folder(Path("runs"), f"finetune-{encoder.name.split('.')[0]}"))
     precision = pick_precision(config.run.precision, device)
-    return replace(config, run=replace(config.run, device=str(device), precision=precision, out=out))
+    attacks = device.type != "cpu" if config.robustness.attacks == AUTO else config.robustness.attacks
+    return replace(
+        config,
+        run=replace(config.run, device=str(device), precision=precision, out=out),
+        robustness=replace(config.robustness, attacks=attacks),
+    )
 
 
 def _anchored(config: FinetuneConfig) -> FinetuneConfig:
@@ -137,7 +143,7 @@ def _begun(plan: Plan, run: RunFolder, console: Console, whole: Path | None = No
         session = FinetuneSession(plan, run, console, whole)
         write_beginning(plan, run)
         announce(plan, console)
-        return session.go()
+        return with_robustness(session.go(), console)
 
 
 def _resumed(path: Path, console: Console, whole: Path | None = None) -> FinetuneResult | Comparison:
@@ -149,18 +155,20 @@ def _resumed(path: Path, console: Console, whole: Path | None = None) -> Finetun
     run = RunFolder(path)
     if run.facts.get("kind") != "finetune":
         raise UserError(f"{path} is not a fine-tuning", command("sslkit", "pretrain", "--resume", path))
-    if run.facts.get("status") == "completed":
+    if run.facts.get("status") == "completed" and not lacks_robustness(path):
         raise UserError(
             f"{path} is already complete", "its figures are in run.json, its predictions in predictions.csv"
         )
     with _held(path, console, whole):
+        if run.facts.get("status") == "completed":
+            return with_robustness(FinetuneResult.of_document(run.facts["result"], path), console)
         values = configuration.read(str(path / "config.toml"))
         plan = make_plan(from_values({**values, "run.out": str(path)}), console)
         session = FinetuneSession(plan, run, console, whole)
         start = session.restore()
         run.update(status="running")
         console.say(f"resuming {path} at step {start} of {session.clock.steps}")
-        return session.go(start)
+        return with_robustness(session.go(start), console)
 
 
 @contextmanager
@@ -218,8 +226,9 @@ def _continued(path: Path, console: Console) -> Comparison:
         values = configuration.read(str(path / "config.toml"))
         for number, arm in enumerate(arms, 1):
             own = {"run.out": str(arm.folder), "run.seed": arm.seed, "model.scratch": arm.scratch}
+            own |= {"robustness.measure": False}  # of all together, on the same images
             wanted = from_values({**values, **own})
-            weights = "random weights" if arm.scratch else wanted.model.source
+            weights = "random weights" if arm.scratch else nearby(wanted.model.source)
             console.say(f"{number} of {len(arms)}: {weights}, seed {arm.seed}")
             if arm.result() is not None:
                 console.say(f"  complete in {arm.folder}")
@@ -227,4 +236,4 @@ def _continued(path: Path, console: Console) -> Comparison:
                 _resumed(arm.folder, console, path)
             else:
                 _begun(make_plan(wanted, console), RunFolder(make_folder(arm.folder)), console, path)
-        return compare(path, arms, console)
+        return with_robustness(compare(path, arms, console), console)

@@ -25,7 +25,9 @@ from sslkit.console import Console, command
 from sslkit.errors import UserError
 from sslkit.evaluation.finetune_config import FinetuneConfig
 from sslkit.evaluation.outcome import FinetuneResult
-from sslkit.evaluation.verdict import Difference, against_random, paired_over_draws
+from sslkit.evaluation.robustness_scores import RobustnessResult
+from sslkit.evaluation.verdict import Difference, against_random, paired_shares
+from sslkit.paths import nearby
 from sslkit.training.run import RunFolder
 
 COMPARISON_FILE = "comparison.json"
@@ -70,6 +72,7 @@ class Comparison:
     difference: Difference | None  # of top-1, to the baseline; over images and, with several, over seeds
     per_seed: tuple[float, ...]  # points of top-1
     verdict: str
+    robustness: RobustnessResult | None = None
 
     @property
     def runs(self) -> tuple[FinetuneResult, ...]:
@@ -106,6 +109,8 @@ class Comparison:
         if self.difference is not None:
             document["baseline"] = {"name": "random weights", **_means(self.baseline)}
             document["difference"] = {**asdict(self.difference), "per_seed": list(self.per_seed)}
+        if self.robustness is not None:
+            document["robustness"] = self.robustness.to_document()
         return document
 
 
@@ -164,10 +169,11 @@ def difference_of(pairs: Sequence[tuple[Path, Path]]) -> tuple[Difference, tuple
     tables = [(_predictions(first), _predictions(second)) for first, second in pairs]
     shared = set.intersection(*(set(table) for pair in tables for table in pair))
     images = [path for path in tables[0][0] if path in shared]
-    # Right is 1, wrong is 0, and the label is 1.
-    first, second = (torch.tensor([[pair[i][path] for path in images] for pair in tables]) for i in (0, 1))
-    found = paired_over_draws(first, second, torch.ones(len(images)))
-    return found, tuple((100 * (first - second).double().mean(dim=1)).tolist())
+    first, second = (
+        torch.tensor([[pair[i][path] for path in images] for pair in tables], dtype=torch.float64)
+        for i in (0, 1)
+    )
+    return paired_shares(first, second), tuple((100 * (first - second).mean(dim=1)).tolist())
 
 
 def _predictions(folder: Path) -> dict[str, int]:
@@ -193,7 +199,7 @@ def _means(results: Sequence[FinetuneResult]) -> dict[str, float | None]:
 def _table(found: Comparison) -> tuple[list[str], list[list[str]]]:
     """A row per kind of weights, mean ± standard deviation over the seeds."""
     rows = []
-    for name, results in ((found.source, found.pretrained), ("random weights", found.baseline)):
+    for name, results in ((nearby(found.source), found.pretrained), ("random weights", found.baseline)):
         if results:
             means = _means(results)
             cells = [_spread(means, key) for key in ("top1", "macro_f1", "balanced")]

@@ -67,6 +67,13 @@ class Augment:
 
 
 @dataclass(frozen=True)
+class Robustness:
+    measure: bool = setting(False, "score the classifier on corrupted and filtered validation images as well")
+    limit: int = setting(500, "validation images for that, spread over the classes", low=30)
+    attacks: bool = setting(AUTO, "FGSM and PGD as well; auto: on a GPU", auto=True)
+
+
+@dataclass(frozen=True)
 class Run:
     out: str = setting(AUTO, "the run's folder; never an existing one", auto=True)
     batch_size: int = setting(AUTO, "images per optimizer step", low=1, auto=True)
@@ -94,6 +101,7 @@ class FinetuneConfig:
     optim: Optim = field(default_factory=Optim)
     schedule: Schedule = field(default_factory=Schedule)
     augment: Augment = field(default_factory=Augment)
+    robustness: Robustness = field(default_factory=Robustness)
     run: Run = field(default_factory=Run)
 
 
@@ -104,6 +112,9 @@ FLAGS = {
     "balance": "data.balance",
     "freeze": "model.freeze",
     "keep": "run.keep",
+    "robust": "robustness.measure",
+    "robust_limit": "robustness.limit",
+    "attacks": "robustness.attacks",
     "save_every": "run.save_every",
     "epochs": "schedule.epochs",
     "batch_size": "run.batch_size",
@@ -126,6 +137,7 @@ _SECTIONS = {
     "optim": Optim,
     "schedule": Schedule,
     "augment": Augment,
+    "robustness": Robustness,
     "run": Run,
 }
 
@@ -152,7 +164,7 @@ def finetune_config(
         if name not in FLAGS:
             raise UserError(f"finetune has no setting {name!r}", nearest(name, FLAGS))
     typed = {name: FLAGS[name] for name in given}
-    return from_values(
+    wanted = from_values(
         {
             **file,
             **dict(map(configuration.parse_set, settings)),
@@ -162,6 +174,9 @@ def finetune_config(
         },
         typed,
     )
+    if not wanted.robustness.measure and (useless := {"robust_limit", "attacks"}.intersection(given)):
+        raise UserError(f"--{min(useless).replace('_', '-')} belongs to --robust", "add --robust")
+    return wanted
 
 
 def from_values(

@@ -29,7 +29,9 @@ class Cell:
     size: int
     normalization: str  # "own", "ImageNet", "none"
     knn: float
+    knn_interval: float  # half of 95 %
     linear: float
+    linear_interval: float
 
 
 def sizes_around(size: int, stride: int) -> tuple[int, ...]:
@@ -88,8 +90,8 @@ def measure_grid(
                 seed=bench.seed,
                 fixed=shown,
             )
-            knn, linear = (accuracy(reading.predictions[part], bench.labels)[0] for part in ("knn", "linear"))
-            cells.append(Cell(name, size, kind, knn, linear))
+            knn, linear = (accuracy(reading.predictions[part], bench.labels) for part in ("knn", "linear"))
+            cells.append(Cell(name, size, kind, *knn, *linear))
     return cells
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from sslkit.evaluation.adversarial import Logits
 from sslkit.evaluation.linear import LinearProbe
 from sslkit.evaluation.measure import Bench
 from sslkit.evaluation.readout import read_out
-from sslkit.evaluation.robustness import read_labelled, robustness
+from sslkit.evaluation.robustness import LEFT_OUT, read_labelled, robustness
 from sslkit.evaluation.robustness_scores import RobustnessResult, make_plan
 from sslkit.training.device import Precision
 
@@ -45,7 +45,7 @@ def classifier(encoder: Encoder, readout: str, head: LinearProbe) -> Logits:
 def measure_robustness(
     bench: Bench,
     classifiers: Sequence[Classifier],
-    baseline: str | None,
+    baselines: Mapping[str, str],
     limit: int,
     attacks: bool | None,
     precision: Precision,
@@ -53,6 +53,7 @@ def measure_robustness(
     """All classifiers on the same changed validation images, of the first one's size.
 
     Args:
+        baselines: name → the name that its errors are relative to.
         limit: images, spread over the classes.
         attacks: also FGSM and PGD; None is only where the device is not a CPU.
     """
@@ -71,11 +72,11 @@ def measure_robustness(
         plan,
         device=bench.device,
         precision=precision,
-        baseline=baseline,
+        baselines=baselines,
         console=bench.console,
     )
     for one in classifiers:
         one.encoder.cpu()
     if not attacked:
-        bench.console.say("FGSM and PGD are left out on a CPU; --attacks computes them")
+        bench.console.say(LEFT_OUT)
     return found

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sslkit import keyed
 from sslkit.backbones import Encoder, require_maps
-from sslkit.console import Console
+from sslkit.console import Console, counted
 from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError
 from sslkit.evaluation.cells import (
@@ -79,6 +79,18 @@ def check_maps(entries: Sequence[Entry]) -> None:
         require_maps(encoder)
 
 
+def check_cells(entries: Sequence[Entry]) -> None:
+    """Refuse a map of one cell: it tells nothing of the parts of an image.
+
+    Raises:
+        UserError: such an encoder.
+    """
+    for encoder in _encoders(entries):
+        if encoder.size < 2 * encoder.stride:
+            problem = f"--local: {encoder.name} makes one cell of {encoder.size} px, 2 x 2 expected"
+            raise UserError(problem, f"try --size {3 * encoder.stride}")
+
+
 def check_mosaics(entries: Sequence[Entry], training: ImageSet, validation: ImageSet) -> tuple[int, ...]:
     """The tilings that every encoder's map has cells for.
 
@@ -87,7 +99,9 @@ def check_mosaics(entries: Sequence[Entry], training: ImageSet, validation: Imag
     """
     for name, images in (("training", training), ("validation", validation)):
         if len(images) < LEAST:
-            raise UserError(f"{images.name}: {len(images)} {name} images, --local needs {LEAST} of them")
+            few = counted(len(images), f"{name} image")
+            problem = f"{images.name}: {few}, --local needs {LEAST} of them"
+            raise UserError(problem, "add images to that part, or leave out --local")
     found = {
         encoder: tilings_of(encoder.size, encoder.size // encoder.stride) for encoder in _encoders(entries)
     }

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sslkit import keyed
 from sslkit.augment.geometry import CenterCrop
+from sslkit.console import command
 from sslkit.data.loader import evaluation_loader
 from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError
@@ -52,7 +53,8 @@ class Mosaics:
         photos, labels = _read(images, [-(-size // tiles) for tiles in self.tilings], self.workers)
         order = arrange(len(labels), self.tilings, self.seed, f"mosaics of {name}")
         if len(order) < 2:
-            raise UserError(f"{images.name}: {len(labels)} {name} photos can be read, {LEAST} make mosaics")
+            problem = f"{images.name}: {len(labels)} {name} photos can be read, {LEAST} make mosaics"
+            raise UserError(problem, command("sslkit", "check", images.name) + " names the others")
         return Scenes(
             torch.stack([_compose(photos, members, size) for members in order]),
             torch.stack([_cells(labels[list(members)], size, grid).flatten() for members in order]),
@@ -145,5 +147,6 @@ def _read(images: ImageSet, sides: Sequence[int], workers: int) -> tuple[dict[in
         if numbers is not None:
             labels.append(numbers)
     if not labels:
-        raise UserError(f"{images.name}: none of {len(images)} images can be read")
+        problem = f"{images.name}: none of {len(images)} images can be read"
+        raise UserError(problem, command("sslkit", "check", images.name) + " says why")
     return {side: torch.cat(found) for side, found in parts.items()}, torch.cat(labels)

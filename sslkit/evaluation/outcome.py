@@ -15,11 +15,13 @@ from sslkit import config as configuration
 from sslkit.backbones import Encoder
 from sslkit.console import Console, command, counted
 from sslkit.data.sources import ImageSet
-from sslkit.evaluation.classifier import write_classifier
+from sslkit.evaluation.classifier_files import write_classifier
 from sslkit.evaluation.finetune_config import FinetuneConfig
 from sslkit.evaluation.parts import Parts, write_splits, write_table
+from sslkit.evaluation.robustness_scores import RobustnessResult
 from sslkit.evaluation.scores import ClassScore, Scores, class_scores, confusion, reliability
 from sslkit.methods.base import Info
+from sslkit.paths import nearby
 from sslkit.training.optim import learning_rate
 from sslkit.training.progress import tell_reasons
 from sslkit.training.run import RunFolder, describe
@@ -37,6 +39,7 @@ class FinetuneResult:
     source: str = ""
     seed: int = 0
     best: dict[str, float] | None = None  # with `--keep best`: epoch, and percent on the held-out images
+    robustness: RobustnessResult | None = None
 
     @property
     def top1(self) -> float:
@@ -50,20 +53,21 @@ class FinetuneResult:
 
     def to_document(self) -> dict[str, Any]:
         """For JSON."""
-        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "scores"}
-        return {**own, "folder": str(self.folder), **asdict(self.scores)}
+        own = {name: getattr(self, name) for name in _names(self, "scores", "robustness")}
+        robust = {"robustness": self.robustness.to_document()} if self.robustness else {}
+        return {**own, "folder": str(self.folder), **asdict(self.scores), **robust}
 
     @classmethod
     def of_document(cls, document: Mapping[str, Any], folder: Path) -> FinetuneResult:
         """The inverse of `to_document`, for a run that may have moved; KeyError if it isn't one."""
         values = {field.name: document[field.name] for field in fields(Scores)}
         values["worst"] = tuple((name, percent, count) for name, percent, count in values["worst"])
-        own = {
-            field.name: document[field.name]
-            for field in fields(cls)
-            if field.name not in ("folder", "scores")
-        }
+        own = {name: document[name] for name in _names(cls, "folder", "scores", "robustness")}
         return cls(folder, Scores(**values), **own)
+
+
+def _names(kind: FinetuneResult | type[FinetuneResult], *but: str) -> list[str]:
+    return [field.name for field in fields(kind) if field.name not in but]
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,8 @@ def announce(plan: Plan, console: Console) -> None:
     peak = learning_rate(optim.lr, batch, optim.reference_batch)
     steps = counted(len(parts.training) // batch, "step")
     warmup = f"{schedule.warmup_epochs:g} of warm-up"
-    console.say(f"sslkit {sslkit.__version__} finetune: {plan.encoder.name} from {config.model.source}")
+    source = nearby(config.model.source)
+    console.say(f"sslkit {sslkit.__version__} finetune: {plan.encoder.name} from {source}")
     console.facts(
         {
             "data": _told(parts, config),

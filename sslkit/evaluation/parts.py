@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sslkit import keyed
+from sslkit.console import counted
 from sslkit.data import packed
-from sslkit.data.labels import VALIDATION_NAMES, has_masks, open_labelled, validation_folder
+from sslkit.data.folders import has_masks
+from sslkit.data.labels import VALIDATION_NAMES, open_labelled, validation_folder
 from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError
 from sslkit.evaluation.finetune_config import FinetuneConfig
@@ -175,4 +177,5 @@ def uneven(source: str, training: ImageSet, validation: ImageSet) -> str:
             )
     if not lacking:
         return ""
-    return f"{len(lacking)} classes have one image, such as {lacking[0][0]!r}: trained on, not validated"
+    have = counted(len(lacking), "class has", "classes have")
+    return f"{have} one image, such as {lacking[0][0]!r}: trained on, not validated"

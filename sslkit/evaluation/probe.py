@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sslkit.config import AUTO
 from sslkit.console import SILENT, Console, counted
-from sslkit.data.labels import has_masks, open_labelled
+from sslkit.data.folders import has_masks
+from sslkit.data.labels import open_labelled
 from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError
 from sslkit.evaluation.cache import FeatureCache, cache_folder
@@ -19,7 +20,7 @@ from sslkit.evaluation.entries import BASELINES, Entry, Wanted, make_entries
 from sslkit.evaluation.grid import Cell, measure_grid, sizes_around
 from sslkit.evaluation.heads import Classifier, measure_robustness
 from sslkit.evaluation.leaks import Leaks
-from sslkit.evaluation.local import check_maps, check_mosaics, probe_masks, probe_mosaics
+from sslkit.evaluation.local import check_cells, check_maps, check_mosaics, probe_masks, probe_mosaics
 from sslkit.evaluation.measure import Bench, Reading
 from sslkit.evaluation.parts import refuse_empty_folders, uneven
 from sslkit.evaluation.result import ProbeResult
@@ -91,6 +92,7 @@ def probe(
     if local:
         check_maps(entries)
     if masked:
+        check_cells(entries)
         result = probe_masks(data, entries, place, readers, seed, console)
         show(result, console)
         return result
@@ -133,9 +135,9 @@ class _Measured:
 
 def _check(k: int, robust_limit: int) -> None:
     if k < 1:
-        raise UserError(f"k: {k} is not >= 1")
+        raise UserError(f"k: {k} is not >= 1", "leave it out: the default is 20")
     if robust_limit < 2:
-        raise UserError(f"--robust-limit: {robust_limit} is not >= 2")
+        raise UserError(f"--robust-limit: {robust_limit} is not >= 2", "leave it out: the default is 500")
 
 
 def _refuse_masks(data: str, local: bool, others: Mapping[str, object]) -> None:
@@ -227,12 +229,17 @@ def _robust(
     limit: int,
     attacks: bool | None,
 ) -> RobustnessResult:
-    """Of every row that has an encoder, relative to random weights where they are a row."""
+    """Of every row that has an encoder; a source is relative to the first model it is compared with."""
     classifiers = [
         Classifier(entry.name, entry.one.encoder, reading.readouts["linear"], reading.head)
         for entry, reading in ((entry, measured[entry.name].reading) for entry in entries)
         if entry.one.encoder is not None
     ]
-    others = [entry.name for entry in entries if entry.kind in ("random", "baseline")]
+    models = {one.name for one in classifiers}
+    baselines = {
+        entry.name: other
+        for entry in entries
+        if (other := next((name for name in entry.against if name in models), None))
+    }
     precision = entries[0].one.precision
-    return measure_robustness(bench, classifiers, next(iter(others), None), limit, attacks, precision)
+    return measure_robustness(bench, classifiers, baselines, limit, attacks, precision)

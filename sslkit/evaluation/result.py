@@ -39,14 +39,17 @@ class Row:
 
 @dataclass(frozen=True)
 class FewRow:
-    """The same model after few labels: means over the draws and their standard deviations, percent."""
+    """The same model after few labels: means over the draws and their standard deviations, percent.
+
+    Of one draw there is no deviation.
+    """
 
     name: str
     kind: str
     knn: float
-    knn_std: float
+    knn_std: float | None
     linear: float
-    linear_std: float
+    linear_std: float | None
     predictions: dict[str, Tensor] = dataclasses.field(repr=False, compare=False)
 
 
@@ -69,6 +72,11 @@ class Level:
     seeds: tuple[int, ...]
     rows: tuple[FewRow, ...]
     comparisons: tuple[Verdict, ...]
+
+    @property
+    def caution(self) -> str:
+        """The interval of one draw covers the choice of test images alone."""
+        return "; one draw says nothing of others: --seeds 3" if len(self.seeds) == 1 else ""
 
 
 @dataclass(frozen=True)
@@ -133,7 +141,9 @@ class ProbeResult:
         found = _headlines(self.comparisons)
         for level in self.levels:
             images = counted(level.shots, "image")
-            found += [f"after {images} per class: {told}" for told in _headlines(level.comparisons)]
+            found += [
+                f"after {images} per class: {told}{level.caution}" for told in _headlines(level.comparisons)
+            ]
         if self.local:
             found += _headlines(self.local.comparisons)
         return tuple(found)

@@ -5,9 +5,10 @@ Several sources are scored on the same changed images, so that they can be compa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ from sslkit.evaluation.robustness_scores import Key, Plan, RobustnessResult, aga
 from sslkit.training.device import Precision, autocast, to_device
 
 BATCH = 64
+LEFT_OUT = "FGSM and PGD are left out on a CPU; --attacks computes them"
 Change = Callable[[Tensor, Tensor], Tensor]
 """(images float [B, 3, H, W] in [0, 1], index int64 [B]) → changed images, the same for all sources."""
 Attack = Callable[[Logits, Tensor, Tensor, Tensor], Tensor]
@@ -92,7 +94,7 @@ def robustness(
     *,
     device: torch.device,
     precision: Precision = "float32",
-    baseline: str | None = None,
+    baselines: Mapping[str, str] = MappingProxyType({}),
     console: Console = SILENT,
 ) -> RobustnessResult:
     """Accuracy of every source on clean images and on changed ones.
@@ -103,7 +105,7 @@ def robustness(
         plan: from `make_plan`.
         precision: of the classifiers. Attacks are always computed in float32: a gradient that is rounded
             to nothing would look like robustness.
-        baseline: the source that corruption errors are relative to.
+        baselines: source → the source that its corruption errors are relative to.
 
     Raises:
         ValueError: no source, two of one name, an unknown baseline, fewer than two images.
@@ -113,8 +115,8 @@ def robustness(
         raise ValueError(
             f"sources are {names}, images {len(data.labels)}; different names, two images expected"
         )
-    if baseline is not None and baseline not in names:
-        raise ValueError(f"baseline is {baseline!r}, expected one of {names}")
+    if not set(baselines.values()) <= set(names):
+        raise ValueError(f"baselines are {dict(baselines)}, expected of {names}")
     changes = _changes(plan)
     passes = len(changes) + len(plan.epsilons) * (4 + 2 * plan.steps)  # a gradient counts as two
     with console.bar("robustness", len(names) * passes * len(data.labels)) as bar:
@@ -129,11 +131,9 @@ def robustness(
         name: make_row(name, {key: hits[number] for key, hits in right.items()}, plan)
         for number, name in enumerate(names)
     }
-    if baseline is not None:
-        rows = {name: against(row, rows[baseline]) for name, row in rows.items()}
-    return RobustnessResult(
-        tuple(rows.values()), baseline, plan, len(data.labels), min(data.pixels.shape[2:])
-    )
+    pairs = {**baselines, **{name: name for name in baselines.values()}}
+    related = tuple(against(row, rows[pairs[name]]) if name in pairs else row for name, row in rows.items())
+    return RobustnessResult(related, plan, len(data.labels), min(data.pixels.shape[2:]))
 
 
 def _changes(plan: Plan) -> dict[Key, Change]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,7 @@ from sslkit.evaluation.frequency_robustness import (
     heat_map_axis,
     mirrored,
 )
-from sslkit.evaluation.verdict import Difference
+from sslkit.evaluation.verdict import Difference, paired_shares
 
 Key = tuple[str, float | Wave]
 """One condition: ("clean", 0), (corruption, severity), ("low" or "high", radius), ("wave", (ky, kx)), or
@@ -81,7 +80,10 @@ class SourceRobustness:
     heat_map: tuple[tuple[float, ...], ...]  # error; rows ky, columns kx, ascending
     fgsm: tuple[float, ...]  # for each epsilon
     pgd: tuple[float, ...]
-    share: Tensor = dataclasses.field(repr=False, compare=False)  # [N]: in how many corruptions it is right
+    share: Tensor = dataclasses.field(repr=False, compare=False)
+    """[S, N]: in what share of the corruptions each image is named right, by each of S classifiers: one, or
+    several that differ by their seed. Empty where none was measured, or where only the figures were kept."""
+    baseline: str | None = None  # the row that the following is relative to
     mean_corruption_error: float | None = None  # relative to the baseline's, which has 100
     relative_corruption_error: float | None = None  # the same of what is lost against clean images
     difference: Difference | None = None  # mean accuracy under corruptions, against the baseline's
@@ -89,7 +91,8 @@ class SourceRobustness:
     @property
     def corrupted(self) -> float | None:
         """Mean accuracy over corruptions and severities."""
-        return 100 * float(self.share.mean()) if len(self.share) else None
+        accuracies = [accuracy for found in self.corruptions.values() for accuracy in found]
+        return sum(accuracies) / len(accuracies) if accuracies else None
 
 
 @dataclass(frozen=True)
@@ -97,10 +100,10 @@ class RobustnessResult:
     """All sources, on the same changed images."""
 
     rows: tuple[SourceRobustness, ...]
-    baseline: str | None
     plan: Plan
     count: int  # images
     side: int  # pixels
+    seeds: int = 1  # classifiers that a row is the mean of
 
     def to_document(self) -> dict[str, Any]:
         """Everything but the shares, for JSON."""
@@ -111,6 +114,28 @@ class RobustnessResult:
             if found.difference is not None:
                 row["difference"]["outcome"] = found.difference.outcome
         return document
+
+    @classmethod
+    def of_document(cls, document: Mapping[str, Any]) -> RobustnessResult:
+        """The inverse of `to_document`, but for the shares; KeyError or TypeError if it isn't one."""
+        rows = tuple(_row_of(row) for row in document["rows"])
+        plan = Plan(**{item.name: _tuple(document["plan"][item.name]) for item in dataclasses.fields(Plan)})
+        return cls(rows, plan, document["count"], document["side"], document["seeds"])
+
+
+def _row_of(document: Mapping[str, Any]) -> SourceRobustness:
+    names = {item.name for item in dataclasses.fields(SourceRobustness)} - {"share", "difference"}
+    values = {name: _tuple(document[name]) for name in names}
+    values["corruptions"] = {name: _tuple(found) for name, found in document["corruptions"].items()}
+    if (found := document["difference"]) is not None:
+        own = {item.name: found[item.name] for item in dataclasses.fields(Difference)}
+        values["difference"] = Difference(**own)
+    return SourceRobustness(**values, share=torch.empty(1, 0))
+
+
+def _tuple(value: Any) -> Any:
+    """JSON's lists as the tuples they were."""
+    return tuple(map(_tuple, value)) if isinstance(value, list) else value
 
 
 def make_row(name: str, right: Mapping[Key, Tensor], plan: Plan) -> SourceRobustness:
@@ -127,8 +152,32 @@ def make_row(name: str, right: Mapping[Key, Tensor], plan: Plan) -> SourceRobust
         heat_map=mirrored(errors, plan.frequencies),
         fgsm=tuple(percent["fgsm", epsilon] for epsilon in plan.epsilons),
         pgd=tuple(percent["pgd", epsilon] for epsilon in plan.epsilons),
-        share=torch.stack(hits).double().mean(0) if hits else torch.empty(0),
+        share=torch.stack(hits).double().mean(0, keepdim=True) if hits else torch.empty(1, 0),
     )
+
+
+def mean_row(name: str, rows: Sequence[SourceRobustness]) -> SourceRobustness:
+    """Classifiers that differ by their seed as one row: the means of all figures. Before `against`."""
+
+    def mean(field: str) -> tuple[float, ...]:
+        return _means([getattr(row, field) for row in rows])
+
+    return SourceRobustness(
+        name,
+        clean=sum(row.clean for row in rows) / len(rows),
+        corruptions={c: _means([row.corruptions[c] for row in rows]) for c in rows[0].corruptions},
+        low_pass=mean("low_pass"),
+        high_pass=mean("high_pass"),
+        heat_map=tuple(map(_means, zip(*(row.heat_map for row in rows), strict=True))),
+        fgsm=mean("fgsm"),
+        pgd=mean("pgd"),
+        share=torch.cat([row.share for row in rows]),
+    )
+
+
+def _means(lists: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """Of equally long lists, place by place."""
+    return tuple(sum(values) / len(values) for values in zip(*lists, strict=True))
 
 
 def against(row: SourceRobustness, baseline: SourceRobustness) -> SourceRobustness:
@@ -144,9 +193,10 @@ def against(row: SourceRobustness, baseline: SourceRobustness) -> SourceRobustne
     relative = [_ratio(row, baseline, name, row.clean, baseline.clean) for name in CORRUPTIONS]
     return dataclasses.replace(
         row,
+        baseline=None if row is baseline else baseline.name,
         mean_corruption_error=_mean(ratios),
         relative_corruption_error=_mean(relative),
-        difference=None if row is baseline else _paired(row.share, baseline.share),
+        difference=None if row is baseline else paired_shares(row.share, baseline.share),
     )
 
 
@@ -164,30 +214,45 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if len(known) == len(values) else None
 
 
-def _paired(first: Tensor, second: Tensor) -> Difference:
-    """As `verdict.paired`, of shares [N] in place of hits."""
-    difference = 100 * (first - second)
-    margin = 1.96 * float(difference.std(correction=1)) / math.sqrt(len(difference))
-    means = [100 * float(share.mean()) for share in (first, second)]
-    return Difference(means[0], means[1], float(difference.mean()), margin, len(difference))
-
-
 def show(result: RobustnessResult, console: Console) -> None:
-    """The table for people: accuracies in percent."""
+    """The table for people, and what is relative to a baseline."""
+    console.say(title(result))
+    console.table(*table(result))
+    for sentence in relative(result):
+        console.say(sentence)
+
+
+def title(result: RobustnessResult) -> str:
+    """What the table is of."""
+    means = f", means over {result.seeds} seeds" if result.seeds > 1 else ""
+    return f"robustness on {counted(result.count, 'image')}, accuracy in %{means}"
+
+
+def table(result: RobustnessResult) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of what was measured, but for the filters and the heat map, which are pictures."""
     groups = list(GROUPS) if result.plan.severities else []
-    attacks = [f"PGD {epsilon:g}/255" for epsilon in result.plan.epsilons]
+    attacks = [f"{name} {epsilon:g}/255" for name in ("FGSM", "PGD") for epsilon in result.plan.epsilons]
     head = ["", "clean", *(["corrupted"] if groups else []), *groups, *attacks]
     rows = []
     for row in result.rows:
         cells = [row.clean, *([] if row.corrupted is None else [row.corrupted])]
         cells += [_group_mean(row, group) for group in groups]
-        rows.append([row.name, *(f"{value:.1f}" for value in (*cells, *row.pgd))])
-    console.say(f"robustness on {counted(result.count, 'image')}, accuracy in %")
-    console.table(head, rows)
-    for row in result.rows:
-        if row.difference is not None:
-            error = "" if row.mean_corruption_error is None else f", mCE {row.mean_corruption_error:.1f}"
-            console.say(f"{row.name} against {result.baseline}, corrupted: {row.difference}{error}")
+        rows.append([row.name, *(f"{value:.1f}" for value in (*cells, *row.fgsm, *row.pgd))])
+    return head, rows
+
+
+def relative(result: RobustnessResult) -> list[str]:
+    """A sentence for every row that has a baseline."""
+    return [
+        f"{row.name} against {row.baseline}, corrupted: {row.difference}, "
+        f"mCE {_or_none(row.mean_corruption_error)}, relative {_or_none(row.relative_corruption_error)}"
+        for row in result.rows
+        if row.difference is not None
+    ]
+
+
+def _or_none(error: float | None) -> str:
+    return "n/a" if error is None else f"{error:.1f}"
 
 
 def _group_mean(row: SourceRobustness, group: str) -> float:

@@ -69,7 +69,8 @@ class Segmentation:
             views.append(batch)
             kept.append(index)
         if sum(map(len, kept)) < 2:
-            raise UserError(f"{part.images.name}: fewer than two of {len(part.images)} images can be read")
+            problem = f"{part.images.name}: fewer than two of {len(part.images)} images can be read"
+            raise UserError(problem, "repair them, or add others with their masks")
         index = torch.cat(kept)
         cells = [majority(self._truth(part.masks[i]), grid, self.classes) for i in index.tolist()]
         return Scenes(torch.cat(views), torch.stack(cells), index)
@@ -184,7 +185,8 @@ def read_mask(file: str) -> NDArray[np.uint8]:
             if image.mode not in ("P", "L"):
                 raise UserError(f"{file} is no mask of class numbers: its mode is {image.mode}", cure)
             if image.width * image.height > MAX_PIXELS:
-                raise UserError(f"{file} has {image.width} x {image.height} pixels, which is too many")
+                problem = f"{file} has {image.width} x {image.height} pixels"
+                raise UserError(problem, f"{MAX_PIXELS // 2**20} megapixels at most: make both files smaller")
             return np.array(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         raise UserError(f"{file} can't be read as a PNG", cure) from None

@@ -31,7 +31,7 @@ def parse_shots(wanted: str | Sequence[int | str]) -> tuple[int, ...]:
 def check_shots(shots: Sequence[int], seeds: int, train: ImageSet) -> None:
     """Refuse more images per class than the smallest class has, and no or too many draws."""
     if not 1 <= seeds <= MOST_SEEDS:
-        raise UserError(f"--seeds: {seeds} is not 1 to {MOST_SEEDS}")
+        raise UserError(f"--seeds: {seeds} is not 1 to {MOST_SEEDS}", "leave it out: the default is 3")
     counts = torch.bincount(torch.tensor(train.labels), minlength=len(train.classes))
     smallest = int(counts.argmin())
     if shots and max(shots) > int(counts[smallest]):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from sslkit.console import Console, command, counted, visible
+from sslkit.evaluation import robustness_scores
 from sslkit.evaluation.leaks import Leaks
 from sslkit.evaluation.readout import TITLES
 from sslkit.evaluation.result import LocalResult, ProbeResult
 from sslkit.evaluation.robustness_scores import RobustnessResult
-from sslkit.evaluation.robustness_scores import show as show_robustness
 
 _NOTE = "frozen features are half of the answer, for a masked-image method the lesser half; the other"
 
@@ -35,20 +35,30 @@ def tables(result: ProbeResult) -> list[Table]:
     for level in result.levels:
         spread = f"mean ± deviation of {len(level.seeds)} draws" if len(level.seeds) > 1 else "one draw"
         few = [
-            [row.name, f"{row.knn:.1f} ± {row.knn_std:.1f}", f"{row.linear:.1f} ± {row.linear_std:.1f}"]
+            [row.name, _spread(row.knn, row.knn_std), _spread(row.linear, row.linear_std)]
             for row in level.rows
         ]
         found.append((f"{level.shots} per class ({spread})", ["", "kNN %", "linear %"], few))
     if result.grid:
         grid = [
-            [cell.source, str(cell.size), cell.normalization, f"{cell.knn:.1f}", f"{cell.linear:.1f}"]
+            [
+                cell.source,
+                str(cell.size),
+                cell.normalization,
+                _spread(cell.knn, cell.knn_interval),
+                _spread(cell.linear, cell.linear_interval),
+            ]
             for cell in result.grid
         ]
         header = ["", "size", "normalisation", "kNN %", "linear %"]
-        found.append(("input sizes and normalisations", header, grid))
+        found.append(("input sizes and normalisations (± half a 95 % interval)", header, grid))
     if result.local is not None:
         found.append(_local(result.local))
     return found
+
+
+def _spread(value: float, half: float | None) -> str:
+    return f"{value:.1f}" if half is None else f"{value:.1f} ± {half:.1f}"
 
 
 def _local(local: LocalResult) -> Table:
@@ -76,7 +86,7 @@ def show(result: ProbeResult, console: Console) -> None:
     if result.counts["unreadable"]:
         console.warn(f"{counted(result.counts['unreadable'], 'image')} could not be read: left out")
     if result.robustness is not None:
-        show_robustness(result.robustness, console)
+        robustness_scores.show(result.robustness, console)
     for source in dict.fromkeys(verdict.source for verdict in result.comparisons):
         console.say(f"{_NOTE}: {command('sslkit', 'finetune', source, result.data)}")
 
@@ -98,7 +108,7 @@ def to_markdown(result: ProbeResult) -> str:
     for title, header, rows in tables(result):
         lines += ["", f"## {title[0].upper()}{title[1:]}", "", *_markdown(header, rows)]
     if result.robustness is not None:
-        lines += ["", "## Robustness", "", *_robust_lines(result.robustness)]
+        lines += ["", "## Robustness", "", *robust_lines(result.robustness)]
     whole = f"kNN with k = {result.k}, " if result.rows else ""
     lines += [
         "",
@@ -115,19 +125,11 @@ def _leaks(leaks: Leaks) -> str:
     return told + (", left out." if leaks.excluded and leaks.count else ".")
 
 
-def _robust_lines(robust: RobustnessResult) -> list[str]:
-    header = ["", "clean %", "corrupted %", "mean corruption error", f"against {robust.baseline or '-'}"]
-    rows = [
-        [
-            row.name,
-            f"{row.clean:.1f}",
-            "" if row.corrupted is None else f"{row.corrupted:.1f}",
-            "" if row.mean_corruption_error is None else f"{row.mean_corruption_error:.1f}",
-            "" if row.difference is None else str(row.difference),
-        ]
-        for row in robust.rows
-    ]
-    return _markdown(header, rows)
+def robust_lines(robust: RobustnessResult) -> list[str]:
+    """Markdown, line by line."""
+    lines = [robustness_scores.title(robust), "", *_markdown(*robustness_scores.table(robust))]
+    found = [f"- {_cell(sentence)}" for sentence in robustness_scores.relative(robust)]
+    return [*lines, "", *found] if found else lines
 
 
 def _markdown(header: list[str], rows: list[list[str]]) -> list[str]:

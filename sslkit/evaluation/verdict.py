@@ -65,6 +65,17 @@ def paired(first: Tensor, second: Tensor, labels: Tensor) -> Difference:
 def paired_over_draws(first: Tensor, second: Tensor, labels: Tensor) -> Difference:
     """Compare predictions [S, N] of two models, each fitted to the same S draws of training images.
 
+    Raises:
+        ValueError: as `paired_shares`, or another number of labels.
+    """
+    if first.shape[-1] != len(labels):
+        raise ValueError(f"paired: {first.shape[-1]} predictions, {len(labels)} labels")
+    return paired_shares((first == labels).double(), (second == labels).double())
+
+
+def paired_shares(first: Tensor, second: Tensor) -> Difference:
+    """Compare two models by how right they are, in [0, 1], for S draws (or seeds) and N images: [S, N] each.
+
     Two sources of chance are added as independent ones: which N images are scored (normal approximation over
     the images' mean differences) and which training images were drawn (Student's t over the S differences).
     The variance that belongs to both is counted twice, so the interval is on the wide side.
@@ -72,18 +83,17 @@ def paired_over_draws(first: Tensor, second: Tensor, labels: Tensor) -> Differen
     Raises:
         ValueError: shapes differ, or more than twenty draws.
     """
-    if first.shape != second.shape or first.shape[1] != len(labels) or len(first) > len(STUDENT) + 1:
-        raise ValueError(f"paired: shapes {tuple(first.shape)}, {tuple(second.shape)}, {len(labels)} labels")
-    right, other = (first == labels).double(), (second == labels).double()
-    difference = right - other
+    if first.shape != second.shape or len(first) > len(STUDENT) + 1:
+        raise ValueError(f"paired: shapes {tuple(first.shape)}, {tuple(second.shape)}")
+    difference = first.double() - second.double()
     draws, count = difference.shape
     margin = _Z * float(difference.mean(0).std(correction=1)) / math.sqrt(count)
     if draws > 1:
         spread = STUDENT[draws - 2] * float(difference.mean(1).std(correction=1)) / math.sqrt(draws)
         margin = math.hypot(margin, spread)
     return Difference(
-        100 * float(right.mean()),
-        100 * float(other.mean()),
+        100 * float(first.double().mean()),
+        100 * float(second.double().mean()),
         100 * float(difference.mean()),
         100 * margin,
         count,

@@ -101,7 +101,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         UserError: it exists, or can't be made.
     """
-    path = make_folder(path.absolute())
+    path = make_folder(path).absolute()
     try:
         yield path
     except BaseException:

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import timm
 from torch import Tensor
 
-from sslkit.backbones import native_size
-from sslkit.timm_models import Stem, named_patch
+from sslkit.timm_models import Stem, named_patch, native_size
 
 VITS = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "large", (1280, 32): "huge"}
 """(width, depth) → name. The number of heads has no shape; these widths are always divided as timm does."""

@@ -86,6 +86,12 @@ def card(name: str) -> Card:
     return Card(full_name(name), about, facts, made, text.count("\n"))
 
 
+def default_configuration(name: str) -> _config.PretrainConfig:
+    """What `sslkit pretrain -m NAME` starts from; what is left to the tool is "auto". Raises as `card`."""
+    known = card(name)
+    return _config.build_pretrain(known.name, known.Config, known.facts.get("defaults", {}))
+
+
 def load(name: str) -> type[Method]:
     """The method's class; imports torch.
 

@@ -78,9 +78,15 @@ class Books:
         self.note(self.nonfinite.add, step)
         self._look_at_memory(step)
         if step.clock.every(self.config.run.log_every):
-            line = self._line(step, time.monotonic() - self.began)
-            bar.advance(self.figures.steps, note=note(line))
-            self.figures, self.began, self.saving = Interval(), time.monotonic(), 0.0
+            self.close(step, bar)
+
+    def close(self, step: Step, bar: Bar) -> None:
+        """End the log interval with its line, if it holds steps: the clock may end a run within one."""
+        if not self.figures.steps:
+            return
+        line = self._line(step, time.monotonic() - self.began)
+        bar.advance(self.figures.steps, note=note(line))
+        self.figures, self.began, self.saving = Interval(), time.monotonic(), 0.0
 
     def tell_unread(self) -> None:
         """List the unreadable images of all processes. Raises UserError: there are too many."""

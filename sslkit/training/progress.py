@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import sslkit
-from sslkit.config import flat
-from sslkit.console import Console, counted
+from sslkit.config import PretrainConfig, flat
+from sslkit.console import Console, command, counted
 from sslkit.data.sources import ImageSet
-from sslkit.methods import short_name
+from sslkit.methods import default_configuration, short_name
 from sslkit.methods.base import Method
 from sslkit.training.engine import Step
 from sslkit.training.optim import learning_rate
@@ -47,11 +46,18 @@ def announce(ready: Resolved, method: Method, images: ImageSet, console: Console
         }
     )
     tell_reasons(config, ready.reasons, console)
-    given = {key: value for key, value in flat(config).items() if key not in ready.reasons}
-    for item in dataclasses.fields(config):
-        own = [f"{key} = {value}" for key, value in given.items() if key.startswith(f"{item.name}.")]
-        if own:
-            console.say(f"  as given or by default: {', '.join(own)}")
+    _tell_given(config, ready.reasons, console)
+
+
+def _tell_given(config: PretrainConfig, reasons: Mapping[str, str], console: Console) -> None:
+    """Settings that differ from the method's defaults, and where those are to be read."""
+    usual = flat(default_configuration(config.method_name))
+    known = {"data.sources", "run.out", *reasons}  # told above
+    given = [f"{k} = {v}" for k, v in flat(config).items() if k not in known and v != usual[k]]
+    if given:
+        console.say(f"  as given: {', '.join(given)}")
+    defaults = command("sslkit", "methods", config.method_name, "--toml")
+    console.say(f"  all else by default, as {defaults} prints it")
 
 
 def tell_reasons(config: Any, reasons: Mapping[str, str], console: Console) -> None:

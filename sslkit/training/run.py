@@ -33,7 +33,7 @@ from sslkit.methods.base import Info, Method
 from sslkit.paths import make_folder, next_folder
 from sslkit.training import checkpoint
 from sslkit.training.locks import refuse_if_locked
-from sslkit.weights import ENCODER_FILE, write_encoder
+from sslkit.weights import ENCODER_FILE, is_finetuning, write_encoder
 
 FORMAT = 1
 
@@ -65,6 +65,9 @@ class RunFolder:
     @classmethod
     def open(cls, path: Path) -> RunFolder:
         cure = "give a folder such as runs/mfm-…-1"
+        if is_finetuning(path):
+            cure = f"it is a fine-tuning: {command('sslkit', 'finetune', '--resume', path)}"
+            raise UserError(f"{path} is not a pre-training run", cure)
         if not (path / "run.json").is_file() or not (path / "config.toml").is_file():
             problem = f"{path} is not a run: no run.json and config.toml there"
             raise UserError(problem, nearest_path(path, cure))

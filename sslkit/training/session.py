@@ -139,6 +139,8 @@ class Session:
                             self.books.note(self._picture, done)
                         stop, save = self._agreed(wishes, step.clock)
                         bar.total = self.clock.steps
+                        if done == self.clock.steps:
+                            self.books.close(step, bar)
                         if stop:
                             self._interrupted(stop, done)
                         self.writer.settle(wait=False)

@@ -6,7 +6,7 @@ Drawn from the tables that `sslkit finetune` leaves in its folder.
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -39,15 +39,17 @@ _NAME = 22  # letters of a class name that are shown
 def draw(folder: Path) -> list[Path]:
     """pictures/confusion.png and pictures/reliability.png of a fine-tuning's folder.
 
+    Its tables are final, so pictures that are there already are of them, and stay.
+
     Raises:
         UserError: the folder lacks the tables.
     """
-    counts, classes = read_confusion(folder / "confusion.csv")
-    pictures = {
-        "confusion": confusion_matrix(counts, classes),
-        "reliability": reliability_diagram(read_calibration(folder / "calibration.csv")),
+    figures: dict[str, Callable[[], Figure]] = {
+        "confusion": lambda: confusion_matrix(*read_confusion(folder / "confusion.csv")),
+        "reliability": lambda: reliability_diagram(read_calibration(folder / "calibration.csv")),
     }
-    return [save(figure, folder / "pictures" / f"{name}.png") for name, figure in pictures.items()]
+    files = {folder / "pictures" / f"{name}.png": figure for name, figure in figures.items()}
+    return [file if file.is_file() else save(figure(), file) for file, figure in files.items()]
 
 
 def draw_runs(folders: Sequence[Path], console: Console) -> None:

@@ -12,42 +12,44 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from sslkit.console import counted, visible
+from sslkit.console import counted
 from sslkit.evaluation.readout import TITLES
-from sslkit.evaluation.robustness_scores import Plan, RobustnessResult, SourceRobustness
+from sslkit.evaluation.robustness_scores import RobustnessResult
 from sslkit.evaluation.verdict import Difference
 from sslkit.visualization.arms import arms, read_arms
 from sslkit.visualization.page import drawn, facts, paragraph, stored, table
-from sslkit.visualization.robustness import attack_curves, corruption_bars, heat_maps, radius_curves
+from sslkit.visualization.stored import robustness_figures
 
 Document = Mapping[str, Any]
 
 PICTURES = {
-    "confusion": "Confusion matrix: how many images of each class (rows) were called what (columns).",
-    "reliability": "Reliability: accuracy over confidence, on the diagonal where it is honest.",
-    "calibration": "Calibration: accuracy over confidence, on the diagonal where it is honest.",
+    "confusion": "Confusion matrix{whose}: of each class (row), what percentage was called what (column).",
+    "reliability": "Reliability{whose}: accuracy over confidence, on the diagonal where it is honest.",
+    "calibration": "Calibration{whose}: accuracy over confidence, on the diagonal where it is honest.",
     "probe": "Accuracies of the probe with 95 % intervals, beside the baselines.",
     "probe-shots": "Accuracy over the number of labelled images per class.",
     "probe-grid": "Accuracy over sizes and normalisations of the input.",
 }
-"""A picture's file name, without ending and number → what it shows."""
+"""A picture's file name, without ending and number → what it shows, and of which of several runs."""
 
 ROBUSTNESS = {
-    corruption_bars: "Accuracy for each of fifteen corruptions, a bar per source; dashed: on clean images.",
-    radius_curves: "Accuracy on low-pass and on high-pass images over the radius.",
-    heat_maps: "Error under noise of one frequency; zero frequency in the middle.",
-    attack_curves: "Accuracy under FGSM and PGD over the largest change of a value.",
+    "robust-corruptions": "Accuracy under fifteen corruptions, a bar per source; dashed: on clean images.",
+    "robust-filters": "Accuracy on low-pass and on high-pass images over the radius.",
+    "robust-waves": "Error under noise of one frequency; zero frequency in the middle.",
+    "robust-attacks": "Accuracy under FGSM and PGD over the largest change of a value.",
 }
 
 
+def headlines(document: Document) -> str:
+    """The probe's verdict, which stands at the top of the page."""
+    return "".join(paragraph(str(sentence), "verdict") for sentence in document.get("headlines") or ())
+
+
 def probe(document: Document, run: Path) -> str:
-    """Accuracy of frozen features beside the baselines, and the verdict."""
+    """Accuracy of frozen features beside the baselines, and each comparison behind the verdict."""
     counts = document.get("counts", {})
-    sentences = _sentences(document, "verdicts")
-    first = [str(sentence) for sentence in document.get("headlines") or sentences]
-    others = [sentence for sentence in sentences if sentence not in first]
+    told = [str(sentence) for sentence in document.get("headlines") or ()]
+    others = [sentence for sentence in _sentences(document, "verdicts") if sentence not in told]
     rows = document.get("rows", [])
     read = any("knn_readout" in row for row in rows)
     header = ["Features"]
@@ -59,8 +61,7 @@ def probe(document: Document, run: Path) -> str:
         f"{_counted(counts.get('validation'), 'validation image')}, "
         f"{_counted(counts.get('classes'), 'class', 'classes')}."
     )
-    parts = [paragraph(sentence, "verdict") for sentence in first]
-    parts.append(table("Top-1 accuracy in %, ± half a 95 % interval", header, cells))
+    parts = [table("Top-1 accuracy in %, ± half a 95 % interval", header, cells)]
     parts.append("".join(f"<li>{paragraph(sentence)}</li>" for sentence in others))
     parts[-1] = f"<ul>{parts[-1]}</ul>" if parts[-1] else ""
     parts += [paragraph(measured + _leaks(document), "about"), *map(_shots, _listed(document, "shots"))]
@@ -98,10 +99,10 @@ def finetune(document: Document, run: Path) -> str:
     if document.get("folder"):
         figures["Folder"] = str(document["folder"])
     called = _most_called(folder / "predictions.csv") if folder else {}
-    worst = [
-        [name, f"{percent:.0f}", count, called.get(name, "")]
-        for name, percent, count in document.get("worst", [])
-    ]
+    listed = document.get("worst", [])
+    classes = counts.get("classes") if isinstance(counts, Mapping) else None
+    least = listed[: max(1, classes // 2)] if classes else listed  # not the best half too
+    worst = [[name, f"{percent:.0f}", count, called.get(name, "")] for name, percent, count in least]
     header = ["Class", "Found, %", "Images", "Most often called"]
     parts = [
         paragraph(sentence, "verdict")
@@ -110,8 +111,9 @@ def finetune(document: Document, run: Path) -> str:
     parts += [arms(compared) if compared else "", facts(figures) if figures else ""]
     whose = f", with seed {compared.seeds[0]}" if compared else ""
     parts.append(table(f"The classes that it finds least{whose}", header, worst))
-    shown = _pictures(folder, ("confusion", "reliability", "calibration")) if folder else []
-    return "".join([*parts, *shown])
+    shown = _pictures(folder, ("confusion", "reliability", "calibration"), whose) if folder else []
+    robust = robustness(document["robustness"]) if document.get("robustness") else ""
+    return "".join([*parts, *shown, robust])
 
 
 def robustness(document: Document) -> str:
@@ -123,51 +125,23 @@ def robustness(document: Document) -> str:
             _number(row.get("corrupted")),
             _number(row.get("mean_corruption_error")),
             _difference(row.get("difference")),
+            row.get("baseline") or "",
         ]
         for row in _listed(document, "rows")
     ]
-    against = document.get("baseline") or "the baseline"
-    header = ["Source", "Clean", "Corrupted", "mCE", f"Corrupted, against {against}"]
+    header = ["Source", "Clean", "Corrupted", "mCE", "Corrupted, difference", "Baseline"]
+    seeds = document.get("seeds", 1)
+    means = f", means over {seeds} seeds" if seeds != 1 else ""
     told = (
-        f"Accuracy in % on {_counted(document.get('count'), 'image')}; mCE: mean corruption error, "
-        f"100 is {against}'s. An interval that holds 0 shows no difference."
+        f"Accuracy in % on {_counted(document.get('count'), 'image')}{means}; mCE: mean corruption error, "
+        "100 is the baseline's. An interval that holds 0 does not show a difference."
     )
     parts = [table("Accuracy on changed images", header, rows), paragraph(told, "about") if rows else ""]
-    result = _result(document)
-    for draw, text in ROBUSTNESS.items():
-        try:
-            parts.append(drawn(draw(result), text) if result else "")
-        except ValueError:  # that part was not measured
-            continue
-    return "".join(parts)
-
-
-def _result(document: Document) -> RobustnessResult | None:
-    """The document as what plots are drawn from; None where it is another version's."""
     try:
-        rows = tuple(_row(row) for row in document["rows"])
-        plan = Plan(**{item.name: _tuple(document["plan"][item.name]) for item in dataclasses.fields(Plan)})
-        baseline = _plain(document["baseline"]) if document["baseline"] else None
-        return RobustnessResult(rows, baseline, plan, document["count"], document["side"])
-    except (KeyError, TypeError):
-        return None
-
-
-def _row(row: Document) -> SourceRobustness:
-    names = [item.name for item in dataclasses.fields(SourceRobustness) if item.name != "share"]
-    values = {name: _tuple(row[name]) for name in names if name in row}
-    values["corruptions"] = {name: _tuple(accuracies) for name, accuracies in row["corruptions"].items()}
-    own = {"name": _plain(row["name"]), "difference": None}
-    return SourceRobustness(**{**values, **own}, share=torch.empty(0))
-
-
-def _plain(name: str) -> str:
-    """A name that a picture can bear: matplotlib takes what is between dollars for mathematics."""
-    return visible(name).replace("$", r"\$")
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(map(_tuple, value)) if isinstance(value, list) else value
+        figures = robustness_figures(RobustnessResult.of_document(document))
+    except (KeyError, TypeError):  # another version's
+        figures = {}
+    return "".join([*parts, *(drawn(figure, ROBUSTNESS[kind]) for kind, figure in figures.items())])
 
 
 def _difference(value: Any) -> str:
@@ -192,7 +166,7 @@ def _shots(level: Document) -> str:
 def _grid(document: Document) -> str:
     cells = [
         [cell.get("source", "?"), cell.get("size", "?"), cell.get("normalization", "")]
-        + [_number(cell.get(name)) for name in ("knn", "linear")]
+        + [_with_margin(cell, name) for name in ("knn", "linear")]
         for cell in _listed(document, "grid")
     ]
     return table(
@@ -249,7 +223,7 @@ def _found(folder: str, run: Path) -> Path | None:
     return next((place for place in places if folder and place.is_dir()), None)
 
 
-def _pictures(folder: Path, names: Sequence[str]) -> list[str]:
+def _pictures(folder: Path, names: Sequence[str], whose: str = "") -> list[str]:
     """Those of these names, in the folder or in its pictures/; a second one of a name has a number."""
     places = [
         (name, f"{at}{name}{number}.png")
@@ -257,7 +231,11 @@ def _pictures(folder: Path, names: Sequence[str]) -> list[str]:
         for at in ("", "pictures/")
         for number in ("", "-[0-9]*")
     ]
-    return [stored(file, PICTURES[name]) for name, here in places for file in sorted(folder.glob(here))]
+    return [
+        stored(file, PICTURES[name].format(whose=whose))
+        for name, here in places
+        for file in sorted(folder.glob(here))
+    ]
 
 
 def _sentences(document: Document, *names: str) -> list[str]:

@@ -168,7 +168,8 @@ def refusal(kind: str, subject: Subject, asked: str = "") -> UserError | None:
     """Why this kind can't be drawn of the subject, if it can't; `asked`: the group it was asked for by."""
     facts, name = KINDS[kind], asked or kind
     if facts.needs in ("run", "method") and not subject.has_method:
-        return UserError(f"{name} needs a run, and {subject.source} is weights alone", "filters needs no run")
+        problem = f"{name} needs a run of pretrain, and {subject.source} is weights without a method"
+        return UserError(problem, "filters needs no run")
     if facts.needs in ("run", "encoder") and subject.has_method and subject.run is None:
         problem = f"{name} needs a trained run, and {subject.source!r} is a method's name"
         return UserError(problem, "give a run folder such as runs/mfm-…-1")

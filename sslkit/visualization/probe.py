@@ -10,16 +10,17 @@ from matplotlib.figure import Figure
 
 from sslkit.console import counted
 from sslkit.errors import UserError
+from sslkit.evaluation.grid import Cell
 from sslkit.evaluation.result import MEASURES, FewRow, ProbeResult, Row
 from sslkit.evaluation.table import to_markdown
-from sslkit.visualization.robustness import attack_curves, corruption_bars, heat_maps, radius_curves
-from sslkit.visualization.stored import FIGURES
+from sslkit.visualization.stored import FIGURES, robustness_figures
 from sslkit.visualization.style import COLOURS, DPI, INK, MARGIN, MUTED, SMALL, Sheet, plain_ticks
 
 PLOT = 2.6  # height of a curve's plot, inches
 ACROSS = 3.3  # its width
 BAR = 0.34  # height of a bar and the gap to the next, inches
-NAMES = 3.1  # room for the names of the rows
+NARROW = 6.2  # width of the bars' sheet, inches
+NAME, LETTER = 34, 0.072  # letters of a name beside a bar, and the width of one, inches
 NORMALIZATIONS = {"own": "own normalisation", "ImageNet": "ImageNet's", "none": "no normalisation"}
 LONGEST = 44  # letters of a name
 PICTURES = ("probe", "probe-shots", "probe-grid", *FIGURES)
@@ -33,14 +34,7 @@ def figures(result: ProbeResult) -> dict[str, Figure]:
         found["probe-shots"] = shots_curves(result)
     if result.grid:
         found["probe-grid"] = grid_curves(result)
-    robust = result.robustness
-    if robust is not None:
-        found["robust-corruptions"] = corruption_bars(robust)
-        found["robust-filters"] = radius_curves(robust)
-        found["robust-waves"] = heat_maps(robust)
-        if robust.plan.epsilons:
-            found["robust-attacks"] = attack_curves(robust)
-    return found
+    return found | (robustness_figures(result.robustness) if result.robustness else {})
 
 
 def write_result(result: ProbeResult, folder: Path, pictures: Path | None = None) -> None:
@@ -73,25 +67,25 @@ def write_result(result: ProbeResult, folder: Path, pictures: Path | None = None
 
 
 def bars(result: ProbeResult) -> Figure:
-    """Accuracy of every row by kNN and by the linear probe, with 95 % intervals; sources are darker."""
+    """Accuracy of every row by kNN, below it by the linear probe, with 95 % intervals; sources are darker.
+
+    Narrow: a phone shows it whole.
+    """
     height = BAR * len(result.rows)
-    left = MARGIN + NAMES
-    sheet = Sheet(left + 2 * ACROSS + 0.85, height + 1.95, "Frozen features", _about(result))
-    top = min(
-        100.0,
-        1.12 * max(max(row.knn + row.knn_interval, row.linear + row.linear_interval) for row in result.rows)
-        + 5,
-    )
+    names = [_short(row.name, NAME) for row in result.rows]
+    left = MARGIN + 0.15 + LETTER * max(map(len, names))
+    across, step = NARROW - left - 0.25, height + 0.95
+    sheet = Sheet(NARROW, 0.2 + len(MEASURES) * step + 0.65, "Frozen features", _about(result))
+    best = max(max(row.knn + row.knn_interval, row.linear + row.linear_interval) for row in result.rows)
+    top = 1.17 * min(best, 100.0) + 3
     for place, (title, name) in enumerate(MEASURES.items()):
-        axes = sheet.plot(
-            left + place * (ACROSS + 0.25), 1.15, ACROSS, height, "top-1 accuracy, %", "", title
-        )
+        axes = sheet.plot(left, 1.05 + place * step, across, height, "top-1 accuracy, %", "", title)
         for order, row in enumerate(result.rows):
             _bar(axes, order, row, name)
         axes.set_ylim(len(result.rows) - 0.5, -0.5)
         axes.set_xlim(0, top)
+        axes.set_xticks([tick for tick in axes.get_xticks() if tick <= min(top, 100)])
         axes.grid(visible=False, axis="y")
-        names = [_short(row.name) for row in result.rows] if place == 0 else []
         axes.set_yticks(range(len(names)), names)
         axes.tick_params(axis="y", length=0, labelcolor=INK)
     return sheet.figure
@@ -101,8 +95,9 @@ def _bar(axes: Axes, order: int, row: Row, name: str) -> None:
     value, margin = getattr(row, name), getattr(row, f"{name}_interval")
     colour = COLOURS[0] if row.kind == "source" else MUTED
     axes.barh(order, value, 0.68, color=colour, alpha=1.0 if row.kind == "source" else 0.55)
-    axes.errorbar(value, order, xerr=margin, color=INK, linewidth=1, capsize=2.5)
-    axes.text(value + margin, order, f"  {value:.1f}", va="center", fontsize=SMALL, color=INK)
+    low, high = max(value - margin, 0.0), min(value + margin, 100.0)  # there is nothing beyond
+    axes.errorbar(value, order, xerr=[[value - low], [high - value]], color=INK, linewidth=1, capsize=2.5)
+    axes.text(high, order, f"  {value:.1f}", va="center", fontsize=SMALL, color=INK)
 
 
 def shots_curves(result: ProbeResult) -> Figure:
@@ -111,7 +106,7 @@ def shots_curves(result: ProbeResult) -> Figure:
     The last point is all training images, whose mean number per class it stands at.
     """
     rows = {row.name: row for row in result.rows}
-    told = "error bars: one standard deviation of the draws"
+    told = "bars: deviation of the draws; last: all images"
     sheet = _curve_sheet(result, "Accuracy over labels", told, len(rows))
     mean = result.counts["train"] / result.counts["classes"]
     for axes, name in _plots(sheet, "labelled images per class"):
@@ -133,36 +128,41 @@ def shots_curves(result: ProbeResult) -> Figure:
             )
         axes.set_xscale("log")
         plain_ticks(axes.xaxis)
-        axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
-    _legend_below(sheet)
+    _finish(sheet)
     return sheet.figure
 
 
 def _std(row: FewRow, name: str) -> float:
-    return float(getattr(row, f"{name}_std"))
+    return float(getattr(row, f"{name}_std") or 0.0)  # of one draw there is none
 
 
 def grid_curves(result: ProbeResult) -> Figure:
-    """Accuracy over the input size, a line per source and normalisation; the own size is ringed."""
+    """Accuracy and intervals over the input size, a line per source and normalisation; the own is ringed."""
     own = {row.name: row.size for row in result.rows}
-    lines: dict[tuple[str, str], list[tuple[int, float, float]]] = {}
+    lines: dict[tuple[str, str], list[Cell]] = {}
     for cell in result.grid:
-        lines.setdefault((cell.source, cell.normalization), []).append((cell.size, cell.knn, cell.linear))
+        lines.setdefault((cell.source, cell.normalization), []).append(cell)
     sources = list(dict.fromkeys(source for source, _ in lines))
-    sheet = _curve_sheet(result, "Input size and normalisation", "ring: the model's own", len(lines))
+    told = "ring: the model's own; bars: 95 % intervals"
+    sheet = _curve_sheet(result, "Input size and normalisation", told, len(lines))
     styles = {"own": "-", "ImageNet": (0, (6, 2)), "none": (0, (2, 2))}
-    for column, (axes, _) in enumerate(_plots(sheet, "side of the images, pixels"), start=1):
-        for (source, kind), points in lines.items():
+    for axes, name in _plots(sheet, "side of the images, pixels"):
+        for order, ((source, kind), cells) in enumerate(lines.items()):
             colour = _colour(sources.index(source))
             label = f"{_short(source)}: " * (len(sources) > 1) + NORMALIZATIONS[kind]
-            x, y = [point[0] for point in points], [point[column] for point in points]
-            axes.plot(x, y, color=colour, linestyle=styles[kind], marker="o", markersize=3.5, label=label)
-            if kind == "own" and own[source] in x:
-                at = x.index(own[source])
+            aside = 1 + 0.012 * (order - (len(lines) - 1) / 2)  # so that error bars stand side by side
+            y = [getattr(cell, name) for cell in cells]
+            x = [cell.size * aside for cell in cells]
+            axes.errorbar(
+                x, y, [getattr(cell, f"{name}_interval") for cell in cells], color=colour, label=label,
+                linestyle=styles[kind], marker="o", markersize=3.5, capsize=2, elinewidth=0.8,
+            )  # fmt: skip
+            sizes = [cell.size for cell in cells]
+            if kind == "own" and own[source] in sizes:
+                at = sizes.index(own[source])
                 axes.plot(x[at], y[at], "o", markersize=10, markerfacecolor="none", color=colour)
         axes.set_xticks(sorted({cell.size for cell in result.grid}))
-        axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
-    _legend_below(sheet)
+    _finish(sheet)
     return sheet.figure
 
 
@@ -190,7 +190,11 @@ def _plots(sheet: Sheet, x: str) -> list[tuple[Axes, str]]:
     ]
 
 
-def _legend_below(sheet: Sheet) -> None:
+def _finish(sheet: Sheet) -> None:
+    """One scale for both plots, from 0 on, and their legend below."""
+    top = 1.08 * max(axes.get_ylim()[1] for axes in sheet.figure.axes)
+    for axes in sheet.figure.axes:
+        axes.set_ylim(0, top)
     axes = sheet.figure.axes[0]
     handles, labels = axes.get_legend_handles_labels()
     sheet.figure.legend(
@@ -215,6 +219,6 @@ def _colour(order: int) -> str:
     return COLOURS[order % len(COLOURS)]
 
 
-def _short(name: str) -> str:
+def _short(name: str, longest: int = LONGEST) -> str:
     """The end of a long name: runs differ there."""
-    return name if len(name) <= LONGEST else "…" + name[-LONGEST + 1 :]
+    return name if len(name) <= longest else "…" + name[-longest + 1 :]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from sslkit.console import counted
 from sslkit.evaluation.corruptions import CORRUPTIONS, GROUPS
 from sslkit.evaluation.robustness_scores import RobustnessResult
+from sslkit.evaluation.verdict import LEAST
 from sslkit.visualization.style import (
     CELL,
     COLOURS,
@@ -21,13 +23,13 @@ from sslkit.visualization.style import (
     SMALL,
     Sheet,
     column,
-    legend,
     number,
     plain_ticks,
 )
 
 PLOT = 2.6  # height of a plot, inches
-BELOW = 0.45  # room for the names of its x axis
+LEGEND = 0.2  # height of a row of names, inches
+NAME = 32  # letters of a name in a legend
 
 
 def corruption_bars(result: RobustnessResult) -> Figure:
@@ -46,7 +48,7 @@ def corruption_bars(result: RobustnessResult) -> Figure:
         colour = _colour(order)
         lefts = places - 0.4 + (order + 0.5) * width
         accuracies = np.array([row.corruptions[name] for name in CORRUPTIONS])  # [15, severities]
-        axes.bar(lefts, accuracies.mean(1), width * 0.92, color=colour, label=row.name)
+        axes.bar(lefts, accuracies.mean(1), width * 0.92, color=colour, label=_short(row.name, NAME))
         for single in accuracies.T:
             axes.hlines(single, lefts - width / 4, lefts + width / 4, color=INK, linewidth=0.6)
         axes.axhline(row.clean, color=colour, linewidth=1.2, linestyle=(0, (4, 3)))
@@ -78,7 +80,8 @@ def radius_curves(result: RobustnessResult) -> Figure:
     """Accuracy on low-pass and on high-pass images over the radius. Raises ValueError without radii."""
     if not result.plan.radii:
         raise ValueError("robustness: no filter was measured, nothing to draw")
-    sheet = Sheet(8.2, PLOT + 1.95, "Filtered images", _told(result, "dashed: clean"))
+    height = PLOT + 1.75 + LEGEND * math.ceil(len(result.rows) / 3)
+    sheet = Sheet(8.2, height, "Filtered images", _told(result, "dashed: clean"))
     for place, (title, attribute) in enumerate(
         (("Frequencies below the radius", "low_pass"), ("Frequencies from the radius on", "high_pass"))
     ):
@@ -87,36 +90,32 @@ def radius_curves(result: RobustnessResult) -> Figure:
             MARGIN + 0.5 + place * 3.85, 1.1, 3.3, PLOT, "radius, cycles per image", label, title
         )
         for order, row in enumerate(result.rows):
-            _curve(axes, order, result.plan.radii, getattr(row, attribute), row.name)
+            _curve(axes, order, result.plan.radii, getattr(row, attribute), _short(row.name, NAME))
             axes.axhline(row.clean, color=_colour(order), linewidth=1, linestyle=(0, (4, 3)))
         axes.set_xscale("log")
         plain_ticks(axes.xaxis)
         axes.set_ylim(0, _top(row.clean for row in result.rows))
-    handles, names = sheet.figure.axes[0].get_legend_handles_labels()
-    sheet.figure.legend(
-        handles, names, fontsize=SMALL, frameon=False, labelcolor=INK, ncols=3, loc="lower left",
-        bbox_to_anchor=(MARGIN / sheet.width, 0.01),
-    )  # fmt: skip
+    _legend_below(sheet, 3)
     return sheet.figure
 
 
 def heat_maps(result: RobustnessResult) -> Figure:
     """Error under noise of one frequency, a map per source, all with the same colours.
 
-    Yin et al., NeurIPS 2019, figure 3; zero frequency in the middle. With a baseline, below each other
-    source what lies between its map and the baseline's: blue is less error. Raises ValueError without maps.
+    Yin et al., NeurIPS 2019, figure 3; zero frequency in the middle. Below each source with a baseline
+    what lies between its map and the baseline's: blue is less error. Raises ValueError without maps.
     """
     axis = result.plan.frequencies
     if not axis:
         raise ValueError("robustness: no heat map was measured, nothing to draw")
     maps = {row.name: torch.tensor(row.heat_map) for row in result.rows}
-    others = [name for name in maps if result.baseline is not None and name != result.baseline]
+    baselines = {row.name: row.baseline for row in result.rows if row.baseline is not None}
     spacing = 0.45
-    height = 0.85 + (2 if others else 1) * (CELL + spacing) + (0.2 if others else 0)
+    height = 0.85 + (2 if baselines else 1) * (CELL + spacing) + (0.2 if baselines else 0)
     wide = column(len(maps)) + 0.25 * len(maps) + 1.0
     norm = number(result.plan.wave_norm)
-    told = [f"norm {norm} a channel", f"±{axis[-1]} cycles, {counted(result.count, 'image')}"]
-    sheet = Sheet(max(wide, 4.2), height, "Error under single-frequency noise", " · ".join(told))
+    told = [f"norm {norm} a channel, ±{axis[-1]} cycles", _images(result)]
+    sheet = Sheet(max(wide, 6.2), height, "Error under single-frequency noise", " · ".join(told))
     low = min(float(found.min()) for found in maps.values())
     high = max(float(found.max()) for found in maps.values())
     lefts = {name: column(order) + 0.25 * order for order, name in enumerate(maps)}
@@ -126,16 +125,16 @@ def heat_maps(result: RobustnessResult) -> Figure:
         )
     right = column(len(maps)) + 0.25 * (len(maps) - 1) + 0.05
     sheet.colour_bar(drawn, right, 1.05, CELL, "error, %")
-    if others and result.baseline is not None:
-        gaps = {name: maps[name] - maps[result.baseline] for name in others}
+    if baselines:
+        gaps = {name: maps[name] - maps[other] for name, other in baselines.items()}
         reach = max(1.0, *(float(gap.abs().max()) for gap in gaps.values()))
         top = 1.05 + CELL + spacing
         for name, gap in gaps.items():
             drawn = sheet.picture(
-                lefts[name], top, gap, "minus the baseline", cmap="RdBu_r", limits=(-reach, reach)
+                lefts[name], top, gap, "minus its baseline", cmap="RdBu_r", limits=(-reach, reach)
             )
         sheet.colour_bar(drawn, right, top, CELL, "points")
-        below = f"baseline: {_short(result.baseline, 40)}"
+        below = "baseline: " + ", ".join(_short(name, 40) for name in dict.fromkeys(baselines.values()))
         sheet.write(MARGIN, top + CELL + 0.25, below, size=SMALL, colour=MUTED)
     return sheet.figure
 
@@ -145,15 +144,17 @@ def attack_curves(result: RobustnessResult) -> Figure:
     if not result.plan.epsilons:
         raise ValueError("robustness: no attack was measured, nothing to draw")
     told = _told(result, f"PGD of {counted(result.plan.steps, 'step')}")
-    sheet = Sheet(5.6, PLOT + 1.6, "Attacks that know the classifier", told)
-    axes = sheet.plot(MARGIN + 0.5, 0.95, 4.6, PLOT, "largest change of a value, 1/255", "accuracy, %")
+    height = PLOT + 1.55 + LEGEND * len(result.rows)
+    sheet = Sheet(6.2, height, "Attacks that know the classifier", told)
+    axes = sheet.plot(MARGIN + 0.5, 0.95, 5.1, PLOT, "largest change of a value, 1/255", "accuracy, %")
     strengths = (0.0, *result.plan.epsilons)
     for order, row in enumerate(result.rows):
-        _curve(axes, order, strengths, (row.clean, *row.pgd), f"{row.name}, PGD")
-        _curve(axes, order, strengths, (row.clean, *row.fgsm), f"{row.name}, FGSM", dashed=True)
+        _curve(axes, order, strengths, (row.clean, *row.pgd), f"{_short(row.name)}, PGD")
+    for order, row in enumerate(result.rows):  # after all of PGD: a legend fills column by column
+        _curve(axes, order, strengths, (row.clean, *row.fgsm), f"{_short(row.name)}, FGSM", dashed=True)
     axes.set_xticks(strengths, [number(strength) for strength in strengths])
     axes.set_ylim(0, _top(row.clean for row in result.rows))
-    legend(axes)
+    _legend_below(sheet, 2)
     return sheet.figure
 
 
@@ -173,6 +174,15 @@ def _colour(order: int) -> str:
     return COLOURS[order % len(COLOURS)]
 
 
+def _legend_below(sheet: Sheet, across: int) -> None:
+    """At the sheet's lower edge, so many names in a row."""
+    handles, names = sheet.figure.axes[0].get_legend_handles_labels()
+    sheet.figure.legend(
+        handles, names, fontsize=SMALL, frameon=False, labelcolor=INK, ncols=across, loc="lower left",
+        bbox_to_anchor=(MARGIN / sheet.width, 0.01),
+    )  # fmt: skip
+
+
 def _names_below(axes: Axes, height: float, count: int) -> None:
     axes.legend(
         fontsize=SMALL,
@@ -186,7 +196,18 @@ def _names_below(axes: Axes, height: float, count: int) -> None:
 
 
 def _told(result: RobustnessResult, more: str) -> str:
-    return f"{counted(result.count, 'image')}, {result.side} px · {more}"
+    return f"{_images(result)}, {result.side} px · {more}"
+
+
+def _images(result: RobustnessResult) -> str:
+    """How many there are, and what their choice alone is worth.
+
+    Half a 95 % interval of one accuracy p is 1.96 √(p (1 - p) / n), widest at p = ½: how far p falls is not
+    known before it is drawn.
+    """
+    margin = 98 / math.sqrt(max(result.count, 1))
+    few = ", too few for claims" if result.count < LEAST else ""
+    return f"{counted(result.count, 'image')}{few}: ± {margin:.0f} points at most"
 
 
 def _top(accuracies: Iterable[float]) -> float:

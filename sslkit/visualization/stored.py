@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from matplotlib.figure import Figure
 
-from sslkit.console import command
+from sslkit.console import command, visible
 from sslkit.errors import UserError
-from sslkit.evaluation.robustness_scores import Plan, RobustnessResult, SourceRobustness
+from sslkit.evaluation.robustness_scores import RobustnessResult
 from sslkit.visualization.robustness import attack_curves, corruption_bars, heat_maps, radius_curves
+from sslkit.visualization.style import save
 
 FIGURES: dict[str, tuple[str, Callable[[RobustnessResult], Figure]]] = {
     "robust-corruptions": ("severities", corruption_bars),
@@ -23,6 +23,28 @@ FIGURES: dict[str, tuple[str, Callable[[RobustnessResult], Figure]]] = {
     "robust-attacks": ("epsilons", attack_curves),
 }
 """Kind of picture → the part of the plan that must have been measured, and who draws it."""
+
+
+def robustness_figures(result: RobustnessResult) -> dict[str, Figure]:
+    """Kind → figure, of all that was measured."""
+    rows = tuple(
+        dataclasses.replace(row, name=_plain(row.name), baseline=row.baseline and _plain(row.baseline))
+        for row in result.rows
+    )
+    shown = dataclasses.replace(result, rows=rows)
+    return {kind: draw(shown) for kind, (part, draw) in FIGURES.items() if getattr(result.plan, part)}
+
+
+def draw_robustness(result: RobustnessResult, folder: Path) -> None:
+    """`robustness_figures` as PNG files of their kinds' names; what is there already stays."""
+    for kind, figure in robustness_figures(result).items():
+        if not (folder / f"{kind}.png").exists():
+            save(figure, folder / f"{kind}.png")
+
+
+def _plain(name: str) -> str:
+    """A name that a picture can bear: matplotlib takes what is between dollars for mathematics."""
+    return visible(name).replace("$", r"\$")
 
 
 def probe_document(run: Path) -> dict[str, Any] | None:
@@ -43,9 +65,7 @@ def stored_robustness(run: Path) -> RobustnessResult | None:
     if not found:
         return None
     try:
-        rows = tuple(_row(row) for row in found["rows"])
-        plan = Plan(**{name: _tuple(found["plan"][name]) for name in _names(Plan)})
-        return RobustnessResult(rows, found["baseline"], plan, found["count"], found["side"])
+        return RobustnessResult.of_document(found)
     except (KeyError, TypeError) as problem:
         file = run / "probe.json"
         raise UserError(
@@ -58,7 +78,7 @@ def draw_stored(run: Path, kind: str) -> Figure:
     problem, result = refusal_of(run, kind), stored_robustness(run)
     if problem or result is None:
         raise problem or UserError(f"{run}: nothing measured")
-    return FIGURES[kind][1](result)
+    return robustness_figures(result)[kind]
 
 
 def refusal_of(run: Path, kind: str, asked: str = "") -> UserError | None:
@@ -72,21 +92,3 @@ def refusal_of(run: Path, kind: str, asked: str = "") -> UserError | None:
         more = " --attacks" if part == "epsilons" else ""
         return UserError(f"{name}: the probe of {run} left {part} out", cure + more)
     return None
-
-
-def _row(row: dict[str, Any]) -> SourceRobustness:
-    values = {name: _tuple(row[name]) for name in _names(SourceRobustness) if name not in _LEFT_OUT}
-    values["corruptions"] = {name: tuple(found) for name, found in row["corruptions"].items()}
-    return SourceRobustness(**values, share=torch.empty(0))
-
-
-_LEFT_OUT = ("share", "difference")
-
-
-def _names(kind: type[Any]) -> list[str]:
-    return [item.name for item in dataclasses.fields(kind)]
-
-
-def _tuple(value: Any) -> Any:
-    """JSON's lists as the tuples they were."""
-    return tuple(map(_tuple, value)) if isinstance(value, list) else value

@@ -19,21 +19,22 @@ from torch import Tensor
 from sslkit import keyed
 from sslkit.augment.geometry import CenterCrop
 from sslkit.backbones import Encoder, check_size
+from sslkit.checking import checked, refuse_side
 from sslkit.console import SILENT, Console
 from sslkit.data.decode import UnreadableImage, native_side
 from sslkit.data.listing import ENDINGS
 from sslkit.data.names import Names
 from sslkit.data.sources import ImageSet, open_images
-from sslkit.errors import UserError
+from sslkit.errors import UserError, nearest_path
 from sslkit.evaluation.gallery import class_names, embed_images
 from sslkit.methods import card, load, short_name
 from sslkit.methods.base import Info, Method
 from sslkit.training.choices import reading_workers
 from sslkit.training.device import pick_device
 from sslkit.training.run import RunFolder, load_method, read_configuration
-from sslkit.weights import EXPORT_FILE, load_encoder
+from sslkit.weights import EXPORT_FILE, is_finetuning, load_encoder
 
-LIMIT = 1000
+LIMIT, COUNT = 1000, 4
 FEW = 256
 """Images that are read in this process: workers take longer to start."""
 GENERATED = "fractal:100"
@@ -58,7 +59,7 @@ class Subject:
     """
 
     def __init__(
-        self, source: str, images: Sequence[str] = (), *, count: int = 4, radius: float | None = None,
+        self, source: str, images: Sequence[str] = (), *, count: int = COUNT, radius: float | None = None,
         size: int | None = None, seed: int = 0, others: Sequence[str] = (), limit: int = LIMIT,
         console: Console = SILENT,
     ) -> None:  # fmt: skip
@@ -236,18 +237,22 @@ class Gallery:
 
 
 def is_weights(source: str) -> bool:
-    """Whether `source` is a SOURCE of weights that is no run: nothing is known of a method."""
+    """Whether `source` is a SOURCE of weights that is no pre-training run: nothing is known of a method."""
     path = Path(source)
     if source.startswith(("timm/", "random/")) or (path.is_file() and path.suffix != ".py"):
         return True
-    return (path / EXPORT_FILE).is_file() and not (path / "run.json").exists()
+    return is_finetuning(path) or ((path / EXPORT_FILE).is_file() and not (path / "run.json").exists())
 
 
 def open_run(source: str) -> RunFolder | None:
     """The run folder behind `source`, or None for a method's name; UserError when it is neither."""
     if not source.endswith(".py") and (Path(source).exists() or os.sep in source):
         return RunFolder.open(Path(source))
-    card(source)
+    try:
+        card(source)
+    except UserError as problem:  # perhaps no method was meant
+        problem.hint = nearest_path(source, problem.hint)
+        raise
     return None
 
 
@@ -261,11 +266,8 @@ def open_pictures(sources: Sequence[str]) -> ImageSet:
 
 
 def _check(count: int, radius: float | None, size: int | None, limit: int) -> None:
-    if limit < 2:
-        raise UserError(f"limit {limit}: at least 2 images expected")
-    if count < 1:
-        raise UserError(f"count {count}: at least 1 image expected")
-    if radius is not None and not radius > 0:
-        raise UserError(f"radius {radius}: more than 0 bins expected")
-    if size is not None and size < 8:
-        raise UserError(f"size {size}: at least 8 pixels expected")
+    checked("--limit", limit, int, {"low": 2, "default": LIMIT})
+    checked("--count", count, int, {"low": 1, "default": COUNT})
+    if radius is not None:
+        checked("--radius", radius, float, {"above": 0})
+    refuse_side(size)

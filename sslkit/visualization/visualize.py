@@ -11,7 +11,7 @@ from sslkit.console import SILENT, Console
 from sslkit.errors import UserError, nearest
 from sslkit.visualization.kinds import GROUPS, KINDS, refusal
 from sslkit.visualization.style import save
-from sslkit.visualization.subject import LIMIT, Subject
+from sslkit.visualization.subject import COUNT, LIMIT, Subject
 
 __all__ = ["KINDS", "refusal", "visualize"]
 
@@ -22,7 +22,7 @@ def visualize(
     *,
     kinds: Sequence[str] = (),
     out: Path | None = None,
-    count: int = 4,
+    count: int = COUNT,
     radius: float | None = None,
     size: int | None = None,
     seed: int = 0,
@@ -82,7 +82,7 @@ def _wanted(kinds: Sequence[str], subject: Subject) -> list[str]:
     chosen: list[str] = []
     for kind in kinds:
         if kind not in {*KINDS, *GROUPS}:
-            raise UserError(f"unknown kind of picture {kind!r}", nearest(kind, [*KINDS, *GROUPS]))
+            raise UserError(f"unknown kind of picture {kind!r}", nearest(kind, [*KINDS, *GROUPS], most=100))
         members = GROUPS.get(kind, (kind,))
         problems = {member: refusal(member, subject, kind) for member in members}
         if all(problems.values()):
