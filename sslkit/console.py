@@ -188,6 +188,12 @@ def _quoted(word: str | Path) -> str:
     return f"$'{''.join(shown)}'"
 
 
+def nearby(path: str) -> str:
+    """A path as people would type it here: relative where it lies below the working directory."""
+    below = Path(path)
+    return str(below.relative_to(Path.cwd())) if below.is_relative_to(Path.cwd()) else path
+
+
 def visible(text: str) -> str:
     """One line on which nothing is obeyed by a terminal or a table instead of shown.
 

@@ -1,16 +1,10 @@
-"""Names that are still free, as nothing existing is ever overwritten, and paths as people type them."""
+"""Names that are still free: nothing existing is ever overwritten."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from sslkit.errors import UserError
-
-
-def nearby(path: str) -> str:
-    """A path as people would type it here: relative where it lies below the working directory."""
-    below = Path(path)
-    return str(below.relative_to(Path.cwd())) if below.is_relative_to(Path.cwd()) else path
 
 
 def next_folder(parent: Path, stem: str) -> Path:

@@ -249,3 +249,14 @@ def test_options_of_the_measurement_need_it(
 ) -> None:
     code, _, err = called(["finetune", "random/test_vit", str(tmp_path), *words], monkeypatch, capsys)
     assert (code, err) == (2, f"error: {words[0]} belongs to --robust\nhint: add --robust\n")
+
+
+def test_one_validation_image_is_too_few(source: str, tmp_path: Path) -> None:
+    write_stripes(tmp_path / "data/train", {"a": 4, "b": 4})
+    write_stripes(tmp_path / "data/val", {"a": 1, "b": 1})
+    (tmp_path / "data/val/b/00.png").unlink()
+    (tmp_path / "data/train/b").rename(tmp_path / "b")
+    write_stripes(tmp_path / "data/train", {"b": 1})
+    with pytest.raises(UserError, match="--robust needs two validation images"):
+        finetune(source, str(tmp_path / "data"), out=tmp_path / "run", **QUICK)
+    assert not (tmp_path / "run").exists()

@@ -22,6 +22,8 @@ from sslkit.console import Console
 from sslkit.data.picture import Picture
 from sslkit.data.sources import open_images
 from sslkit.errors import UserError
+from sslkit.evaluation.grid import Cell
+from sslkit.evaluation.result import FewRow, Level, ProbeResult, Row
 from sslkit.methods import card
 from sslkit.methods.base import Info
 from sslkit.training import checkpoint
@@ -29,8 +31,10 @@ from sslkit.training.run import RunFolder, build_method, describe
 from sslkit.visualization.curves import curves, read_metrics, running_mean
 from sslkit.visualization.drawing import draw_panels, draw_reconstruction, draw_views
 from sslkit.visualization.families import families
+from sslkit.visualization.kinds import GROUPS
 from sslkit.visualization.masks import masks
 from sslkit.visualization.measure import log_magnitude, power_law, psnr, ring_error, ring_power
+from sslkit.visualization.probe import bars, grid_curves, shots_curves
 from sslkit.visualization.spectrum import spectrum
 from sslkit.visualization.style import free_path, save
 from sslkit.visualization.subject import Subject
@@ -279,6 +283,59 @@ def test_composite_is_numpys(run: Path) -> None:
     assert rendered_inside(figure)
 
 
+def test_the_mean_colour_is_no_frequency(run: Path) -> None:
+    (errors,) = [axes for axes in draw_reconstruction(Subject(str(run), count=1)).axes if axes.lines]
+    lines = [
+        line for line in errors.lines if "task" not in str(line.get_label()) and len(line.get_xdata()) > 2
+    ]
+    points = [line for line in errors.lines if line.get_marker() == "o"]
+    assert [line.get_xdata()[0] for line in lines] == [1.5, 1.5]
+    assert len(points) == 2
+    assert all(point.get_xdata()[0] < 1 for point in points)
+    assert [text.get_text() for text in errors.get_xticklabels()][:2] == ["mean", "1"]
+
+
+def probed(**changed: object) -> ProbeResult:
+    """Two rows of made-up figures."""
+    first = Row("run", "source", 8, 32, 87.5, 16.25, 100.0, 0.0, 1.0, "mean", "mean", {})
+    second = dataclasses.replace(first, name="random", kind="random", knn=2.0, knn_interval=4.0, linear=20.0)
+    counts = {"train": 40, "validation": 16, "classes": 2}
+    result = ProbeResult("photos", (first, second), (), counts, 20, 0, **changed)  # type: ignore[arg-type]
+    return result
+
+
+def test_bars_near_the_ends_show_whisker_and_number() -> None:
+    figure = bars(probed())
+    figure.draw_without_rendering()
+    assert figure.get_figwidth() <= 6.4  # what a phone shows whole
+    for axes, (first, second) in zip(
+        figure.axes, (((71.25, 100), (0, 6)), ((100, 100), (20, 20))), strict=True
+    ):
+        ends = [whisker.get_segments()[0][:, 0].tolist() for whisker in axes.collections]
+        assert ends == [pytest.approx(first), pytest.approx(second)]
+        frame = axes.get_window_extent()
+        for text in axes.texts:
+            assert frame.x0 < text.get_window_extent().x0 < text.get_window_extent().x1 < frame.x1
+        assert max(axes.get_xticks()) == 100
+    assert [text.get_text().strip() for text in figure.axes[0].texts] == ["87.5", "2.0"]
+    assert rendered_inside(figure)
+
+
+def test_plots_side_by_side_have_one_scale() -> None:
+    cells = tuple(Cell("run", size, "own", 20.0 + size / 32, 9.0, 60.0, 8.0) for size in (32, 64))
+    few = (
+        FewRow("run", "source", 10.0, None, 50.0, None, {}),
+        FewRow("random", "random", 5.0, 1.0, 6.0, 1.0, {}),
+    )
+    result = probed(levels=(Level(1, (0,), few, ()),), grid=cells)
+    for figure, most in ((grid_curves(result), 60), (shots_curves(result), 100)):
+        left, right = figure.axes
+        assert left.get_ylim() == right.get_ylim()
+        assert left.get_ylim()[0] == 0
+        assert left.get_ylim()[1] > most
+        assert rendered_inside(figure)
+
+
 # ------------------------------------------------------------------------------------------------- verb
 
 
@@ -343,17 +400,18 @@ def test_a_method_without_a_run_and_single_files(tmp_path: Path, monkeypatch: py
         ("mfm", {"kinds": ["panels"]}, "panels needs a trained run"),
         ("mfn", {}, "unknown method 'mfn'"),
         ("./nowhere", {}, "is not a run"),
-        ("mfm", {"radius": 0.0}, "radius"),
-        ("mfm", {"count": 0}, "count"),
-        ("mfm", {"size": 4}, "size"),
+        ("mfm", {"radius": 0.0}, "--radius: 0.0 is not > 0"),
+        ("mfm", {"count": 0}, "--count: 0 is not >= 1"),
+        ("mfm", {"size": 4}, "--size: 4 is not >= 8"),
         ("mfm", {"images": ["missing-folder"]}, "missing-folder"),
     ],
 )
 def test_wrong_input_is_told_and_nothing_written(
     source: str, options: dict[str, object], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as caught:
         visualize(source, out=tmp_path / "out", **options)  # type: ignore[arg-type]
+    assert caught.value.hint
     assert not (tmp_path / "out").exists()
 
 
@@ -368,6 +426,9 @@ def test_the_nearest_kind_is_suggested() -> None:
     with pytest.raises(UserError) as caught:
         visualize("mfm", kinds=["specturm"])
     assert "'spectrum'" in caught.value.hint
+    with pytest.raises(UserError) as caught:
+        visualize("mfm", kinds=["qqqqqqqq"])
+    assert set(KINDS) | set(GROUPS) == set(caught.value.hint.removeprefix("known: ").split(", "))
 
 
 def test_free_path_counts_up(tmp_path: Path) -> None:
@@ -385,3 +446,16 @@ def test_curves_that_are_zero_throughout_are_left_out() -> None:
     assert titles(figure) == ["Loss", "Learning rate", "Saving"]
     assert figure.axes[2].get_ylabel() == "% of the time"
     assert np.asarray(figure.axes[2].lines[0].get_ydata())[-1] == pytest.approx(50)
+
+
+def test_a_misspelt_run_is_not_taken_for_a_method_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("first-run").mkdir()
+    with pytest.raises(UserError) as caught:
+        visualize("frist-run")
+    assert caught.value.hint == "did you mean 'first-run'?"
+    with pytest.raises(UserError) as caught:
+        visualize("mfn")
+    assert caught.value.hint == "did you mean 'mfm'?"

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sslkit.cli import options
-from sslkit.console import Console, counted, visible
-from sslkit.paths import nearby
+from sslkit.console import Console, counted, nearby, visible
 
 if TYPE_CHECKING:
     from sslkit.data.audit import Audit, Finding
@@ -80,4 +79,3 @@ def _finding(finding: Finding) -> list[str]:
     lines += ["  ".join(["", *(visible(nearby(text)) for text in row)]) for row in finding.rows[:EXAMPLES]]
     more = finding.count - EXAMPLES
     return [*lines, f"  and {more:,} more; --out FILE lists all"] if more > 0 else lines
-

@@ -13,7 +13,7 @@ import torch
 from sslkit import config as configuration
 from sslkit.backbones import Encoder
 from sslkit.config import AUTO
-from sslkit.console import SILENT, Console, command
+from sslkit.console import SILENT, Console, command, nearby
 from sslkit.errors import UserError, nearest_path
 from sslkit.evaluation.classifier import build_model
 from sslkit.evaluation.finetune_arms import COMPARISON_FILE, Comparison, begin, compare, read_arms
@@ -24,7 +24,7 @@ from sslkit.evaluation.outcome import FinetuneResult, Plan, announce, write_begi
 from sslkit.evaluation.parts import open_parts
 from sslkit.evaluation.recipe import Given, resolve
 from sslkit.evaluation.shots import MOST_SEEDS
-from sslkit.paths import make_folder, nearby, next_folder
+from sslkit.paths import make_folder, next_folder
 from sslkit.training.device import pick_device, pick_precision
 from sslkit.training.locks import locked
 from sslkit.training.resolve import interval
@@ -90,6 +90,8 @@ def make_plan(wanted: FinetuneConfig, console: Console = SILENT) -> Plan:
     device = pick_device(wanted.run.device)
     interval(wanted.run.save_every)
     parts = open_parts(wanted)
+    if wanted.robustness.measure and len(parts.validation) < 2:
+        raise UserError("--robust needs two validation images at least", "add images, or leave out --robust")
     size = None if wanted.data.size == AUTO else wanted.data.size
     encoder = load_encoder(wanted.model.source, size, wanted.run.seed, console=console)
     scratch = wanted.model.scratch or wanted.model.source.startswith("random/")

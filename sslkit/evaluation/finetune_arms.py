@@ -21,13 +21,12 @@ import torch
 
 import sslkit
 from sslkit import config as configuration
-from sslkit.console import Console, command
+from sslkit.console import Console, command, nearby
 from sslkit.errors import UserError
 from sslkit.evaluation.finetune_config import FinetuneConfig
 from sslkit.evaluation.outcome import FinetuneResult
 from sslkit.evaluation.robustness_scores import RobustnessResult
 from sslkit.evaluation.verdict import Difference, against_random, paired_shares
-from sslkit.paths import nearby
 from sslkit.training.run import RunFolder
 
 COMPARISON_FILE = "comparison.json"

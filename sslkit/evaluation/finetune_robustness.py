@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from sslkit import config as configuration
-from sslkit.console import Console, command
+from sslkit.console import Console, command, nearby
 from sslkit.data.labels import open_labelled
 from sslkit.errors import UserError
 from sslkit.evaluation.classifier_files import OpenedClassifier
@@ -23,7 +23,6 @@ from sslkit.evaluation.robustness import LEFT_OUT, read_labelled, robustness
 from sslkit.evaluation.robustness_scores import RobustnessResult, against, make_plan, mean_row, show
 from sslkit.evaluation.table import robust_lines
 from sslkit.evaluation.verdict import against_random
-from sslkit.paths import nearby
 from sslkit.training.device import pick_device, pick_precision
 
 FILE = "robustness.json"

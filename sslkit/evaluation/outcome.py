@@ -13,15 +13,15 @@ from torch import Tensor, nn
 import sslkit
 from sslkit import config as configuration
 from sslkit.backbones import Encoder
-from sslkit.console import Console, command, counted
+from sslkit.console import Console, command, counted, nearby
 from sslkit.data.sources import ImageSet
 from sslkit.evaluation.classifier_files import write_classifier
 from sslkit.evaluation.finetune_config import FinetuneConfig
 from sslkit.evaluation.parts import Parts, write_splits, write_table
 from sslkit.evaluation.robustness_scores import RobustnessResult
 from sslkit.evaluation.scores import ClassScore, Scores, class_scores, confusion, reliability
+from sslkit.evaluation.verdict import of_images
 from sslkit.methods.base import Info
-from sslkit.paths import nearby
 from sslkit.training.optim import learning_rate
 from sslkit.training.progress import tell_reasons
 from sslkit.training.run import RunFolder, describe
@@ -193,7 +193,7 @@ def _short(value: object) -> object:
 def report(result: FinetuneResult, console: Console) -> None:
     """The figures, for people."""
     found = result.scores
-    rows = {"top-1": f"{found.top1:.2f} % of {counted(found.count, 'image')}"}
+    rows = {"top-1": f"{found.top1:.2f} % of {of_images(found.count)}"}
     if found.top5 is not None:
         rows["top-5"] = f"{found.top5:.2f} %"
     rows["macro-F1"] = f"{found.macro_f1:.2f} %, balanced accuracy {found.balanced:.2f} %"

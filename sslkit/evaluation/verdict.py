@@ -41,7 +41,7 @@ class Difference:
         return "worse" if self.points + self.margin < 0 else "open"
 
     def __str__(self) -> str:
-        return f"{self.points:+.1f} ± {self.margin:.1f} points, {_images(self.count)}"
+        return f"{self.points:+.1f} ± {self.margin:.1f} points, {of_images(self.count)}"
 
 
 def paired(first: Tensor, second: Tensor, labels: Tensor) -> Difference:
@@ -154,7 +154,7 @@ def headline(differences: Mapping[str, Difference], name: str = "") -> str:
         claim = ", ".join(f"{words[outcome]} by {by[outcome]}" for outcome in order if outcome in by)
     figures = ", ".join(f"{m} {found.points:+.1f} ± {found.margin:.1f}" for m, found in differences.items())
     count = next(iter(differences.values())).count
-    return f"{claim}: {figures} points against {name or 'random weights'} ({_images(count)})"
+    return f"{claim}: {figures} points against {name or 'random weights'} ({of_images(count)})"
 
 
 _HEADLINES: dict[str, dict[Outcome, str]] = {
@@ -167,7 +167,8 @@ _HEADLINES: dict[str, dict[Outcome, str]] = {
 }
 
 
-def _images(count: int) -> str:
+def of_images(count: int) -> str:
+    """How many images, with a word of caution where they are too few."""
     return counted(count, "image") + (", too few to claim anything" if count < LEAST else "")
 
 

@@ -16,14 +16,20 @@ from PIL import Image
 from sslkit import config as configuration
 from sslkit.config import AUTO, PretrainConfig, flat
 from sslkit.console import counted
-from sslkit.methods import card, short_name
+from sslkit.methods import card, default_configuration, short_name
+from sslkit.training.health import ROWS as EMBEDDINGS
 from sslkit.training.health import advice
 from sslkit.visualization.page import code, details, facts, paragraph, picture, table
 
 Line = Mapping[str, Any]
 
-ROWS = 3  # images of a picture made while training that are shown
+ROWS = 4  # images of a picture made while training that are shown
 STEPS = 6  # such pictures that are shown
+LOSSES = {
+    "loss": "Loss",
+    "loss_low": "Loss, low frequencies predicted",
+    "loss_high": "Loss, high frequencies predicted",
+}
 FILES = {
     "encoder.safetensors": "the encoder, in timm's names",
     "config.json": "with it, timm opens the folder",
@@ -75,14 +81,16 @@ def unreadable(run: Path) -> int:
         return 0
 
 
-def health(metrics: Sequence[Line], width: int, share: float) -> str:
+def health(metrics: Sequence[Line], width: int, share: float, batch: int) -> str:
     """What the curves say, in words.
 
     Args:
         width: of the features; 0: not known.
         share: of the training that is done.
+        batch: images of a step.
     """
-    rows = [_loss(metrics), *_features(metrics, width, share), *_steps(metrics)]
+    losses = [_loss(metrics, name, title) for name, title in LOSSES.items()]
+    rows = [*losses, *_features(metrics, width, share, batch), *_steps(metrics)]
     return table("What the curves say", ["", "Found", "Meaning"], [row for row in rows if row], "words")
 
 
@@ -99,10 +107,14 @@ def speed(metrics: Sequence[Line], about: Mapping[str, Any], batch: int) -> str:
     return facts({name: value for name, value in rows.items() if value}) if metrics else ""
 
 
-def over_time(run: Path, size: int, columns: Sequence[str], per_epoch: float) -> str:
+def over_time(
+    run: Path, size: int, columns: Sequence[str], per_epoch: float, tasks: Mapping[int, str] | None = None
+) -> str:
     """The pictures made while training, from the first to the last.
 
-    columns: names of the pictures in a row, from left to right; none: not known.
+    Args:
+        columns: names of the pictures in a row, from left to right; none: not known.
+        tasks: half of a picture's rows (0: the upper one) → what it shows, where the halves differ.
     """
     files = {file.stem.removeprefix("step-"): file for file in sorted(run.glob("pictures/step-*.png"))}
     steps = [step for step in files if step.isdecimal()]
@@ -112,21 +124,33 @@ def over_time(run: Path, size: int, columns: Sequence[str], per_epoch: float) ->
     for step in chosen:
         try:
             with Image.open(files[step]) as image:
-                part = image.crop((0, 0, image.width, min(image.height, ROWS * size)))
+                part = _rows(image, size, tuple(tasks or ()))
                 scale = max(1, 384 // part.width)
                 part = part.resize((scale * part.width, scale * part.height), Image.Resampling.NEAREST)
         except (OSError, ValueError):
             continue
         epoch = f", epoch {int(step) / per_epoch:.1f}" if per_epoch else ""
         shown.append(picture(part, f"Step {int(step)}{epoch}" + (f": {made}" if made else "")))
-    return f'<div class="grid">{"".join(shown)}</div>' if shown else ""
+    where = ("Every row: ",) if tasks and len(tasks) == 1 else ("Upper rows: ", "lower rows: ")
+    told = "; ".join(place + task for place, task in zip(where, (tasks or {}).values(), strict=False))
+    about = paragraph(f"{told}.", "about") if told else ""
+    return f'{about}<div class="grid">{"".join(shown)}</div>' if shown else ""
+
+
+def _rows(image: Image.Image, size: int, halves: Sequence[int]) -> Image.Image:
+    """The first rows of a picture made while training, as many of each of these halves; none: of all rows."""
+    rows = image.height // size
+    each = max(1, min(ROWS, rows) // max(1, len(halves)))
+    starts = [top for half in halves if (top := half * ((rows + 1) // 2) * size) < image.height] or [0]
+    part = Image.new("RGB", (image.width, len(starts) * each * size))
+    for place, top in enumerate(starts):
+        part.paste(image.crop((0, top, image.width, top + each * size)), (0, place * each * size))
+    return part
 
 
 def settings(config: PretrainConfig) -> str:
     """What differs from the defaults; and, folded, everything."""
-    known = card(config.method_name)
-    default = configuration.build_pretrain(config.method_name, known.Config, known.facts.get("defaults", {}))
-    before, now = flat(default), flat(config)
+    before, now = flat(default_configuration(config.method_name)), flat(config)
     different = [
         [key, _text(value), _text(before[key])]
         for key, value in now.items()
@@ -186,17 +210,17 @@ def _section_name(config: PretrainConfig, section: Any) -> str:
     return next(name for name, value in vars(config).items() if value is section)
 
 
-def _loss(metrics: Sequence[Line]) -> list[str]:
-    values = _values(metrics, "loss")
+def _loss(metrics: Sequence[Line], name: str, title: str) -> list[str]:
+    values = _values(metrics, name)
     if len(values) < 2:
         return []
     part = max(1, len(values) // 10)
     first, last = statistics.mean(values[:part]), statistics.mean(values[-part:])
     verdict = "it fell" if last < first else "it did not fall: a smaller optim.lr, or more epochs, may help"
-    return ["Loss", f"{first:.4g} → {last:.4g}", f"{verdict} (first and last tenth of the lines)"]
+    return [title, f"{first:.4g} → {last:.4g}", f"{verdict} (first and last tenth of the lines)"]
 
 
-def _features(metrics: Sequence[Line], width: int, share: float) -> list[list[str]]:
+def _features(metrics: Sequence[Line], width: int, share: float, batch: int) -> list[list[str]]:
     """Deviation and rank at the end; what is wrong with them if anything is."""
     last: dict[str, float] = {}
     for line in metrics:
@@ -208,12 +232,20 @@ def _features(metrics: Sequence[Line], width: int, share: float) -> list[list[st
         healthy = f"{last['std']:.3g}; {width**-0.5:.2g} if spread evenly, 0 if collapsed"
         rows.append(["Feature deviation", healthy, meaning])
     if "rank" in last:
-        few = width and last["rank"] < 0.05 * width
+        images = min(EMBEDDINGS, _interval(metrics) * batch)
+        few = last["rank"] < 0.05 * (min(width, images) if width else images)
         meaning = "few directions: weak as frozen features, fine-tuning may still gain" if few else "varied"
-        rows.append(["Effective rank", f"{last['rank']:.1f}" + (f" of {width}" if width else ""), meaning])
+        among = f"among {counted(images, 'image')}" + (f" in {width} dimensions" if width else "")
+        rows.append(["Effective rank", f"{last['rank']:.1f} {among}", meaning])
     problem = advice(last, width, share) if width else None
     rows.append(["Collapse", "yes" if problem else "no sign of it", problem or ""])
     return rows if last else []
+
+
+def _interval(metrics: Sequence[Line]) -> int:
+    """Steps that the last line with figures of features is about."""
+    steps = [0, *(int(line["step"]) for line in metrics if _is_number(line.get("rank")))]
+    return max(1, steps[-1] - steps[-2])
 
 
 def _steps(metrics: Sequence[Line]) -> list[list[str]]:

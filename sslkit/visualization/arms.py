@@ -17,7 +17,7 @@ LABELS, WIDE = 0.65, 3.7  # room for the seeds' names, width of a plot
 TOP, BETWEEN = 0.9, 0.9  # the first plot's upper edge, and from one to the other
 TEXT = (
     "Above: top-1 of every run, joined seed by seed. Below: the paired difference of each seed, and of all "
-    "together with its 95 % interval; an interval that holds 0 shows no difference."
+    "together with its 95 % interval; an interval that holds 0 does not show a difference."
 )
 
 

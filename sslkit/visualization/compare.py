@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from torch import Tensor
 
-from sslkit.visualization.curves import running_mean
+from sslkit.visualization.curves import PANELS, running_mean
 from sslkit.visualization.measure import ring_centres, ring_power
 from sslkit.visualization.style import (
     CELL,
     COLOURS,
     GAP,
+    INK,
     LINE,
     MARGIN,
     MUTED,
     SMALL,
     TEXT,
     Sheet,
-    legend,
     plain_ticks,
 )
 
 PLOT, WIDE = 2.3, 3.7
 TOP = 0.85
 LETTERS = 30
+ACROSS = 4  # entries of a legend's row
+STYLES: tuple[Literal["-", ":"], ...] = ("-", ":")
+"""Lines of a run's last two pictures' spectra, the last one first."""
 SMOOTH_FROM = 60
 
 
@@ -48,18 +52,24 @@ class Compared:
 def compare(runs: Sequence[Compared]) -> Figure:
     """Loss and spectra of all runs in one plot each, their probes in a table, pictures of the same images.
 
+    Where all runs have losses of MFM's two tasks, these: their mean hides that one is not learned.
     Losses of different methods, or of one with other settings, have different units: then each is shown
     relative to its first value.
     """
     rows = table_rows(runs)
     blocks = [max(1, len(run.pictures)) for run in runs]
     grid = MARGIN + CELL + 0.2 + sum(count * (CELL + GAP) + 0.2 for count in blocks)
-    table = TOP + PLOT + 1.05
+    table = TOP + PLOT + 1.05 + _legend_height(runs)
     pictures = table + (0.3 + 0.24 * len(rows) + 0.05 if rows else 0)
     height = pictures + 0.7 + len(runs[0].images) * (CELL + GAP) + 0.15
-    sheet = Sheet(max(grid + 0.1, 2 * (WIDE + 1.0) + 0.3), height, "Runs side by side", _about(runs))
-    _losses(sheet, runs)
-    _spectra(sheet, runs)
+    kinds = _kinds(runs)
+    wide = WIDE if len(kinds) == 1 else 0.75 * WIDE
+    *lefts, last = (MARGIN + 0.5 + place * (wide + 0.85) for place in range(len(kinds) + 1))
+    sheet = Sheet(max(grid, last + wide + 0.3) + 0.1, height, "Runs side by side", _about(runs))
+    for left, (name, title) in zip(lefts, kinds.items(), strict=True):
+        _losses(sheet, left, wide, runs, name, title)
+    _spectra(sheet, last + 0.2, wide, runs)
+    _legend(sheet, runs)
     if rows:
         _table(sheet, table, rows)
     _pictures(sheet, pictures, runs, blocks)
@@ -80,16 +90,21 @@ def _label(run: Compared) -> str:
     return short.replace("$", r"\$")
 
 
-def _losses(sheet: Sheet, runs: Sequence[Compared]) -> None:
+def _kinds(runs: Sequence[Compared]) -> dict[str, str]:
+    """Keys of metrics.jsonl that are drawn → title."""
+    both = {name: PANELS[name][0] for name in ("loss_low", "loss_high")}
+    apart = all(any(line.get(name) is not None for line in run.metrics for name in both) for run in runs)
+    return both if apart else {"loss": "Loss"}
+
+
+def _losses(sheet: Sheet, left: float, wide: float, runs: Sequence[Compared], name: str, title: str) -> None:
     alike = _alike(runs)
-    axes = sheet.plot(
-        MARGIN + 0.5, TOP + 0.25, WIDE, PLOT, "epoch", "loss" if alike else "loss / first loss", "Loss"
-    )
+    axes = sheet.plot(left, TOP + 0.25, wide, PLOT, "epoch", "loss" if alike else "loss / first loss", title)
     for order, run in enumerate(runs):
         points = [
-            (line["epoch"], line["loss"])
+            (line["epoch"], line[name])
             for line in run.metrics
-            if "epoch" in line and isinstance(line.get("loss"), int | float)
+            if "epoch" in line and isinstance(line.get(name), int | float)
         ]
         if points:
             epoch, loss = np.array(points, dtype=float).T
@@ -98,34 +113,52 @@ def _losses(sheet: Sheet, runs: Sequence[Compared]) -> None:
             if len(loss) > SMOOTH_FROM:
                 loss = running_mean(loss, len(loss) // 40)
             marker = "o" if len(loss) == 1 else None
-            axes.plot(epoch, loss, color=_colour(order), linewidth=1.6, marker=marker, label=_label(run))
-    _legend(axes)
+            axes.plot(epoch, loss, color=_colour(order), linewidth=1.6, marker=marker)
 
 
-def _spectra(sheet: Sheet, runs: Sequence[Compared]) -> None:
-    """Radial power of each run's last picture over that of the images: 1 is as in the images."""
+def _spectra(sheet: Sheet, left: float, wide: float, runs: Sequence[Compared]) -> None:
+    """Radial power of each run's last pictures over that of the images: 1 is as in the images."""
     axes = sheet.plot(
-        MARGIN + WIDE + 1.5, TOP + 0.25, WIDE, PLOT, "frequency, cycles per pixel", "power / images' power",
+        left, TOP + 0.25, wide, PLOT, "frequency, cycles per pixel", "power / images' power",
         "Spectra of what they make",
     )  # fmt: skip
     for order, run in enumerate(runs):
-        for (name, made), style in zip(reversed(list(run.pictures.items())), ("-", (0, (2, 2)))):  # noqa: B905
+        for (_, made), style in zip(_styled(run), STYLES, strict=False):
             ratio = ring_power(made).mean(0) / ring_power(run.images).mean(0).clamp_min(1e-20)
             frequency = ring_centres(len(ratio)) / run.images.shape[-1]
-            label = f"{_label(run)}: {name}"
-            axes.plot(
-                frequency[1:], ratio[1:].cpu().numpy(), color=_colour(order), linestyle=style, label=label
-            )
+            axes.plot(frequency[1:], ratio[1:].cpu().numpy(), color=_colour(order), linestyle=style)
     axes.axhline(1, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
     axes.set_xscale("log")
     axes.set_yscale("log")
     plain_ticks(axes.xaxis)
-    _legend(axes)
 
 
-def _legend(axes: Axes) -> None:
-    if axes.get_legend_handles_labels()[0]:
-        legend(axes)
+def _styled(run: Compared) -> list[tuple[str, Tensor]]:
+    """Name and pictures, one for each of `STYLES`, the last made first."""
+    return list(run.pictures.items())[::-1][: len(STYLES)]
+
+
+def _entries(runs: Sequence[Compared]) -> list[Line2D]:
+    """A colour for every run, then a style for what the spectra are of."""
+    entries = [Line2D([], [], color=_colour(order), label=_label(run)) for order, run in enumerate(runs)]
+    for place, style in enumerate(STYLES):
+        names = dict.fromkeys(_styled(run)[place][0] for run in runs if len(run.pictures) > place)
+        if names:
+            entries.append(Line2D([], [], color=MUTED, linestyle=style, label=" or ".join(names)))
+    return entries
+
+
+def _legend_height(runs: Sequence[Compared]) -> float:
+    return 0.2 * math.ceil(len(_entries(runs)) / ACROSS)
+
+
+def _legend(sheet: Sheet, runs: Sequence[Compared]) -> None:
+    """Below the plots, where no curve is."""
+    place = MARGIN / sheet.width, 1 - (TOP + PLOT + 0.75) / sheet.height
+    sheet.figure.legend(
+        handles=_entries(runs), ncols=ACROSS, loc="upper left", bbox_to_anchor=place, borderaxespad=0,
+        fontsize=SMALL, frameon=False, labelcolor=INK, handlelength=1.6,
+    )  # fmt: skip
 
 
 def table_rows(runs: Sequence[Compared]) -> list[tuple[str, str, str, str]]:

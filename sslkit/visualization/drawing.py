@@ -160,7 +160,7 @@ def _compared(subject: Subject) -> Compared:
     file = run / "metrics.jsonl"
     metrics = read_metrics(file) if file.is_file() else []
     probe = stored.probe_document(run)
-    settings = subject.name, subject.method.config
+    settings = subject.name, repr(subject.method.config)  # each run's Config is a class of its own
     return Compared(run.name, settings, metrics, probe, subject.pictures, _made(subject))
 
 

@@ -20,6 +20,7 @@ from sslkit.errors import first_line
 from sslkit.visualization.style import COLOURS, MARGIN, MUTED, RULE, SMALL, TEXT, Sheet
 
 SIDE = 5.2  # of a map, inches
+FLAT = 0.45  # of its width: a frame's least height
 THUMBNAIL = 0.34  # inches
 MARKERS = "os^"
 CLASSES = 12
@@ -81,13 +82,14 @@ def image_map(
     count = len(next(iter(points.values())))
     across = 2 if labels else 1
     legend_room = 1.45 if labels else 0.0
+    heights = [height(*limits(places)) for places in points.values()]
     sheet = Sheet(
-        MARGIN + across * (SIDE + 0.3) + legend_room, 0.75 + len(points) * (SIDE + 0.45) + 0.1,
+        MARGIN + across * (SIDE + 0.3) + legend_room, 0.75 + sum(heights) + 0.45 * len(heights) + 0.1,
         f"{counted(count, 'image')} as {name} sees them",
-        "alike images lie close together; axes have no unit",
+        "alike images lie close together; both axes have the same scale, without a unit",
     )  # fmt: skip
     for row, (title, places) in enumerate(points.items()):
-        top = 0.75 + row * (SIDE + 0.45) + 0.3
+        top = 0.75 + sum(heights[:row]) + row * 0.45 + 0.3
         low, high = limits(places)
         axes = _frame(sheet, MARGIN, top, low, high)
         outside = int((~_inside(axes, places)).sum())
@@ -115,12 +117,20 @@ def limits(places: Points) -> tuple[Points, Points]:
     return near.min(0), near.max(0)
 
 
+def height(low: Points, high: Points) -> float:
+    """Inches of a frame that is `SIDE` wide: a flat cloud gets a flat one, but room for classes."""
+    across, up = high - low
+    shape = float(up / max(across, 1e-9))
+    return 2 * THUMBNAIL + (SIDE - 2 * THUMBNAIL) * min(1.0, max(FLAT, shape))
+
+
 def _frame(sheet: Sheet, left: float, top: float, low: Points, high: Points) -> Axes:
-    """Axes from corner to corner, and room for a thumbnail at the rim."""
-    axes = sheet.axes(left, top, SIDE, SIDE)
+    """Axes from corner to corner, one scale for both; room for a thumbnail at the rim."""
+    size = np.array([SIDE, height(low, high)])
+    axes = sheet.axes(left, top, *size)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set(color=RULE)
-    reach = np.maximum(high - low, 1e-9) * (0.5 + THUMBNAIL / SIDE)
+    reach = max(*((high - low) / (size - 2 * THUMBNAIL)), 1e-9) * size / 2
     middle = (low + high) / 2
     axes.set_xlim(middle[0] - reach[0], middle[0] + reach[0])
     axes.set_ylim(middle[1] - reach[1], middle[1] + reach[1])
@@ -140,8 +150,8 @@ def _inside(axes: Axes, places: Points) -> NDArray[np.bool_]:
 def _thumbnails(axes: Axes, places: Points, thumbnails: Callable[[int], Tensor]) -> None:
     """As many as fit without covering each other; the other images are dots."""
     axes.scatter(places[:, 0], places[:, 1], s=3, color=MUTED, alpha=0.5, linewidths=0)
-    low, high = np.array([axes.get_xlim(), axes.get_ylim()]).T
-    inches = (places - low) / (high - low) * SIDE
+    left, right = axes.get_xlim()
+    inches = places * SIDE / (right - left)
     seen = np.flatnonzero(_inside(axes, places))
     for index in map(int, seen[apart(inches[seen], THUMBNAIL * 1.06)]):
         picture = thumbnails(index).clamp(0, 1).permute(1, 2, 0).numpy()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -25,11 +26,17 @@ WIDEST, TALLEST = 1600, 2400  # pixels of a picture
 PLOT_COLOURS = 5000  # at most; a picture of more holds photographs, which JPEG keeps in a fifth of the bytes
 LARGE = 120_000  # bytes of a PNG from which JPEG may be smaller: grey photographs have few colours too
 WIDE = 6.4  # inches from which a picture is scrolled on a narrow screen, not made unreadable
+_UNIT = re.compile(r"(?<=\d) (?=[±%]|points\b|px\b)|(?<=±) (?=\d)")
 
 
 def shown(value: object) -> str:
     """Any value as HTML text; control characters and stray bytes of a name as Python's escapes."""
     return escape(visible(str(value)))
+
+
+def together(value: object) -> str:
+    """As `shown`, and no line ends between a number and its unit or its interval."""
+    return _UNIT.sub("\N{NO-BREAK SPACE}", shown(value))
 
 
 def section(title: str, content: str) -> str:
@@ -45,12 +52,14 @@ def anchor(title: str) -> str:
 
 
 def paragraph(text: str, kind: str = "") -> str:
-    return f'<p class="{kind}">{shown(text)}</p>' if kind else f"<p>{shown(text)}</p>"
+    return f'<p class="{kind}">{together(text)}</p>' if kind else f"<p>{together(text)}</p>"
 
 
 def facts(rows: Mapping[str, object]) -> str:
     """Names and values."""
-    cells = "".join(f'<tr><th scope="row">{shown(k)}</th><td>{shown(v)}</td></tr>' for k, v in rows.items())
+    cells = "".join(
+        f'<tr><th scope="row">{shown(k)}</th><td>{together(v)}</td></tr>' for k, v in rows.items()
+    )
     return f'<table class="facts"><tbody>{cells}</tbody></table>'
 
 
@@ -62,7 +71,9 @@ def table(
         return ""
     head = "".join(f'<th scope="col">{shown(cell)}</th>' for cell in header)
     body = "".join(
-        f'<tr><th scope="row">{shown(first)}</th>' + "".join(f"<td>{shown(c)}</td>" for c in rest) + "</tr>"
+        f'<tr><th scope="row">{shown(first)}</th>'
+        + "".join(f"<td>{together(cell)}</td>" for cell in rest)
+        + "</tr>"
         for first, *rest in rows
     )
     return (

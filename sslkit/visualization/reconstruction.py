@@ -29,6 +29,7 @@ COLUMNS = ("corrupted", "prediction", "composite", "error")
 HALVES = ("low frequencies given, high predicted", "high frequencies given, low predicted")
 PAIR = 2 * CELL + LINE + 0.16
 TOP, PLOT = 1.1, 2.2
+MEAN_AT = 0.6  # where the error of the mean colour stands, left of all frequencies
 START = MARGIN + CELL + 0.26
 BLOCK = len(COLUMNS) * (CELL + GAP) + 0.18
 
@@ -87,7 +88,10 @@ def reconstruction(panels: Mapping[str, Tensor], tasks: Sequence[str], radius: f
 def _errors(
     sheet: Sheet, top: float, images: Tensor, composite: Tensor, tasks: Sequence[str], radius: float | None
 ) -> None:
-    """Error of the composite relative to the image, ring by ring, for every task."""
+    """Error of the composite relative to the image, ring by ring, for every task.
+
+    Ring 0 is the mean colour, which has no place on an axis of frequencies: a point beside it.
+    """
     axes = sheet.plot(
         MARGIN + 0.45, top, len(tasks) * BLOCK + 0.6, PLOT,
         "frequency, cycles per image", "|error| / |image|", "Relative error of the composite, by frequency",
@@ -95,12 +99,17 @@ def _errors(
     pairs = zip(images.chunk(len(tasks)), composite.chunk(len(tasks)), strict=True)
     for name, colour, (clean, rebuilt) in zip(tasks, COLOURS, pairs, strict=False):
         error = ring_error(clean, rebuilt).cpu().numpy()
-        axes.plot(ring_centres(len(error)), error, color=colour, linewidth=1.6, label=name)
+        frequency = ring_centres(len(error))
+        axes.plot(frequency[1:], error[1:], color=colour, linewidth=1.6, label=name)
+        axes.plot(MEAN_AT, error[0], color=colour, marker="o", markersize=4, clip_on=False)
     axes.axhline(1, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="predicting nothing")
     if radius is not None:
         mark_radius(axes, radius)
     axes.set_xscale("log")
     plain_ticks(axes.xaxis)
+    axes.set_xlim(MEAN_AT * 0.85, None)
+    ticks = [tick for tick in axes.xaxis.get_major_locator()() if 1 <= tick <= len(frequency)]
+    axes.set_xticks([MEAN_AT, *ticks], ["mean", *map(number, ticks)])
     axes.set_ylim(0, None)
     legend(axes)
 

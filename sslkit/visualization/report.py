@@ -19,13 +19,14 @@ import torch
 
 import sslkit
 from sslkit.config import PretrainConfig
-from sslkit.console import SILENT, Console
+from sslkit.console import SILENT, Console, counted
 from sslkit.errors import UserError
 from sslkit.methods import short_name
 from sslkit.training.run import RunFolder, read_configuration
 from sslkit.visualization import account, judgements
 from sslkit.visualization.curves import curves, read_metrics
 from sslkit.visualization.page import anchor, drawn, paragraph, section, shown, stored
+from sslkit.visualization.reconstruction import HALVES
 from sslkit.visualization.stored import FIGURES
 from sslkit.visualization.subject import Subject
 from sslkit.visualization.visualize import KINDS, refusal
@@ -85,10 +86,12 @@ def write_report(run: Path, extra: Mapping[str, Any] | None = None, console: Con
 def render(page: Page) -> str:
     """The whole page."""
     method = short_name(page.config.method_name)
-    title = f"{method} on {page.config.model.backbone}: {page.run.name}"
+    data = page.facts["data"]
+    trained = f"{counted(data['count'], 'image')} of {data.get('name', '?')}"
+    title = f"{method} on {page.config.model.backbone}, {trained}: {page.run.name}"
     parts = {name: section(name, write(page)) for name, write in SECTIONS.items()}
     links = "".join(f'<li><a href="#{anchor(n)}">{shown(n)}</a></li>' for n, part in parts.items() if part)
-    about = f"An encoder, pre-trained without labels by {method}."
+    about = f"An encoder, pre-trained without labels by {method} on {trained}."
     written = time.strftime("%Y-%m-%d %H:%M")
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -104,6 +107,7 @@ def render(page: Page) -> str:
 <header>
 <h1>{shown(page.run.name)}</h1>
 {paragraph(about, "about")}
+{_judged(page, "probe", judgements.headlines)}
 {account.summary(page.run, page.facts, page.config)}
 <nav aria-label="Sections"><ul>{links}</ul></nav>
 </header>
@@ -136,7 +140,8 @@ def training(page: Page) -> str:
     """The curves, and what they say."""
     last = page.metrics[-1] if page.metrics else {}
     share = float(last.get("epoch") or 0) / page.config.schedule.epochs
-    told = account.health(page.metrics, page.width, min(share, 1.0))
+    batch = page.config.run.batch_size // page.config.run.devices
+    told = account.health(page.metrics, page.width, min(share, 1.0), batch)
     return told + (drawn(curves(page.metrics), KINDS["curves"].text) if share else "")
 
 
@@ -151,7 +156,7 @@ def panels(page: Page) -> str:
 def on_the_way(page: Page) -> str:
     steps = [line for line in page.metrics if line.get("epoch")]
     per_epoch = steps[-1]["step"] / steps[-1]["epoch"] if steps else 0.0
-    return account.over_time(page.run, page.config.data.size, _columns(page), per_epoch)
+    return account.over_time(page.run, page.config.data.size, _columns(page), per_epoch, _tasks(page))
 
 
 def spectrum(page: Page) -> str:
@@ -230,6 +235,15 @@ def _picture(page: Page, kind: str) -> str:
         return drawn(facts.draw(page.subject), facts.text)
     except UserError as problem:
         return paragraph(f"Not drawn: {problem.message}", "about")
+
+
+def _tasks(page: Page) -> dict[int, str]:
+    """Half of a picture made on the way → MFM's task that it shows, of those that the run was trained for."""
+    method = page.config.method
+    if not page.subject.masks_frequencies or getattr(method, "corruption", "frequency") != "frequency":
+        return {}
+    untrained = {0.0: 0, 1.0: 1}.get(getattr(method, "low_share", 0.5))
+    return {half: task for half, task in enumerate(HALVES) if half != untrained}
 
 
 def _columns(page: Page) -> list[str]:
