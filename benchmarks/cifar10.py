@@ -212,7 +212,8 @@ def robust_rows(results: Results, options: argparse.Namespace) -> Iterator[list[
                     arm, str(seed), f"{share:.4g}", f"{own['clean']:.1f} / {scratch['clean']:.1f}",
                     f"{own['corrupted']:.1f} / {scratch['corrupted']:.1f} "
                     f"({difference['points']:+.1f} ± {difference['margin']:.1f})",
-                    f"{own['mean_corruption_error']:.1f}", f"{own['relative_corruption_error']:.1f}",
+                    *("n/a" if own[name] is None else f"{own[name]:.1f}"
+                      for name in ("mean_corruption_error", "relative_corruption_error")),
                     ", ".join(pgd) or "–",
                 ]  # fmt: skip
 

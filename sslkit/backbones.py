@@ -7,7 +7,6 @@ plain timm model with `num_classes=0`, so its state dict is what timm opens.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -271,27 +270,3 @@ def check_size(name: str, size: int, stride: int) -> None:
     if size < stride or size % stride:
         problem = f"{name} can't take images of {size} px: not a multiple of {stride}"
         raise UserError(problem, f"try --size {max(stride, round(size / stride) * stride)}")
-
-
-def initialize_vit_(model: Any, std: float = 0.02, bound: float = 0.02) -> None:
-    """BEiT-style initialisation of the official code, in place.
-
-    Linear and patch weights, position embedding and class token: normal with deviation `std`, truncated at
-    ±`bound` (0.02, one deviation, in pre-training; 2, so never, in fine-tuning); biases zero. Then the output
-    layers of block i (from 1) are divided by √(2i).
-    """
-
-    def fill_(weight: Tensor) -> None:
-        nn.init.trunc_normal_(weight, std=std, a=-bound, b=bound)
-
-    for name, parameter in model.named_parameters():
-        if name in ("cls_token", "pos_embed", "reg_token") or (
-            parameter.ndim > 1 and name.endswith("weight")
-        ):
-            fill_(parameter)
-        elif name.endswith("bias"):
-            nn.init.zeros_(parameter)
-    with torch.no_grad():
-        for depth, block in enumerate(model.blocks.children(), start=1):
-            block.attn.proj.weight.div_(math.sqrt(2 * depth))
-            block.mlp.fc2.weight.div_(math.sqrt(2 * depth))

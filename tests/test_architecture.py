@@ -17,7 +17,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = [
     {"config", "checking", "distributed", "processes", "place", "errors", "keyed", "paths", "console"},
-    {"augment", "blocks", "frequency", "data"}
+    {"augment", "blocks", "frequency", "data", "initialization"}
     | {"backbones", "timm_models", "model_config", "weights", "foreign"},
     {"methods", "exporting"},
     {"training"},

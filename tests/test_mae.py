@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sslkit.backbones import Encoder
 from sslkit.errors import UserError
+from sslkit.initialization import initialize_mae_vit_
 from sslkit.methods.base import Clock, Info
 from sslkit.methods.mae import MAE, masked_error, patch_statistics, patchify, unpatchify, visible_count
 from sslkit.training.engine import train
@@ -203,6 +204,13 @@ def test_positions_are_fixed_sines_and_cosines_and_zero_for_the_prefix(backbone:
                 expected = [wave(at / 10000 ** (i / quarter)) for i in range(quarter)]
                 own = found[part * quarter : (part + 1) * quarter]
                 torch.testing.assert_close(own, torch.tensor(expected), rtol=0, atol=1e-5)
+
+
+def test_a_vit_without_positions_is_refused() -> None:
+    encoder = Encoder("test_vit", 32)
+    encoder.model.pos_embed = None
+    with pytest.raises(UserError, match="plain patch embedding with positions, which test_vit lacks"):
+        initialize_mae_vit_(encoder)
 
 
 def test_matrices_are_xavier_uniform_and_tokens_normal() -> None:

@@ -21,11 +21,12 @@ from test_frequency_reference import (
 )
 from torch import Tensor, nn
 
-from sslkit.backbones import Encoder, initialize_vit_
+from sslkit.backbones import Encoder
 from sslkit.data.loader import pretraining_loader
 from sslkit.data.sources import open_images
 from sslkit.errors import UserError
 from sslkit.frequency import spectral_error
+from sslkit.initialization import initialize_vit_
 from sslkit.methods.base import Clock, Info
 from sslkit.methods.mfm import MFM
 from sslkit.training.engine import train
@@ -112,6 +113,18 @@ def test_fine_tuning_does_not_truncate() -> None:
     weight = model.blocks[0].attn.qkv.weight
     assert weight.std().item() == pytest.approx(0.02, rel=0.03)
     assert weight.abs().max() > 0.05
+
+
+def test_weights_as_mae_s_follow_the_width() -> None:
+    method = make(initialization="mae")
+    for name, parameter in method.encoder.model.named_parameters():
+        if name.endswith("weight") and parameter.ndim > 1:
+            out, inside = parameter.flatten(1).shape
+            bound = math.sqrt(6 / (out + inside))
+            assert 0.95 * bound < parameter.abs().max() <= bound, name
+    position = method.encoder.model.pos_embed
+    assert not position.requires_grad
+    assert position[0, -1].abs().max() <= 1  # sines and cosines
 
 
 def test_head_keeps_torch_s_own_initialisation() -> None:

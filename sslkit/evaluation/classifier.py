@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from sslkit.augment.geometry import CenterCrop
-from sslkit.backbones import Encoder, initialize_vit_
+from sslkit.backbones import Encoder
 from sslkit.data.loader import evaluation_loader
 from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError
 from sslkit.evaluation.augmentation import Mixing
 from sslkit.evaluation.finetune_config import FinetuneConfig
+from sslkit.initialization import initialize_vit_
 from sslkit.methods.base import Batch, Clock
 from sslkit.timm_models import create_model
 from sslkit.training.device import Precision, autocast, to_device

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from timm.layers import PatchEmbed, build_sincos2d_pos_embed, resample_abs_pos_embed
+from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -29,6 +29,12 @@ from sslkit.backbones import Encoder
 from sslkit.blocks import enlarged, shuffled
 from sslkit.config import setting
 from sslkit.errors import UserError
+from sslkit.initialization import (
+    initialize_linear_,
+    initialize_mae_vit_,
+    require_positions,
+    sines_and_cosines,
+)
 from sslkit.methods.base import Batch, Clock, Info, Method, Transform
 
 FLAT = 0.02
@@ -81,7 +87,7 @@ class MAE(Method):
     def __init__(self, config: Config, encoder: Encoder, info: Info) -> None:
         super().__init__(config, encoder, info)
         _check(config, encoder)
-        initialize_encoder_(encoder.model)
+        initialize_mae_vit_(encoder)
         grid = encoder.model.patch_embed.grid_size
         self.decoder = Decoder(config, encoder.width, grid, 3 * encoder.stride**2)
 
@@ -151,7 +157,7 @@ class Decoder(nn.Module):
         self.head = nn.Linear(own, pixels)
         self.register_buffer("position", sines_and_cosines(grid, own)[None])
         nn.init.normal_(self.mask_token, std=0.02)
-        self.apply(_initialize_linear_)
+        self.apply(initialize_linear_)
 
     def forward(self, prefix: Tensor, visible: Tensor, restore: Tensor, grid: tuple[int, int]) -> Tensor:
         """Prefix [B, p, D], visible [B, L, D], each patch's place among the shuffled [B, N] → [B, N, 3 P²].
@@ -203,39 +209,11 @@ def masked_error(prediction: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
     return (error * hidden).sum() / hidden.sum()
 
 
-def sines_and_cosines(grid: tuple[int, int], width: int) -> Tensor:
-    """The official fixed position embedding [h · w, width]: sin and cos of the column, then of the row."""
-    row, column = build_sincos2d_pos_embed(list(grid), width, interleave_sin_cos=True).chunk(2, dim=1)
-    return torch.cat([column, row], dim=1)
-
-
-def initialize_encoder_(model: Any) -> None:
-    """As the official code: Xavier-uniform matrices, tokens normal 0.02, positions fixed (prefix: zeros)."""
-    model.apply(_initialize_linear_)
-    nn.init.xavier_uniform_(model.patch_embed.proj.weight.flatten(1))
-    for token in (model.cls_token, model.reg_token):
-        if token is not None:
-            nn.init.normal_(token, std=0.02)
-    position = sines_and_cosines(model.patch_embed.grid_size, model.pos_embed.shape[-1])
-    with torch.no_grad():
-        model.pos_embed.zero_()[:, -len(position) :] = position
-    model.pos_embed.requires_grad_(False)
-
-
-def _initialize_linear_(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
 def _check(config: MAE.Config, encoder: Encoder) -> None:
     """Refuse a backbone without tokens of its own for each patch, and settings that leave nothing to do."""
     if encoder.family != "vit":
         raise UserError(f"mae drops tokens, and {encoder.name} has none", "take a ViT, or -m mfm")
-    if not isinstance(encoder.model.patch_embed, PatchEmbed) or encoder.model.pos_embed is None:
-        problem = f"mae needs a plain patch embedding with positions, which {encoder.name} lacks"
-        raise UserError(problem, "take a plain ViT, e.g. vit_small_patch16_224")
+    require_positions(encoder)
     count = encoder.model.patch_embed.num_patches
     kept = visible_count(count, config.mask_ratio)
     if not 0 < kept < count:

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslkit.augment.geometry import RandomResizedCrop, Views
-from sslkit.backbones import Encoder, initialize_vit_, require_maps
+from sslkit.backbones import Encoder, require_maps
 from sslkit.blocks import PixelDecoder, momentum_copy, momentum_update_
 from sslkit.config import AUTO, setting
 from sslkit.data.sources import ImageSet
@@ -43,6 +43,7 @@ from sslkit.frequency import (
     strongest,
     super_resolution,
 )
+from sslkit.initialization import initialize_mae_vit_, initialize_vit_
 from sslkit.keyed import normal, uniform
 from sslkit.methods.base import Batch, Clock, Info, Method, Transform
 
@@ -91,10 +92,7 @@ class MFM(Method):
             auto=True,
         )
         radius_range: tuple[float, float] = setting(
-            (1.0, 1.0),
-            "each image's radius is a random multiple of it between these (ours; official: 1)",
-            above=0,
-            ordered=True,
+            (1.0, 1.0), "each image's radius is that times a draw between these (ours)", above=0, ordered=True
         )
         strongest_share: float = setting(
             0.0158,
@@ -131,6 +129,9 @@ class MFM(Method):
         noise: float = setting(
             75 / 255, "corruption = denoise: deviation of the noise, of [0, 1] (official: 75 / 255)", above=0
         )
+        initialization: Literal["official", "mae"] = setting(
+            "official", "of a ViT: weights of one size for any width, or MAE's, whose size follows it (ours)"
+        )
         teacher_weight: float = setting(
             0.0,
             "weight of agreeing with a momentum encoder that sees the clean image (after FOLK); 0: none",
@@ -156,7 +157,8 @@ class MFM(Method):
         require_maps(encoder)
         _check(config, encoder.size)
         if encoder.family == "vit":
-            initialize_vit_(encoder.model)
+            mae = config.initialization == "mae"
+            initialize_mae_vit_(encoder) if mae else initialize_vit_(encoder.model)
         # The whole decoder; it keeps torch's own initialisation, as the official code does.
         self.head = PixelDecoder(encoder.width, encoder.stride)
         if config.teacher_weight > 0:

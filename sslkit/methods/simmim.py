@@ -24,10 +24,11 @@ from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from sslkit.augment.geometry import RandomResizedCrop, Views
-from sslkit.backbones import Encoder, initialize_vit_
+from sslkit.backbones import Encoder
 from sslkit.blocks import PixelDecoder, enlarged, shuffled
 from sslkit.config import AUTO, setting
 from sslkit.errors import UserError
+from sslkit.initialization import initialize_vit_
 from sslkit.methods.base import Batch, Clock, Info, Method, Transform
 
 
