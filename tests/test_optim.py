@@ -219,6 +219,24 @@ def test_lars_adapts_what_decays_and_nothing_else() -> None:
     torch.testing.assert_close(bias.data, torch.full((3,), 1 - 2.0))
 
 
+def test_sgd_takes_parameters_that_begin_to_learn_later() -> None:
+    """As DINO's last layer, which rests for an epoch; against torch's own loop over the parameters."""
+    found, expected = (
+        [nn.Parameter(torch.linspace(-1, 1, 5)), nn.Parameter(torch.linspace(2, 3, 4))] for _ in range(2)
+    )
+    fused = build_optimizer([{"params": found}], Optim(name="sgd", weight_decay=0.1, momentum=0.9), 0.1)
+    plain = torch.optim.SGD(expected, 0.1, 0.9, weight_decay=0.1, foreach=False, fused=False)
+    for step in range(4):
+        for ours, theirs in zip(found, expected, strict=True):
+            learns = ours is found[0] or step >= 2
+            for parameter in (ours, theirs):
+                parameter.grad = torch.full_like(parameter, step + 1.0) if learns else None
+        fused.step()
+        plain.step()
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
 def test_sgd_has_plain_momentum() -> None:
     """v ← 0.9 v + g, p ← p - lr v, twice with the same gradient."""
     groups = two_groups(0.0)

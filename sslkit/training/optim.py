@@ -73,6 +73,8 @@ def build_optimizer(groups: list[dict[str, object]], optim: Optim, lr: float) ->
     optimizer: torch.optim.Optimizer = create_optimizer_v2(
         groups, lr=lr, weight_decay=optim.weight_decay, **options[optim.name]
     )
+    if fused and optim.name == "sgd":
+        optimizer.register_step_pre_hook(_begin_momentum_)
     return optimizer
 
 
@@ -98,6 +100,17 @@ def pretraining(
 def _fusable(parameters: list[nn.Parameter]) -> bool:
     """Whether torch updates all of them in one pass over the memory: on a CPU half of the time or less."""
     return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
+
+
+def _begin_momentum_(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """Zeros as momentum of parameters with their first gradient, whose step comes out the same as without.
+
+    torch's fused SGD takes it that all of a group begin together, and DINO's last layer rests for an epoch.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None and optimizer.state[parameter].get("momentum_buffer") is None:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def match_memory_(optimizer: torch.optim.Optimizer) -> None:
