@@ -72,7 +72,11 @@ BAD = [
         "the default is 1",
     ),
     (["probe", "resnet10t", "fractal:40"], "resnet10t is not a run", "random/resnet10t"),
-    (["probe", "random/resnet10t", "fractal:40", "--size", "99968"], "more than 4096", "--size"),
+    (
+        ["probe", "random/resnet10t", "fractal:40", "--size", "99968"],
+        "--size: 99968 is not <= 4096",
+        "8 to 4096",
+    ),
     (
         ["embed", "random/resnet10t", "fractal:4", "--size", "32", "--precision", "fp16"],
         "--precision: 'fp16'",
@@ -278,7 +282,7 @@ FLAGS = {
     "--resume --save-every --pictures --allow-data-change --overwrite --dry-run --compile --cache --devices "
     "--max-time",
     "finetune": f"{TRAINING} {SETTINGS} {OUTPUT} --scratch --baseline --seeds --shots --share "
-    "--cache --freeze --balance --keep --resume --save-every",
+    "--cache --freeze --balance --keep --resume --save-every --robust --robust-limit --attacks",
     "probe": f"--size --device --precision --workers --seed --out -o {OUTPUT} --baseline --readout --shots "
     "--seeds --exclude-leaks --grid --robust --robust-limit --attacks --local --min-top1 --no-cache",
     "visualize": f"--kind -k --count --with --limit --radius --size --seed --out -o {OUTPUT}",

@@ -473,7 +473,7 @@ def test_stored_robustness_is_what_was_measured(runs: tuple[Path, Path], tmp_pat
     plan = make_plan(32, severities=(1, 5), radii=(2.0, 4.0), heat_map=1, epsilons=())
     row = SourceRobustness(
         "run", 60.0, dict.fromkeys(CORRUPTIONS, (50.0, 20.0)), (30.0, 40.0), (20.0, 10.0),
-        ((1.0, 2.0, 3.0),) * 3, (), (), torch.ones(4), 90.0,
+        ((1.0, 2.0, 3.0),) * 3, (), (), torch.ones(1, 4), mean_corruption_error=90.0,
     )  # fmt: skip
     measured = RobustnessResult((row,), plan, 4, 32)
     document = {"rows": [], "robustness": measured.to_document(), "unknown": 1}
