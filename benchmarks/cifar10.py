@@ -35,8 +35,9 @@ import torch
 import sslkit
 from sslkit.config import read
 from sslkit.console import Console
+from sslkit.evaluation.finetune_arms import SCRATCH
 from sslkit.evaluation.finetune_config import from_values
-from sslkit.evaluation.finetune_robustness import SCRATCH, measure
+from sslkit.evaluation.finetune_robustness import measure
 from sslkit.evaluation.verdict import STUDENT
 
 METHODS = ("mfm", "mae", "simmim", "simclr", "moco", "byol", "dino")

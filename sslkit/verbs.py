@@ -10,7 +10,6 @@ see, the pictures.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from sslkit import place
 from sslkit.config import PretrainConfig
 from sslkit.console import SILENT, Console, command
 from sslkit.errors import UserError
+from sslkit.files import write_json
 from sslkit.request import pretrain_config
 
 if TYPE_CHECKING:
@@ -263,9 +263,7 @@ def _add_to_report(run: Path, name: str, document: Mapping[str, Any], console: C
     """Keep the latest result beside the run that it judges: RUN/name.json, and RUN/report.html made anew."""
     if not _is_run(run):
         return
-    unfinished = run / f".{name}.json"
-    unfinished.write_text(json.dumps(document, indent=1, default=str) + "\n", encoding="utf-8")
-    unfinished.replace(run / f"{name}.json")
+    write_json(run / f"{name}.json", document)
     _write_report(run, console)
 
 

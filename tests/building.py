@@ -39,6 +39,16 @@ def write_stripes(folder: Path, classes: dict[str, int]) -> Path:
     return folder
 
 
+def export_test_vit(folder: Path, mean: float | None = None) -> Path:
+    """Random weights of a small ViT as an exported folder; `mean` is that of its normalisation."""
+    torch.manual_seed(7)
+    encoder = Encoder("test_vit", 32)
+    if mean is not None:
+        encoder.mean.fill_(mean)
+    write_encoder(encoder, folder, "model.safetensors", {})
+    return folder
+
+
 def called(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Called:
     """`sslkit WORDS` in this process."""
     monkeypatch.setattr(sys, "argv", ["sslkit", *words])

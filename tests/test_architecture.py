@@ -16,7 +16,8 @@ PACKAGE = ROOT / "sslkit"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = [
-    {"config", "checking", "distributed", "processes", "place", "errors", "keyed", "paths", "console"},
+    {"config", "checking", "distributed", "processes", "place"}
+    | {"errors", "keyed", "paths", "files", "console"},
     {"augment", "blocks", "frequency", "data", "initialization"}
     | {"backbones", "timm_models", "model_config", "weights", "foreign"},
     {"methods", "exporting"},

@@ -15,21 +15,19 @@ import timm
 import torch
 
 from sslkit import verbs
-from sslkit.backbones import Encoder
 from sslkit.config import read
 from sslkit.console import Console
 from sslkit.errors import UserError
 from sslkit.evaluation.classifier_files import OpenedClassifier
 from sslkit.evaluation.corruptions import CORRUPTIONS
 from sslkit.evaluation.finetune import finetune
-from sslkit.evaluation.finetune_arms import Comparison
+from sslkit.evaluation.finetune_arms import SCRATCH, Comparison
 from sslkit.evaluation.finetune_config import from_values
-from sslkit.evaluation.finetune_robustness import FILE, SCRATCH, measure
+from sslkit.evaluation.finetune_robustness import FILE, measure
 from sslkit.evaluation.robustness_scores import RobustnessResult, SourceRobustness, mean_row
 from sslkit.evaluation.verdict import STUDENT
 from sslkit.visualization import judgements
-from sslkit.weights import write_encoder
-from tests.building import STRIPES, called, write_stripes
+from tests.building import STRIPES, called, export_test_vit, write_stripes
 
 QUICK: dict[str, Any] = {
     "device": "cpu",
@@ -49,12 +47,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("exported")
-    torch.manual_seed(7)
-    encoder = Encoder("test_vit", 32)
-    encoder.mean.fill_(0.4)
-    write_encoder(encoder, folder, "model.safetensors", {})
-    return str(folder)
+    return str(export_test_vit(tmp_path_factory.mktemp("exported"), mean=0.4))
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ from sslkit.methods.base import Clock
 from sslkit.training.signals import Interrupted
 from sslkit.visualization.classes import confusion_matrix, draw, reliability_diagram
 from sslkit.weights import write_encoder
-from tests.building import STRIPES, write_stripes
+from tests.building import STRIPES, export_test_vit, write_stripes
 
 QUICK: dict[str, Any] = {
     "device": "cpu",
@@ -56,10 +56,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("exported")
-    torch.manual_seed(7)
-    write_encoder(Encoder("test_vit", 32), folder, "model.safetensors", {})
-    return str(folder)
+    return str(export_test_vit(tmp_path_factory.mktemp("exported")))
 
 
 class Stopper(Console):

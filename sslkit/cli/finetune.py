@@ -48,13 +48,8 @@ def finetune(
     robust: Annotated[
         bool, typer.Option("--robust", help="Also score it on corrupted and filtered validation images.")
     ] = False,
-    robust_limit: Annotated[
-        int | None, typer.Option("--robust-limit", help="Images for --robust; 500.")
-    ] = None,
-    attacks: Annotated[
-        bool | None,
-        typer.Option("--attacks/--no-attacks", help="FGSM and PGD in --robust; on a GPU by default."),
-    ] = None,
+    robust_limit: options.RobustLimit = None,
+    attacks: options.Attacks = None,
     epochs: options.Epochs = None,
     batch_size: options.BatchSize = None,
     lr: options.LearningRate = None,

@@ -35,6 +35,10 @@ Size = Annotated[int | None, typer.Option("--size", help="Side of the images tha
 Epochs = Annotated[int | None, typer.Option("-e", "--epochs", help="Passes over the images.")]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Images per optimizer step.")]
 LearningRate = Annotated[float | None, typer.Option("--lr", help="Base learning rate, per 512 images.")]
+RobustLimit = Annotated[int | None, typer.Option("--robust-limit", help="Images for --robust; 500.")]
+Attacks = Annotated[
+    bool | None, typer.Option("--attacks/--no-attacks", help="FGSM and PGD in --robust; on a GPU by default.")
+]
 Out = Annotated[str | None, typer.Option("-o", "--out", help="Folder to make; never an existing one.")]
 
 

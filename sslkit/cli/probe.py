@@ -36,13 +36,8 @@ def probe(
         bool, typer.Option("--grid", help="Also at other input sizes and without normalisation.")
     ] = False,
     robust: Annotated[bool, typer.Option("--robust", help="Also on corrupted and filtered images.")] = False,
-    robust_limit: Annotated[
-        int | None, typer.Option("--robust-limit", help="Images for --robust; 500.")
-    ] = None,
-    attacks: Annotated[
-        bool | None,
-        typer.Option("--attacks/--no-attacks", help="FGSM and PGD in --robust; on a GPU by default."),
-    ] = None,
+    robust_limit: options.RobustLimit = None,
+    attacks: options.Attacks = None,
     local: Annotated[
         bool, typer.Option("--local", help="Also parts of images: mosaics, or masks/ beside images/.")
     ] = False,

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from sslkit.data.names import Names
+from sslkit.files import replacing
 
 ENDINGS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff",
@@ -156,12 +157,8 @@ def _save(kept: Path, settled: Mapping[Identity, Folder]) -> None:
     for name in Folder._fields:
         blob, ends = Names.of_bytes(getattr(folder, name) for folder in settled.values()).parts
         tensors |= {name: np.frombuffer(blob, np.uint8), f"{name}_ends": ends}
-    temporary = kept.with_name(f".{kept.name}-{os.getpid()}")
     with suppress(OSError, OverflowError):  # the latter: an inode beyond 63 bits
         body = save(tensors)
         kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        try:
-            temporary.write_bytes(_VERSION + hashlib.sha256(body).digest() + body)
-            temporary.replace(kept)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(kept) as unfinished:
+            unfinished.write_bytes(_VERSION + hashlib.sha256(body).digest() + body)

@@ -20,6 +20,7 @@ from sslkit.backbones import Encoder
 from sslkit.data.likeness import LOOK
 from sslkit.data.sources import ImageSet
 from sslkit.evaluation.features import Features
+from sslkit.files import replacing
 
 FORMAT = 1
 LIMIT = 4 * 2**30
@@ -101,21 +102,17 @@ class FeatureCache:
         if features.looks is not None:
             rows = np.frombuffer(features.looks.tobytes(), np.uint8).reshape(-1, LOOK.itemsize)
             tensors["looks"] = torch.from_numpy(rows.copy())
-        temporary = self.folder / f".{key}-{os.getpid()}"
-        try:
+        facts = {"key": key, "readouts": json.dumps(list(features.vectors))}
+        with suppress(OSError, safetensors.SafetensorError):  # a cache that can't be written is none
             self.folder.mkdir(parents=True, exist_ok=True)
-            facts = {"key": key, "readouts": json.dumps(list(features.vectors))}
-            save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, facts)
-            temporary.replace(self.folder / f"{key}.safetensors")
+            with replacing(self.folder / f"{key}.safetensors") as unfinished:
+                save_file({name: t.contiguous() for name, t in tensors.items()}, unfinished, facts)
             self._forget_(LIMIT)
-        except (OSError, safetensors.SafetensorError):
-            with suppress(OSError):
-                temporary.unlink()
 
     def _forget_(self, limit: int) -> None:
         """Delete what was used longest ago until the rest fits."""
         assert self.folder is not None
-        files = [(file, file.stat()) for file in self.folder.glob("*.safetensors")]
+        files = [(file, file.stat()) for file in self.folder.glob("[!.]*.safetensors")]
         held = sum(facts.st_size for _, facts in files)
         for file, facts in sorted(files, key=lambda entry: entry[1].st_mtime):
             if held <= limit:

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslkit.backbones import Encoder
 from sslkit.errors import UserError
 from sslkit.evaluation.classifier import classifier_arguments, classifier_name
+from sslkit.evaluation.robustness import resized
 from sslkit.foreign import read_safetensors
 from sslkit.model_config import read_config, stem_of, timm_config
 from sslkit.timm_models import create_model
@@ -49,9 +49,7 @@ class OpenedClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """float [B, 3, H, W] in [0, 1], of any size → [B, C]; resized to the classifier's own."""
-        if images.shape[2:] != (self.size, self.size):
-            images = F.interpolate(images, (self.size, self.size), mode="bicubic", antialias=True).clamp(0, 1)
-        logits: Tensor = self.model((images - self.mean) / self.std)
+        logits: Tensor = self.model((resized(images, self.size) - self.mean) / self.std)
         return logits.float()
 
 

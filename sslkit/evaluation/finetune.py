@@ -16,7 +16,7 @@ from sslkit.config import AUTO
 from sslkit.console import SILENT, Console, command, nearby
 from sslkit.errors import UserError, nearest_path
 from sslkit.evaluation.classifier import build_model
-from sslkit.evaluation.finetune_arms import COMPARISON_FILE, Comparison, begin, compare, read_arms
+from sslkit.evaluation.finetune_arms import COMPARISON_FILE, SCRATCH, Comparison, begin, compare, read_arms
 from sslkit.evaluation.finetune_config import FinetuneConfig, finetune_config, from_values
 from sslkit.evaluation.finetune_robustness import lacks_robustness, with_robustness
 from sslkit.evaluation.finetune_session import FinetuneSession
@@ -230,7 +230,7 @@ def _continued(path: Path, console: Console) -> Comparison:
             own = {"run.out": str(arm.folder), "run.seed": arm.seed, "model.scratch": arm.scratch}
             own |= {"robustness.measure": False}  # of all together, on the same images
             wanted = from_values({**values, **own})
-            weights = "random weights" if arm.scratch else nearby(wanted.model.source)
+            weights = SCRATCH if arm.scratch else nearby(wanted.model.source)
             console.say(f"{number} of {len(arms)}: {weights}, seed {arm.seed}")
             if arm.result() is not None:
                 console.say(f"  complete in {arm.folder}")

@@ -27,9 +27,12 @@ from sslkit.evaluation.finetune_config import FinetuneConfig
 from sslkit.evaluation.outcome import FinetuneResult
 from sslkit.evaluation.robustness_scores import RobustnessResult
 from sslkit.evaluation.verdict import Difference, against_random, paired_shares
+from sslkit.files import write_json
 from sslkit.training.run import RunFolder
 
 COMPARISON_FILE = "comparison.json"
+SCRATCH = "random weights"
+"""What those from scratch are called beside a source."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ class Comparison:
             "runs": [result.to_document() for result in self.runs],
         }
         if self.difference is not None:
-            document["baseline"] = {"name": "random weights", **_means(self.baseline)}
+            document["baseline"] = {"name": SCRATCH, **_means(self.baseline)}
             document["difference"] = {**asdict(self.difference), "per_seed": list(self.per_seed)}
         if self.robustness is not None:
             document["robustness"] = self.robustness.to_document()
@@ -125,7 +128,8 @@ def begin(path: Path, wanted: FinetuneConfig, baseline: bool, seeds: Sequence[in
         for seed in seeds
         for name, scratch in [("source", wanted.model.scratch), *([("scratch", True)] if baseline else [])]
     ]
-    _write(path, {"format": 1, "kind": "finetune comparison", "baseline": baseline, "arms": arms})
+    plan = {"format": 1, "kind": "finetune comparison", "baseline": baseline, "arms": arms}
+    write_json(path / COMPARISON_FILE, plan)
 
 
 def read_arms(path: Path) -> list[Arm]:
@@ -149,7 +153,7 @@ def compare(path: Path, arms: Sequence[Arm], console: Console) -> Comparison:
         pairs = [(one.folder, other.folder) for one, other in zip(sources, others, strict=True)]
         difference, per_seed = difference_of(pairs)
     found = Comparison(path, sources, others, difference, per_seed, _verdict(sources, difference, per_seed))
-    _write(path, {**plan, "status": "completed", "result": found.to_document()})
+    write_json(path / COMPARISON_FILE, {**plan, "status": "completed", "result": found.to_document()})
     header, rows = _table(found)
     marks = [" --- " for _ in header]
     lines = ["|".join(["", *(f" {cell} " for cell in row), ""]) for row in (header, *rows)]
@@ -198,7 +202,7 @@ def _means(results: Sequence[FinetuneResult]) -> dict[str, float | None]:
 def _table(found: Comparison) -> tuple[list[str], list[list[str]]]:
     """A row per kind of weights, mean ± standard deviation over the seeds."""
     rows = []
-    for name, results in ((nearby(found.source), found.pretrained), ("random weights", found.baseline)):
+    for name, results in ((nearby(found.source), found.pretrained), (SCRATCH, found.baseline)):
         if results:
             means = _means(results)
             cells = [_spread(means, key) for key in ("top1", "macro_f1", "balanced")]
@@ -222,10 +226,3 @@ def _verdict(
         return f"{sentence}; one seed says nothing about others: --seeds 0,1,2"
     each = ", ".join(f"{points:+.1f}" for points in per_seed)
     return f"{sentence}; {each} with seeds {', '.join(str(source.seed) for source in sources)}"
-
-
-def _write(path: Path, document: dict[str, Any]) -> None:
-    """comparison.json by one rename."""
-    unfinished = path / f".{COMPARISON_FILE}"
-    unfinished.write_text(json.dumps(document, indent=1, default=str) + "\n", encoding="utf-8")
-    unfinished.replace(path / COMPARISON_FILE)

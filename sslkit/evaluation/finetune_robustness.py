@@ -16,17 +16,24 @@ from sslkit.console import Console, command, nearby
 from sslkit.data.labels import open_labelled
 from sslkit.errors import UserError
 from sslkit.evaluation.classifier_files import OpenedClassifier
-from sslkit.evaluation.finetune_arms import Comparison
+from sslkit.evaluation.finetune_arms import SCRATCH, Comparison
 from sslkit.evaluation.finetune_config import FinetuneConfig, from_values
 from sslkit.evaluation.outcome import FinetuneResult
 from sslkit.evaluation.robustness import LEFT_OUT, read_labelled, robustness
-from sslkit.evaluation.robustness_scores import RobustnessResult, against, make_plan, mean_row, show
+from sslkit.evaluation.robustness_scores import (
+    EPSILONS,
+    RobustnessResult,
+    against,
+    make_plan,
+    mean_row,
+    show,
+)
 from sslkit.evaluation.table import robust_lines
 from sslkit.evaluation.verdict import against_random
+from sslkit.files import write_json
 from sslkit.training.device import pick_device, pick_precision
 
 FILE = "robustness.json"
-SCRATCH = "random weights"
 Found = TypeVar("Found", FinetuneResult, Comparison)
 
 
@@ -46,7 +53,7 @@ def with_robustness(found: Found, console: Console) -> Found:
 
 
 def _measured(found: FinetuneResult | Comparison, console: Console) -> RobustnessResult:
-    """Measured, and written to its file by one rename."""
+    """Measured, and written to its file."""
     name = nearby(found.source)
     folders = {name: [one.folder for one in found.runs]}
     if isinstance(found, Comparison) and found.baseline:
@@ -58,9 +65,7 @@ def _measured(found: FinetuneResult | Comparison, console: Console) -> Robustnes
         cure = command("sslkit", "finetune", "--resume", found.folder)
         console.say(f"stopped; the classifiers are complete, their robustness is measured by: {cure}")
         raise
-    unfinished = found.folder / f".{FILE}"
-    unfinished.write_text(json.dumps(result.to_document(), indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(found.folder / FILE)
+    write_json(found.folder / FILE, result.to_document())
     return result
 
 
@@ -90,7 +95,7 @@ def measure(
     images = read_labelled(validation, side, settings.limit, wanted.data.workers, console)
     if not settings.attacks:
         console.say(LEFT_OUT)
-    plan = make_plan(side) if settings.attacks else make_plan(side, epsilons=())
+    plan = make_plan(side, epsilons=EPSILONS if settings.attacks else ())
     precision = pick_precision(run.precision, device)
     found = robustness(
         list(classifiers.items()), images, plan, device=device, precision=precision, console=console

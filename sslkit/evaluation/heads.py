@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sslkit.backbones import Encoder
@@ -14,8 +13,8 @@ from sslkit.evaluation.adversarial import Logits
 from sslkit.evaluation.linear import LinearProbe
 from sslkit.evaluation.measure import Bench
 from sslkit.evaluation.readout import read_out
-from sslkit.evaluation.robustness import LEFT_OUT, read_labelled, robustness
-from sslkit.evaluation.robustness_scores import RobustnessResult, make_plan
+from sslkit.evaluation.robustness import LEFT_OUT, read_labelled, resized, robustness
+from sslkit.evaluation.robustness_scores import EPSILONS, RobustnessResult, make_plan
 from sslkit.training.device import Precision
 
 
@@ -30,12 +29,10 @@ class Classifier(NamedTuple):
 
 def classifier(encoder: Encoder, readout: str, head: LinearProbe) -> Logits:
     """Images in [0, 1] of any size → [B, C]; resized to the encoder's size, head in float32."""
-    read, side = read_out(encoder, (readout,)), encoder.size
+    read = read_out(encoder, (readout,))
 
     def logits(images: Tensor) -> Tensor:
-        if images.shape[2:] != (side, side):
-            images = F.interpolate(images, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
-        vectors = read(images)[readout].float()
+        vectors = read(resized(images, encoder.size))[readout].float()
         with torch.autocast(images.device.type, enabled=False):
             return head.logits(vectors)
 
@@ -62,7 +59,7 @@ def measure_robustness(
     kept = [index for index in range(len(bench.validation)) if index not in set(leaks)]
     images = read_labelled(bench.validation.subset(kept), side, limit, bench.workers, bench.console)
     attacked = bench.device.type != "cpu" if attacks is None else attacks
-    plan = make_plan(side, seed=bench.seed) if attacked else make_plan(side, seed=bench.seed, epsilons=())
+    plan = make_plan(side, seed=bench.seed, epsilons=EPSILONS if attacked else ())
     for one in classifiers:
         one.encoder.to(bench.device)
     sources = [(one.name, classifier(one.encoder, one.readout, one.head)) for one in classifiers]

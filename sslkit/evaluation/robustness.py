@@ -11,6 +11,7 @@ from functools import partial
 from types import MappingProxyType
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sslkit.augment.geometry import CenterCrop
@@ -59,6 +60,13 @@ def spread(labels: Sequence[int], limit: int) -> list[int]:
     by_class = sorted(range(len(labels)), key=lambda position: (labels[position], position))
     count = min(limit, len(labels))
     return sorted(by_class[(2 * k + 1) * len(labels) // (2 * count)] for k in range(count))
+
+
+def resized(images: Tensor, side: int) -> Tensor:
+    """Images [B, 3, H, W] in [0, 1] with `side` pixels a side, bicubic; as they are where they have them."""
+    if images.shape[2:] == (side, side):
+        return images
+    return F.interpolate(images, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
 
 
 def read_labelled(

@@ -26,6 +26,9 @@ Key = tuple[str, float | Wave]
 """One condition: ("clean", 0), (corruption, severity), ("low" or "high", radius), ("wave", (ky, kx)), or
 ("fgsm" or "pgd", epsilon)."""
 
+EPSILONS = (0.25, 1.0)
+"""Of the attacks, in 1/255. Little is left of a linear classifier on frozen features at 4."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -46,7 +49,7 @@ def make_plan(
     severities: Sequence[int] = SEVERITIES,
     radii: Sequence[float] | None = None,
     heat_map: int = 4,
-    epsilons: Sequence[float] = (0.25, 1.0),
+    epsilons: Sequence[float] = EPSILONS,
     steps: int = 20,
     seed: int = 0,
 ) -> Plan:
@@ -54,7 +57,7 @@ def make_plan(
 
     Args:
         radii: None is `default_radii`.
-        epsilons: of the attacks. Little is left of a linear classifier on frozen features at 4/255.
+        epsilons: of the attacks, 1/255; () leaves them out.
         heat_map: frequencies on either side of zero; a map costs 2 h² + 2 h + 1 passes. 0 leaves it out.
     """
     return Plan(

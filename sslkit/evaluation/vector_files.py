@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from sslkit import weights
 from sslkit.console import command
 from sslkit.errors import UserError
+from sslkit.files import replacing
 
 
 @dataclass(frozen=True)
@@ -86,15 +87,12 @@ def _write_text(file: Path, text: str) -> None:
 
 def write_whole(file: Path, write: Callable[[Path], None]) -> None:
     """Write under another name in the same folder, then take the name, if it is still free."""
-    unfinished = file.with_name(f".{file.stem}.{os.getpid()}{file.suffix}")
     try:
-        write(unfinished)
-        check_free(file)
-        unfinished.replace(file)
+        with replacing(file) as unfinished:
+            write(unfinished)
+            check_free(file)
     except OSError as problem:
         raise UserError(f"{file} can't be written: {problem.strerror or problem}", code=1) from None
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _safetensors(made: Vectors, file: Path) -> None:

@@ -23,6 +23,7 @@ from sslkit.config import PretrainConfig, flat
 from sslkit.data.names import common_folder
 from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError
+from sslkit.files import replacing
 
 LISTING = "images.jsonl.gz"
 FIXED = ("method.name", "model.backbone", "model.patch_size", "model.stem", "data.size", "optim.name")
@@ -60,10 +61,11 @@ def setting_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list
 
 def list_images(images: ImageSet, folder: Path) -> None:
     """Write names and sizes of the images into the run's folder."""
-    temporary = folder / f".{LISTING}"
-    with gzip.open(temporary, "wt", encoding="ascii", compresslevel=6) as file:
+    with (
+        replacing(folder / LISTING) as unfinished,
+        gzip.open(unfinished, "wt", encoding="ascii", compresslevel=6) as file,
+    ):
         file.writelines(json.dumps(entry) + "\n" for entry in _files(images))
-    temporary.replace(folder / LISTING)
 
 
 def image_changes(images: ImageSet, folder: Path) -> str:

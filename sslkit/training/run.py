@@ -28,6 +28,7 @@ from sslkit.config import PretrainConfig
 from sslkit.console import command, counted
 from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError, nearest_path
+from sslkit.files import replacing, write_json
 from sslkit.methods import card, load
 from sslkit.methods.base import Info, Method
 from sslkit.paths import make_folder, next_folder
@@ -91,18 +92,12 @@ class RunFolder:
         return facts
 
     def update(self, **facts: Any) -> None:
-        """Change run.json, by one rename, so that a reader never sees half of it."""
+        """Change run.json, as a whole, so that a reader never sees half of it."""
         if not self.writes:
             return
         old = self.facts if (self.path / "run.json").is_file() else {}
-        temporary = self.path / f".run.json.{os.getpid()}"
-        document = {**old, **facts, "heartbeat": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-        try:
-            temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-            temporary.replace(self.path / "run.json")
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+        heartbeat = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        write_json(self.path / "run.json", {**old, **facts, "heartbeat": heartbeat})
 
     def log(self, metrics: Mapping[str, float | None]) -> dict[str, float | None]:
         """Write one line of metrics.jsonl, and return it: six digits, NaN (a task absent) as null."""
@@ -131,10 +126,9 @@ class RunFolder:
             if not file.is_file():
                 continue
             lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-            temporary = self.path / f".{name}"
             kept = "".join(f"{line}\n" for line in lines if _step_of(line) <= step)
-            temporary.write_text(kept, encoding="utf-8")
-            temporary.replace(file)
+            with replacing(file) as unfinished:
+                unfinished.write_text(kept, encoding="utf-8")
 
     def finish(self, encoder: Encoder, metadata: dict[str, str]) -> None:
         """Write the product, in the names and with the config.json that timm opens."""

@@ -26,7 +26,7 @@ from sslkit.visualization.style import (
     Sheet,
     legend,
     number,
-    save,
+    save_missing,
 )
 
 SHOWN = 30
@@ -49,7 +49,7 @@ def draw(folder: Path) -> list[Path]:
         "reliability": lambda: reliability_diagram(read_calibration(folder / "calibration.csv")),
     }
     files = {folder / "pictures" / f"{name}.png": figure for name, figure in figures.items()}
-    return [file if file.is_file() else save(figure(), file) for file, figure in files.items()]
+    return [save_missing(figure, file) for file, figure in files.items()]
 
 
 def draw_runs(folders: Sequence[Path], console: Console) -> None:

@@ -16,7 +16,6 @@ from sslkit.visualization.curves import PANELS, running_mean
 from sslkit.visualization.measure import ring_centres, ring_power
 from sslkit.visualization.style import (
     CELL,
-    COLOURS,
     GAP,
     INK,
     LINE,
@@ -25,7 +24,9 @@ from sslkit.visualization.style import (
     SMALL,
     TEXT,
     Sheet,
+    colour_of,
     plain_ticks,
+    shortened,
 )
 
 PLOT, WIDE = 2.3, 3.7
@@ -86,8 +87,7 @@ def _alike(runs: Sequence[Compared]) -> bool:
 
 
 def _label(run: Compared) -> str:
-    short = run.name if len(run.name) <= LETTERS else "…" + run.name[-LETTERS + 1 :]
-    return short.replace("$", r"\$")
+    return shortened(run.name, LETTERS).replace("$", r"\$")
 
 
 def _kinds(runs: Sequence[Compared]) -> dict[str, str]:
@@ -113,7 +113,7 @@ def _losses(sheet: Sheet, left: float, wide: float, runs: Sequence[Compared], na
             if len(loss) > SMOOTH_FROM:
                 loss = running_mean(loss, len(loss) // 40)
             marker = "o" if len(loss) == 1 else None
-            axes.plot(epoch, loss, color=_colour(order), linewidth=1.6, marker=marker)
+            axes.plot(epoch, loss, color=colour_of(order), linewidth=1.6, marker=marker)
 
 
 def _spectra(sheet: Sheet, left: float, wide: float, runs: Sequence[Compared]) -> None:
@@ -126,7 +126,7 @@ def _spectra(sheet: Sheet, left: float, wide: float, runs: Sequence[Compared]) -
         for (_, made), style in zip(_styled(run), STYLES, strict=False):
             ratio = ring_power(made).mean(0) / ring_power(run.images).mean(0).clamp_min(1e-20)
             frequency = ring_centres(len(ratio)) / run.images.shape[-1]
-            axes.plot(frequency[1:], ratio[1:].cpu().numpy(), color=_colour(order), linestyle=style)
+            axes.plot(frequency[1:], ratio[1:].cpu().numpy(), color=colour_of(order), linestyle=style)
     axes.axhline(1, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -140,7 +140,7 @@ def _styled(run: Compared) -> list[tuple[str, Tensor]]:
 
 def _entries(runs: Sequence[Compared]) -> list[Line2D]:
     """A colour for every run, then a style for what the spectra are of."""
-    entries = [Line2D([], [], color=_colour(order), label=_label(run)) for order, run in enumerate(runs)]
+    entries = [Line2D([], [], color=colour_of(order), label=_label(run)) for order, run in enumerate(runs)]
     for place, style in enumerate(STYLES):
         names = dict.fromkeys(_styled(run)[place][0] for run in runs if len(run.pictures) > place)
         if names:
@@ -198,9 +198,9 @@ def _table(sheet: Sheet, top: float, rows: Sequence[tuple[str, str, str, str]]) 
     for line, cells in enumerate([head, *rows]):
         for place, (left, cell) in enumerate(zip(lefts, cells, strict=True)):
             most = 44 if place == 0 else 34
-            short = cell if len(cell) <= most else "…" + cell[-most + 1 :]
+            shown = shortened(cell, most).replace("$", r"\$")
             sheet.write(
-                left, top + 0.24 * line, short.replace("$", r"\$"), size=SMALL + (line == 0) * (TEXT - SMALL),
+                left, top + 0.24 * line, shown, size=SMALL + (line == 0) * (TEXT - SMALL),
                 colour=MUTED if place == 3 and line else "#1a1a1a", weight="normal" if line else "bold",
                 align="right" if place in (1, 2) else "left",
             )  # fmt: skip
@@ -214,9 +214,9 @@ def _pictures(sheet: Sheet, top: float, runs: Sequence[Compared], blocks: Sequen
     left = MARGIN + CELL + 0.2
     for order, (run, count) in enumerate(zip(runs, blocks, strict=True)):
         limit = max(8, int(count * 15))
-        name = run.name if len(run.name) <= limit else "…" + run.name[-limit + 1 :]
+        name = shortened(run.name, limit)
         sheet.write(
-            left, top + 0.22, name.replace("$", r"\$"), size=TEXT, weight="bold", colour=_colour(order)
+            left, top + 0.22, name.replace("$", r"\$"), size=TEXT, weight="bold", colour=colour_of(order)
         )
         for place, (title, made) in enumerate(run.pictures.items()):
             for row, picture in enumerate(made):
@@ -225,7 +225,3 @@ def _pictures(sheet: Sheet, top: float, runs: Sequence[Compared], blocks: Sequen
         if not run.pictures:
             sheet.write(left, first + LINE, "makes no pictures", size=SMALL, colour=MUTED)
         left += count * (CELL + GAP) + 0.2
-
-
-def _colour(order: int) -> str:
-    return COLOURS[order % len(COLOURS)]

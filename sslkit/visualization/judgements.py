@@ -138,7 +138,8 @@ def robustness(document: Document) -> str:
     )
     parts = [table("Accuracy on changed images", header, rows), paragraph(told, "about") if rows else ""]
     try:
-        figures = robustness_figures(RobustnessResult.of_document(document))
+        stored = robustness_figures(RobustnessResult.of_document(document))
+        figures = {kind: draw() for kind, draw in stored.items()}
     except (KeyError, TypeError):  # another version's
         figures = {}
     return "".join([*parts, *(drawn(figure, ROBUSTNESS[kind]) for kind, figure in figures.items())])

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sslkit.console import SILENT, Console, counted
 from sslkit.errors import first_line
-from sslkit.visualization.style import COLOURS, MARGIN, MUTED, RULE, SMALL, TEXT, Sheet
+from sslkit.visualization.style import COLOURS, MARGIN, MUTED, RULE, SMALL, TEXT, Sheet, colour_of
 
 SIDE = 5.2  # of a map, inches
 FLAT = 0.45  # of its width: a frame's least height
@@ -177,7 +177,7 @@ def _dots(axes: Axes, places: Points, labels: Sequence[str]) -> None:
     if rest.any():
         axes.scatter(places[rest, 0], places[rest, 1], s=9, color=RULE, label="other")
     for order, name in enumerate(own):
-        colour, marker = COLOURS[order % len(COLOURS)], MARKERS[order // len(COLOURS) % len(MARKERS)]
+        colour, marker = colour_of(order), MARKERS[order // len(COLOURS) % len(MARKERS)]
         short = name if len(name) <= 14 else name[:13] + "…"
         text = short.replace("$", r"\$").removeprefix("_")  # matplotlib hides names that begin with _
         x, y = places[named == name].T

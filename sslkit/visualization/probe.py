@@ -13,8 +13,21 @@ from sslkit.errors import UserError
 from sslkit.evaluation.grid import Cell
 from sslkit.evaluation.result import MEASURES, FewRow, ProbeResult, Row
 from sslkit.evaluation.table import to_markdown
+from sslkit.files import replacing
 from sslkit.visualization.stored import FIGURES, robustness_figures
-from sslkit.visualization.style import COLOURS, DPI, INK, MARGIN, MUTED, SMALL, Sheet, plain_ticks
+from sslkit.visualization.style import (
+    COLOURS,
+    DPI,
+    INK,
+    MARGIN,
+    MUTED,
+    SMALL,
+    Sheet,
+    colour_of,
+    legend_below,
+    plain_ticks,
+    shortened,
+)
 
 PLOT = 2.6  # height of a curve's plot, inches
 ACROSS = 3.3  # its width
@@ -34,7 +47,8 @@ def figures(result: ProbeResult) -> dict[str, Figure]:
         found["probe-shots"] = shots_curves(result)
     if result.grid:
         found["probe-grid"] = grid_curves(result)
-    return found | (robustness_figures(result.robustness) if result.robustness else {})
+    stored = robustness_figures(result.robustness) if result.robustness else {}
+    return found | {kind: draw() for kind, draw in stored.items()}
 
 
 def write_result(result: ProbeResult, folder: Path, pictures: Path | None = None) -> None:
@@ -54,14 +68,14 @@ def write_result(result: ProbeResult, folder: Path, pictures: Path | None = None
         for place in (folder, beside):
             place.mkdir(parents=True, exist_ok=True)
         for name, text in (("probe.json", document), ("table.md", to_markdown(result))):
-            (folder / f".{name}").write_text(text, encoding="utf-8", errors="backslashreplace")
-            (folder / f".{name}").replace(folder / name)
+            with replacing(folder / name) as unfinished:
+                unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
         made = figures(result)
         for name in set(PICTURES) - set(made):
             (beside / f"{name}.png").unlink(missing_ok=True)
         for name, figure in made.items():
-            figure.savefig(beside / f".{name}.png", dpi=DPI, format="png")
-            (beside / f".{name}.png").replace(beside / f"{name}.png")
+            with replacing(beside / f"{name}.png") as unfinished:
+                figure.savefig(unfinished, dpi=DPI, format="png")
     except OSError as problem:
         raise UserError(f"{folder}: the result can't be written: {problem.strerror}", code=1) from None
 
@@ -72,7 +86,7 @@ def bars(result: ProbeResult) -> Figure:
     Narrow: a phone shows it whole.
     """
     height = BAR * len(result.rows)
-    names = [_short(row.name, NAME) for row in result.rows]
+    names = [shortened(row.name, NAME) for row in result.rows]
     left = MARGIN + 0.15 + LETTER * max(map(len, names))
     across, step = NARROW - left - 0.25, height + 0.95
     sheet = Sheet(NARROW, 0.2 + len(MEASURES) * step + 0.65, "Frozen features", _about(result))
@@ -120,11 +134,11 @@ def shots_curves(result: ProbeResult) -> Figure:
                 x,
                 y,
                 yerr=spread,
-                color=_colour(order),
+                color=colour_of(order),
                 marker="o",
                 markersize=3.5,
                 capsize=2.5,
-                label=_short(row.name),
+                label=shortened(row.name, LONGEST),
             )
         axes.set_xscale("log")
         plain_ticks(axes.xaxis)
@@ -148,8 +162,8 @@ def grid_curves(result: ProbeResult) -> Figure:
     styles = {"own": "-", "ImageNet": (0, (6, 2)), "none": (0, (2, 2))}
     for axes, name in _plots(sheet, "side of the images, pixels"):
         for order, ((source, kind), cells) in enumerate(lines.items()):
-            colour = _colour(sources.index(source))
-            label = f"{_short(source)}: " * (len(sources) > 1) + NORMALIZATIONS[kind]
+            colour = colour_of(sources.index(source))
+            label = f"{shortened(source, LONGEST)}: " * (len(sources) > 1) + NORMALIZATIONS[kind]
             aside = 1 + 0.012 * (order - (len(lines) - 1) / 2)  # so that error bars stand side by side
             y = [getattr(cell, name) for cell in cells]
             x = [cell.size * aside for cell in cells]
@@ -195,30 +209,10 @@ def _finish(sheet: Sheet) -> None:
     top = 1.08 * max(axes.get_ylim()[1] for axes in sheet.figure.axes)
     for axes in sheet.figure.axes:
         axes.set_ylim(0, top)
-    axes = sheet.figure.axes[0]
-    handles, labels = axes.get_legend_handles_labels()
-    sheet.figure.legend(
-        handles,
-        labels,
-        fontsize=SMALL,
-        frameon=False,
-        labelcolor=INK,
-        ncols=2,
-        loc="lower left",
-        bbox_to_anchor=(MARGIN / sheet.width, 0.02),
-    )
+    legend_below(sheet, 2, 0.02)
 
 
 def _about(result: ProbeResult) -> str:
     counts = result.counts
     images = f"{counts['train']:,} training, {counted(counts['validation'], 'validation image')}"
     return f"{images}, {counted(counts['classes'], 'class', 'classes')}"
-
-
-def _colour(order: int) -> str:
-    return COLOURS[order % len(COLOURS)]
-
-
-def _short(name: str, longest: int = LONGEST) -> str:
-    """The end of a long name: runs differ there."""
-    return name if len(name) <= longest else "…" + name[-longest + 1 :]

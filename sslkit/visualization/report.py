@@ -7,7 +7,6 @@ A section is a function from `Page` to HTML; it returns "" where it has nothing 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import sslkit
 from sslkit.config import PretrainConfig
 from sslkit.console import SILENT, Console, counted
 from sslkit.errors import UserError
+from sslkit.files import replacing
 from sslkit.methods import short_name
 from sslkit.training.run import RunFolder, read_configuration
 from sslkit.visualization import account, judgements
@@ -78,9 +78,10 @@ def write_report(run: Path, extra: Mapping[str, Any] | None = None, console: Con
     config = read_configuration(folder.path / "config.toml")
     results = {**_stored(folder.path), **(extra or {})}
     page = Page(folder.path, folder.facts, config, results, Subject(str(folder.path), console=console))
-    path, unfinished = folder.path / "report.html", folder.path / f".report.html.{os.getpid()}"
-    unfinished.write_text(render(page), encoding="utf-8", errors="backslashreplace")
-    return unfinished.replace(path)
+    path = folder.path / "report.html"
+    with replacing(path) as unfinished:
+        unfinished.write_text(render(page), encoding="utf-8", errors="backslashreplace")
+    return path
 
 
 def render(page: Page) -> str:

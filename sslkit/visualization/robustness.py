@@ -16,20 +16,23 @@ from sslkit.evaluation.robustness_scores import RobustnessResult
 from sslkit.evaluation.verdict import LEAST
 from sslkit.visualization.style import (
     CELL,
-    COLOURS,
     INK,
     MARGIN,
     MUTED,
     SMALL,
     Sheet,
+    colour_of,
     column,
+    legend_below,
     number,
     plain_ticks,
+    shortened,
 )
 
 PLOT = 2.6  # height of a plot, inches
 LEGEND = 0.2  # height of a row of names, inches
 NAME = 32  # letters of a name in a legend
+CURVE = 22  # where more than the name stands there, or above a map
 
 
 def corruption_bars(result: RobustnessResult) -> Figure:
@@ -45,10 +48,10 @@ def corruption_bars(result: RobustnessResult) -> Figure:
     width = 0.8 / len(result.rows)
     places = np.arange(len(CORRUPTIONS)) + np.repeat(np.arange(len(GROUPS)) * 0.5, [3, 4, 4, 4])
     for order, row in enumerate(result.rows):
-        colour = _colour(order)
+        colour = colour_of(order)
         lefts = places - 0.4 + (order + 0.5) * width
         accuracies = np.array([row.corruptions[name] for name in CORRUPTIONS])  # [15, severities]
-        axes.bar(lefts, accuracies.mean(1), width * 0.92, color=colour, label=_short(row.name, NAME))
+        axes.bar(lefts, accuracies.mean(1), width * 0.92, color=colour, label=shortened(row.name, NAME))
         for single in accuracies.T:
             axes.hlines(single, lefts - width / 4, lefts + width / 4, color=INK, linewidth=0.6)
         axes.axhline(row.clean, color=colour, linewidth=1.2, linestyle=(0, (4, 3)))
@@ -90,12 +93,12 @@ def radius_curves(result: RobustnessResult) -> Figure:
             MARGIN + 0.5 + place * 3.85, 1.1, 3.3, PLOT, "radius, cycles per image", label, title
         )
         for order, row in enumerate(result.rows):
-            _curve(axes, order, result.plan.radii, getattr(row, attribute), _short(row.name, NAME))
-            axes.axhline(row.clean, color=_colour(order), linewidth=1, linestyle=(0, (4, 3)))
+            _curve(axes, order, result.plan.radii, getattr(row, attribute), shortened(row.name, NAME))
+            axes.axhline(row.clean, color=colour_of(order), linewidth=1, linestyle=(0, (4, 3)))
         axes.set_xscale("log")
         plain_ticks(axes.xaxis)
         axes.set_ylim(0, _top(row.clean for row in result.rows))
-    _legend_below(sheet, 3)
+    legend_below(sheet, 3)
     return sheet.figure
 
 
@@ -121,7 +124,7 @@ def heat_maps(result: RobustnessResult) -> Figure:
     lefts = {name: column(order) + 0.25 * order for order, name in enumerate(maps)}
     for name, found in maps.items():
         drawn = sheet.picture(
-            lefts[name], 1.05, found, _short(name), cmap="viridis", limits=(low, max(high, low + 1))
+            lefts[name], 1.05, found, shortened(name, CURVE), cmap="viridis", limits=(low, max(high, low + 1))
         )
     right = column(len(maps)) + 0.25 * (len(maps) - 1) + 0.05
     sheet.colour_bar(drawn, right, 1.05, CELL, "error, %")
@@ -134,7 +137,7 @@ def heat_maps(result: RobustnessResult) -> Figure:
                 lefts[name], top, gap, "minus its baseline", cmap="RdBu_r", limits=(-reach, reach)
             )
         sheet.colour_bar(drawn, right, top, CELL, "points")
-        below = "baseline: " + ", ".join(_short(name, 40) for name in dict.fromkeys(baselines.values()))
+        below = "baseline: " + ", ".join(shortened(name, 40) for name in dict.fromkeys(baselines.values()))
         sheet.write(MARGIN, top + CELL + 0.25, below, size=SMALL, colour=MUTED)
     return sheet.figure
 
@@ -149,12 +152,13 @@ def attack_curves(result: RobustnessResult) -> Figure:
     axes = sheet.plot(MARGIN + 0.5, 0.95, 5.1, PLOT, "largest change of a value, 1/255", "accuracy, %")
     strengths = (0.0, *result.plan.epsilons)
     for order, row in enumerate(result.rows):
-        _curve(axes, order, strengths, (row.clean, *row.pgd), f"{_short(row.name)}, PGD")
+        _curve(axes, order, strengths, (row.clean, *row.pgd), f"{shortened(row.name, CURVE)}, PGD")
     for order, row in enumerate(result.rows):  # after all of PGD: a legend fills column by column
-        _curve(axes, order, strengths, (row.clean, *row.fgsm), f"{_short(row.name)}, FGSM", dashed=True)
+        label = f"{shortened(row.name, CURVE)}, FGSM"
+        _curve(axes, order, strengths, (row.clean, *row.fgsm), label, dashed=True)
     axes.set_xticks(strengths, [number(strength) for strength in strengths])
     axes.set_ylim(0, _top(row.clean for row in result.rows))
-    _legend_below(sheet, 2)
+    legend_below(sheet, 2)
     return sheet.figure
 
 
@@ -162,25 +166,12 @@ def _curve(
     axes: Axes, order: int, x: Sequence[float], y: Sequence[float], label: str, *, dashed: bool = False
 ) -> None:
     """One source; dashed, it is open and larger, so that it can be seen on a full one in the same place."""
-    marker, colour = "osD^v"[order % 5], _colour(order)
+    marker, colour = "osD^v"[order % 5], colour_of(order)
     if dashed:
         style = {"linestyle": (0, (2, 2)), "markersize": 7, "markerfacecolor": "none", "linewidth": 1.0}
     else:
         style = {"linestyle": "-", "markersize": 3.5}
     axes.plot(x, y, color=colour, marker=marker, label=label, **style)  # type: ignore[arg-type]
-
-
-def _colour(order: int) -> str:
-    return COLOURS[order % len(COLOURS)]
-
-
-def _legend_below(sheet: Sheet, across: int) -> None:
-    """At the sheet's lower edge, so many names in a row."""
-    handles, names = sheet.figure.axes[0].get_legend_handles_labels()
-    sheet.figure.legend(
-        handles, names, fontsize=SMALL, frameon=False, labelcolor=INK, ncols=across, loc="lower left",
-        bbox_to_anchor=(MARGIN / sheet.width, 0.01),
-    )  # fmt: skip
 
 
 def _names_below(axes: Axes, height: float, count: int) -> None:
@@ -213,8 +204,3 @@ def _images(result: RobustnessResult) -> str:
 def _top(accuracies: Iterable[float]) -> float:
     """A round upper limit with room above the best."""
     return min(100.0, 10 * (max(accuracies) // 10 + 1) + 5)
-
-
-def _short(name: str, length: int = 22) -> str:
-    """The end of a long name: runs differ there."""
-    return name if len(name) <= length else "…" + name[-length + 1 :]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from sslkit.console import command, visible
 from sslkit.errors import UserError
 from sslkit.evaluation.robustness_scores import RobustnessResult
 from sslkit.visualization.robustness import attack_curves, corruption_bars, heat_maps, radius_curves
-from sslkit.visualization.style import save
+from sslkit.visualization.style import save_missing
 
 FIGURES: dict[str, tuple[str, Callable[[RobustnessResult], Figure]]] = {
     "robust-corruptions": ("severities", corruption_bars),
@@ -25,21 +26,22 @@ FIGURES: dict[str, tuple[str, Callable[[RobustnessResult], Figure]]] = {
 """Kind of picture → the part of the plan that must have been measured, and who draws it."""
 
 
-def robustness_figures(result: RobustnessResult) -> dict[str, Figure]:
-    """Kind → figure, of all that was measured."""
+def robustness_figures(result: RobustnessResult) -> dict[str, Callable[[], Figure]]:
+    """Kind → what draws it, of all that was measured."""
     rows = tuple(
         dataclasses.replace(row, name=_plain(row.name), baseline=row.baseline and _plain(row.baseline))
         for row in result.rows
     )
     shown = dataclasses.replace(result, rows=rows)
-    return {kind: draw(shown) for kind, (part, draw) in FIGURES.items() if getattr(result.plan, part)}
+    return {
+        kind: partial(draw, shown) for kind, (part, draw) in FIGURES.items() if getattr(result.plan, part)
+    }
 
 
 def draw_robustness(result: RobustnessResult, folder: Path) -> None:
     """`robustness_figures` as PNG files of their kinds' names; what is there already stays."""
     for kind, figure in robustness_figures(result).items():
-        if not (folder / f"{kind}.png").exists():
-            save(figure, folder / f"{kind}.png")
+        save_missing(figure, folder / f"{kind}.png")
 
 
 def _plain(name: str) -> str:
@@ -78,7 +80,7 @@ def draw_stored(run: Path, kind: str) -> Figure:
     problem, result = refusal_of(run, kind), stored_robustness(run)
     if problem or result is None:
         raise problem or UserError(f"{run}: nothing measured")
-    return robustness_figures(result)[kind]
+    return robustness_figures(result)[kind]()
 
 
 def refusal_of(run: Path, kind: str, asked: str = "") -> UserError | None:

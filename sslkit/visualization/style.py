@@ -5,7 +5,7 @@ Figures are made with matplotlib's objects alone: no pyplot, no window, no setti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -157,6 +157,29 @@ def legend(axes: Axes) -> None:
     axes.legend(fontsize=SMALL, frameon=False, labelcolor=INK, handlelength=1.6)
 
 
+def legend_below(sheet: Sheet, columns: int, above: float = 0.01) -> None:
+    """The names of the first axes' curves at the sheet's lower edge, where no curve is.
+
+    Args:
+        above: the edge, share of the height.
+    """
+    handles, names = sheet.figure.axes[0].get_legend_handles_labels()
+    sheet.figure.legend(
+        handles, names, fontsize=SMALL, frameon=False, labelcolor=INK, ncols=columns, loc="lower left",
+        bbox_to_anchor=(MARGIN / sheet.width, above),
+    )  # fmt: skip
+
+
+def colour_of(order: int) -> str:
+    """Of the curve, bar or run with this number, from 0; they repeat."""
+    return COLOURS[order % len(COLOURS)]
+
+
+def shortened(name: str, longest: int) -> str:
+    """The end of a long name, `longest` letters: runs differ there."""
+    return name if len(name) <= longest else "…" + name[-longest + 1 :]
+
+
 def plain_ticks(axis: Axis) -> None:
     """1, 2, 5, 10, … on a logarithmic axis, instead of powers of ten."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -201,6 +224,11 @@ def free_path(path: Path) -> Path:
         count += 1
         candidate = path.with_name(f"{path.stem}-{count}{path.suffix}")
     return candidate
+
+
+def save_missing(draw: Callable[[], Figure], path: Path) -> Path:
+    """Draw and write what is not there yet, for pictures of results that are final; returns `path`."""
+    return path if path.is_file() else save(draw(), path)
 
 
 def save(figure: Figure, path: Path, dpi: int = DPI) -> Path:
