@@ -41,18 +41,17 @@ def initialize_mae_vit_(encoder: Encoder) -> None:
     """MAE's: Xavier-uniform matrices, zero biases, tokens normal 0.02, fixed positions (of prefix tokens: 0).
 
     The size of the matrices follows the width, which that of `initialize_vit_` does not: at a ViT-Ti's width
-    of 192 the deviation of a square one is 0.07 in place of 0.01.
-
-    Raises:
-        UserError: as `require_positions`.
+    of 192 the deviation of a square one is 0.07 in place of 0.01. A hybrid's convolutions before the patches'
+    projection keep timm's, and a model without an embedding of positions gets none.
     """
-    require_positions(encoder)
     model = encoder.model
     model.apply(initialize_linear_)
     nn.init.xavier_uniform_(model.patch_embed.proj.weight.flatten(1))
     for token in (model.cls_token, model.reg_token):
         if token is not None:
             nn.init.normal_(token, std=0.02)
+    if model.pos_embed is None:
+        return
     position = sines_and_cosines(model.patch_embed.grid_size, model.pos_embed.shape[-1])
     with torch.no_grad():
         model.pos_embed.zero_()[:, -len(position) :] = position

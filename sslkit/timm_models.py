@@ -21,6 +21,11 @@ def named_patch(name: str) -> int:
     return int(found[1]) if found else 0
 
 
+def token_width(name: str) -> int:
+    """The width of a ViT's tokens, read from one block of it: its name does not tell."""
+    return int(create_model(name, num_classes=0, depth=1).num_features)
+
+
 def native_size(name: str) -> int:
     """The side of the images that timm's entry of this name is made for, pixels; 224 if it doesn't say."""
     entry = timm.get_pretrained_cfg(name, allow_unregistered=True)

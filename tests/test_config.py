@@ -284,8 +284,8 @@ PAPER = {  # the official pre-training configuration: the same for all
     "run.save_every": "10e",
 }
 MASKED = {"method.radius": 16.0, "method.reduction": "pooled", "method.clamp": "official"}
-VIT_B = {"model.backbone": "vit_base_patch16_224"}
-VIT_S = {"model.backbone": "vit_small_patch16_224"}
+VIT_B = {"model.backbone": "vit_base_patch16_224", "method.initialization": "official"}
+VIT_S = {"model.backbone": "vit_small_patch16_224", "method.initialization": "official"}
 RECIPES = {
     "mfm-vit-b16": ({**VIT_B, **MASKED, "method.low_share": 0.5}, ["83.1"]),
     "mfm-vit-s16": ({**VIT_S, **MASKED, "method.low_share": 0.5}, []),

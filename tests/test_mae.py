@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from sslkit.backbones import Encoder
 from sslkit.errors import UserError
-from sslkit.initialization import initialize_mae_vit_
 from sslkit.methods.base import Clock, Info
 from sslkit.methods.mae import MAE, masked_error, patch_statistics, patchify, unpatchify, visible_count
 from sslkit.training.engine import train
@@ -210,7 +209,7 @@ def test_a_vit_without_positions_is_refused() -> None:
     encoder = Encoder("test_vit", 32)
     encoder.model.pos_embed = None
     with pytest.raises(UserError, match="plain patch embedding with positions, which test_vit lacks"):
-        initialize_mae_vit_(encoder)
+        MAE(MAE.Config(**SMALL), encoder, Info(count=16, size=32, native=32))
 
 
 def test_matrices_are_xavier_uniform_and_tokens_normal() -> None:

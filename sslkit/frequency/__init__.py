@@ -5,6 +5,7 @@ from sslkit.frequency.filters import apply_mask, corrupt, high_pass, low_pass
 from sslkit.frequency.full_spectrum import focal_spectral_loss, spectral_loss
 from sslkit.frequency.losses import SpectralError, masked_spectral_loss, spectral_error
 from sslkit.frequency.masks import (
+    SHAPES,
     Cutoff,
     band,
     butterworth,
@@ -21,6 +22,7 @@ from sslkit.frequency.resampling import random_field, spectrum_crop, swap_amplit
 from sslkit.frequency.spectra import power_spectrum, radial_profile
 
 __all__ = [
+    "SHAPES",
     "Cutoff",
     "SpectralError",
     "add_noise",

@@ -8,7 +8,7 @@ between. Only `full_mask` leaves this layout, for pictures.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 
 import torch
@@ -65,6 +65,16 @@ def butterworth(
     if order < 1:
         raise ValueError(f"order is {order}, expected at least 1")
     return _mask(_butterworth, height, width, radius, device, order)
+
+
+SHAPES: Mapping[str, Callable[..., Tensor]] = {
+    "disc": disc,
+    "square": square,
+    "rhombus": rhombus,
+    "gaussian": gaussian,
+    "butterworth": butterworth,
+}
+"""What has a radius, by name: (height, width, radius, device=None) → mask."""
 
 
 def band(height: int, width: int, inner: float, outer: float, device: Device = None) -> Tensor:

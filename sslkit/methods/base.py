@@ -30,11 +30,12 @@ Transform = Callable[[Picture, np.random.Generator], Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class Info:
-    """What a method may know about its data before the first batch."""
+    """What a method may know about its data and its backbone before the first batch."""
 
     count: int  # images in the set
     size: int  # side of a view, pixels
     native: int  # median short side of the stored images, pixels
+    width: int = 0  # of a ViT's tokens; 0 for other backbones, and where nothing is left to resolve
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ the same head and the loss over all frequencies. Settings marked "ours" or "afte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -29,17 +29,14 @@ from sslkit.config import AUTO, setting
 from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError
 from sslkit.frequency import (
+    SHAPES,
     Cutoff,
     add_noise,
     blur,
-    butterworth,
     corrupt,
-    gaussian,
     high_pass,
     low_pass,
-    rhombus,
     spectral_error,
-    square,
     strongest,
     super_resolution,
 )
@@ -47,12 +44,8 @@ from sslkit.initialization import initialize_mae_vit_, initialize_vit_
 from sslkit.keyed import normal, uniform
 from sslkit.methods.base import Batch, Clock, Info, Method, Transform
 
-SHAPES: Mapping[str, Callable[..., Tensor]] = {
-    "square": square,
-    "rhombus": rhombus,
-    "gaussian": gaussian,
-    "butterworth": butterworth,
-}
+WIDE = 768
+"""Width of a ViT from which the official first weights are drawn unless asked otherwise."""
 
 
 class Task(NamedTuple):
@@ -130,7 +123,10 @@ class MFM(Method):
             75 / 255, "corruption = denoise: deviation of the noise, of [0, 1] (official: 75 / 255)", above=0
         )
         initialization: Literal["official", "mae"] = setting(
-            "official", "of a ViT: weights of one size for any width, or MAE's, whose size follows it (ours)"
+            AUTO,
+            "first weights of a ViT: official, of one size for any width; mae: MAE's, whose size follows it "
+            "(ours); auto: official from width 768 on, for which they were made",
+            auto=True,
         )
         teacher_weight: float = setting(
             0.0,
@@ -171,8 +167,10 @@ class MFM(Method):
     def resolve(config: Config, family: str, info: Info) -> dict[str, tuple[Any, str]]:
         """Values for the settings left at auto, each with its reason."""
         side = min(info.size, info.native)
+        narrow = 0 < info.width < WIDE
         return {
             "radius": (round(16 * side / 224, 2), f"16 bins at 224 px, scaled to {side} px"),
+            "initialization": ("mae", f"width {info.width}") if narrow else ("official", "the paper's"),
             "low_share": (0.3 if family == "cnn" else 0.5, f"the paper's for a {family}"),
         }
 

@@ -18,7 +18,7 @@ from sslkit.errors import UserError
 from sslkit.methods import load, short_name
 from sslkit.methods.base import Info
 from sslkit.paths import next_folder
-from sslkit.timm_models import named_patch
+from sslkit.timm_models import named_patch, token_width
 from sslkit.training.choices import Chooser, reading_workers
 from sslkit.training.device import pick_precision
 from sslkit.weights import Architecture, architecture
@@ -84,8 +84,9 @@ def resolve(config: PretrainConfig, count: int, native: int, device: torch.devic
         str(next_folder(Path("runs"), f"{short_name(config.method_name)}-{_plain(backbone)}")),
         "the next free name",
     )
-    info, method = Info(count, size, native), load(config.method_name)
-    for key, (value, reason) in method.resolve(config.method, _kind(backbone), info).items():
+    method, kind = load(config.method_name), _kind(backbone)
+    info = Info(count, size, native, token_width(backbone) if kind == "vit" else 0)
+    for key, (value, reason) in method.resolve(config.method, kind, info).items():
         choice(key if "." in key else f"method.{key}", value, reason)
     adamw = choice("optim.name", "adamw", "suits every backbone") == "adamw"
     decay = choice("optim.weight_decay", 0.05 if adamw else 1e-4, f"usual for {choice.config.optim.name}")
