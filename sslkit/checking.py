@@ -30,8 +30,9 @@ def checked(key: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any
     return value
 
 
-def refuse_side(size: int | None) -> None:
-    """A UserError for a --size that no image can have; None is the source's own."""
+def refuse_range(size: int | None, seed: int) -> None:
+    """A UserError for a --size that no image can have, None being the source's own, or a --seed below 0."""
+    checked("--seed", seed, int, {"low": 0, "default": 0})
     if size is not None:
         checked("--size", size, int, {"low": MIN_SIDE, "high": MAX_SIDE})
 

@@ -84,6 +84,10 @@ BAD = [
     ),
     (["pretrain", "photos", "--device", "tpu9"], "no device 'tpu9' here", "--device"),
     (["pretrain", "photos", *SMALL, "--size", "40"], "can't take images of 40 px", "try --size"),
+    (["probe", "random/resnet10t", "fractal:40", "--seed", "-1"], "--seed: -1 is not >= 0", "0 or more"),
+    (["embed", "random/resnet10t", "fractal:40", "--seed", "-1"], "--seed: -1 is not >= 0", "0 or more"),
+    (["visualize", "random/resnet10t", "fractal:40", "--seed", "-1"], "--seed: -1 is not >= 0", "0 or more"),
+    (["info", "gone.safetensors"], "no file gone.safetensors", "sslkit info runs/"),
     (
         ["pretrain", "photos", *SMALL, "-b", "resnet18", "--size", "72"],
         "can't take images of 72 px",

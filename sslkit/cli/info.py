@@ -52,7 +52,7 @@ def _of_run(run: Path) -> dict[str, Any]:
             if facts.get("status") == "interrupted":
                 facts["step"] = saved
     except ValueError as problem:
-        raise UserError(f"{run} can't be read: {problem}") from None
+        raise UserError(f"{run} can't be read: {problem}", "was run.json or metrics.jsonl edited?") from None
     return facts
 
 
@@ -69,11 +69,12 @@ def _of_weights(place: Path) -> dict[str, Any]:
 
     file = place if place.suffix == ".safetensors" else place / "model.safetensors"
     if not file.is_file():
-        raise UserError(f"no file {file}")
+        raise UserError(f"no file {file}", nearest_path(file, "sslkit info runs/"))
     try:
         tensors, weights, metadata = header_of(file)
     except SafetensorError as problem:
-        raise UserError(f"{file} is not a safetensors file: {problem}") from None
+        cure = "is it whole? Other weights are read by sslkit export"
+        raise UserError(f"{file} is not a safetensors file: {problem}", cure) from None
     return {
         "file": str(file),
         "bytes": file.stat().st_size,

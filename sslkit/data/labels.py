@@ -75,6 +75,11 @@ def _class_folders(folder: str, source: str) -> Labelled:
         raise UserError(f"{source}: no labels, {folder} has images but no class folders", hint=_LAYOUTS)
     if not found:
         raise none_found(folder)
+    held = {name for _, name in found}
+    if len(held) == 1 and len(classes) > 1:
+        empty = next(name for name in classes if name not in held)
+        problem = f"{source}: only one class folder ({held.pop()}) holds images; {empty!r} holds none"
+        raise UserError(problem, "add its images, or other class folders")
     return found
 
 

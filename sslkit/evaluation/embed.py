@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from sslkit.backbones import Encoder
-from sslkit.checking import refuse_side
+from sslkit.checking import refuse_range
 from sslkit.config import AUTO
 from sslkit.console import SILENT, Console
 from sslkit.data.decode import UnreadableImage
@@ -99,7 +99,7 @@ def embed(
     """
     if neighbours < 0:
         raise UserError(f"--neighbours {neighbours}: not less than 0 expected", "--neighbours 5")
-    refuse_side(size)
+    refuse_range(size, seed)
     table = out.with_name(f"{out.stem}-neighbours.csv") if neighbours else None
     check_target(out)
     if table is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from sslkit.backbones import Encoder
-from sslkit.checking import refuse_side
+from sslkit.checking import refuse_range
 from sslkit.console import Console
 from sslkit.errors import UserError, nearest, nearest_path
 from sslkit.evaluation.features import PIXEL_SIDE, pixels
@@ -51,7 +51,7 @@ def make_entries(sources: Sequence[str], wanted: Wanted, console: Console) -> li
     """
     if not sources:
         raise UserError("no source given", "name a run, e.g. runs/mfm-…-1, or timm/resnet50")
-    refuse_side(wanted.size)
+    refuse_range(wanted.size, wanted.seed)
     named = list(dict.fromkeys(sources))
     others = [name for name in dict.fromkeys(wanted.baselines) if name not in BASELINES]
     for name in others:

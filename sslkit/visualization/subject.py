@@ -19,7 +19,7 @@ from torch import Tensor
 from sslkit import keyed
 from sslkit.augment.geometry import CenterCrop
 from sslkit.backbones import Encoder, check_size
-from sslkit.checking import checked, refuse_side
+from sslkit.checking import checked, refuse_range
 from sslkit.console import SILENT, Console
 from sslkit.data.decode import UnreadableImage, native_side
 from sslkit.data.listing import ENDINGS
@@ -63,7 +63,7 @@ class Subject:
         size: int | None = None, seed: int = 0, others: Sequence[str] = (), limit: int = LIMIT,
         console: Console = SILENT,
     ) -> None:  # fmt: skip
-        _check(count, radius, size, limit)
+        _check(count, radius, size, seed, limit)
         self.source, self.count, self.others, self.limit, self.console = source, count, others, limit, console
         self.has_method = not is_weights(source)
         self.run = open_run(source) if self.has_method else None
@@ -265,9 +265,9 @@ def open_pictures(sources: Sequence[str]) -> ImageSet:
     return ImageSet(Names(paths), ", ".join(sources))
 
 
-def _check(count: int, radius: float | None, size: int | None, limit: int) -> None:
+def _check(count: int, radius: float | None, size: int | None, seed: int, limit: int) -> None:
     checked("--limit", limit, int, {"low": 2, "default": LIMIT})
     checked("--count", count, int, {"low": 1, "default": COUNT})
     if radius is not None:
         checked("--radius", radius, float, {"above": 0})
-    refuse_side(size)
+    refuse_range(size, seed)
