@@ -65,7 +65,11 @@ def test_written_encoder_comes_back_here_and_in_plain_timm(tmp_path: Path, name:
 def test_plain_timm_opens_a_run_folder(tmp_path: Path) -> None:
     """timm takes the only *.safetensors there is, whatever its name."""
     kind = load("mfm")
-    method = kind(kind.Config(radius=4.0, low_share=0.5), made("test_vit"), Info(count=8, size=64, native=64))
+    method = kind(
+        kind.Config(radius=4.0, low_share=0.5, reduction="pooled"),
+        made("test_vit"),
+        Info(count=8, size=64, native=64),
+    )
     run = RunFolder.create(tmp_path / "run")
     run.finish(method.encoder, {})
     assert [path.name for path in run.path.glob("*.safetensors")] == [ENCODER_FILE]

@@ -45,7 +45,7 @@ from sslkit.keyed import normal, uniform
 from sslkit.methods.base import Batch, Clock, Info, Method, Transform
 
 WIDE = 768
-"""Width of a ViT from which the official first weights are drawn unless asked otherwise."""
+"""Width from which a ViT's auto is the official code's: with that, narrower ones hardly learn at first."""
 
 
 class Task(NamedTuple):
@@ -105,7 +105,10 @@ class MFM(Method):
             "exactly round(low_share · batch) inputs keep the low frequencies (ours; official: a coin each)",
         )
         reduction: Literal["pooled", "per_sample", "balanced"] = setting(
-            "pooled", "mean over all bins of the batch (official), per image first, or per task first (ours)"
+            AUTO,
+            "mean over all bins of the batch (official), per image first, or per task first (ours); "
+            "auto: balanced in a ViT narrower than 768",
+            auto=True,
         )
         target: Literal["missing", "all"] = setting(
             "missing", "bins of the loss: those that an input lacks (official), or all (the paper's ablation)"
@@ -124,8 +127,8 @@ class MFM(Method):
         )
         initialization: Literal["official", "mae"] = setting(
             AUTO,
-            "first weights of a ViT: official, of one size for any width; mae: MAE's, whose size follows it "
-            "(ours); auto: official from width 768 on, for which they were made",
+            "first weights of a ViT: of one size for any width (official), or MAE's, whose size follows it "
+            "(ours); auto: MAE's in a ViT narrower than 768",
             auto=True,
         )
         teacher_weight: float = setting(
@@ -166,12 +169,14 @@ class MFM(Method):
     @staticmethod
     def resolve(config: Config, family: str, info: Info) -> dict[str, tuple[Any, str]]:
         """Values for the settings left at auto, each with its reason."""
-        side = min(info.size, info.native)
-        narrow = 0 < info.width < WIDE
+        side, narrow = min(info.size, info.native), 0 < info.width < WIDE
+        by_task = narrow and config.corruption == "frequency" and config.target == "missing"
+        paper, other = "the paper's", f"width {info.width}, the paper's {WIDE}"
         return {
             "radius": (round(16 * side / 224, 2), f"16 bins at 224 px, scaled to {side} px"),
-            "initialization": ("mae", f"width {info.width}") if narrow else ("official", "the paper's"),
             "low_share": (0.3 if family == "cnn" else 0.5, f"the paper's for a {family}"),
+            "reduction": ("balanced", other) if by_task else ("pooled", paper),
+            "initialization": ("mae", other) if narrow else ("official", paper),
         }
 
     def transform(self) -> Transform:
@@ -233,9 +238,8 @@ class MFM(Method):
         scored = task[1:] if self.config.target == "missing" else _every_bin(images)
         error = spectral_error(prediction, target, *scored, self.config.gamma)
         loss, vector = error.reduce(self.config.reduction), features.mean((2, 3))
-        parts = {}
-        if self.config.corruption == "frequency" and self.config.target == "missing":
-            parts = {f"loss_{task}": value for task, value in error.by_task().items()}
+        two_tasks = self.config.corruption == "frequency" and self.config.target == "missing"
+        parts = {f"loss_{name}": value for name, value in error.by_task().items()} if two_tasks else {}
         if self.config.teacher_weight > 0:
             disagreement = self.disagreement(vector, images)
             loss = loss + self.config.teacher_weight * disagreement
@@ -265,8 +269,7 @@ class MFM(Method):
         """
         images, index = batch["image"], batch["index"]
         first_half = torch.arange(len(images), device=images.device) < (len(images) + 1) // 2
-        clock = Clock(step=0, steps=1, steps_per_epoch=1)
-        inputs, keep_low, cutoff = self.task(images, index, clock, first_half)
+        inputs, keep_low, cutoff = self.task(images, index, Clock(0, 1, 1), first_half)
         prediction = self.encoder.denormalize(self.predict(inputs)[0].float())
         flag = keep_low[:, None, None, None]
         lows = low_pass(torch.where(flag, images, prediction), cutoff)
@@ -290,9 +293,8 @@ def _check(config: MFM.Config, size: int) -> None:
     if config.target == "all" and config.reduction == "balanced":
         problem = "method.reduction: balanced weighs two tasks, but with target = all every bin is one"
         raise UserError(problem, "-s method.reduction=pooled")
-    farthest = 2 * (size // 2) ** 2
     if config.corruption == "sr" and config.factor > size:
         raise UserError(f"method.factor: {config.factor} leaves nothing of {size} px", f"at most {size}")
-    if config.corruption == "frequency" and config.radius**2 > farthest:
+    if config.corruption == "frequency" and config.radius**2 > 2 * (size // 2) ** 2:
         problem = f"method.radius: {config.radius} keeps every bin of {size} px"
         raise UserError(f"{problem}, nothing is masked", "-s method.radius=auto suits the size")
