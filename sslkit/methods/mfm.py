@@ -171,7 +171,7 @@ class MFM(Method):
         """Values for the settings left at auto, each with its reason."""
         side, narrow = min(info.size, info.native), 0 < info.width < WIDE
         by_task = narrow and config.corruption == "frequency" and config.target == "missing"
-        paper, other = "the paper's", f"width {info.width}, the paper's {WIDE}"
+        paper, other = "the paper's", f"a ViT of width {info.width} hardly learns with the paper's"
         return {
             "radius": (round(16 * side / 224, 2), f"16 bins at 224 px, scaled to {side} px"),
             "low_share": (0.3 if family == "cnn" else 0.5, f"the paper's for a {family}"),
