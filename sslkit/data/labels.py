@@ -54,10 +54,10 @@ def _open_folder(source: str, seed: int) -> tuple[ImageSet, ImageSet]:
     refuse_no_images(source)
     training = os.path.join(source, "train")
     if not os.path.isdir(training):
-        return _divide(source, _class_folders(source, source), None, seed)
+        return _divide(source, _training_folders(source, source), None, seed)
     validation = validation_folder(source)
     held_out = None if validation is None else _class_folders(validation, source)
-    return _divide(source, _class_folders(training, source), held_out, seed)
+    return _divide(source, _training_folders(training, source), held_out, seed)
 
 
 def validation_folder(source: str) -> str | None:
@@ -68,19 +68,29 @@ def validation_folder(source: str) -> str | None:
 
 def _class_folders(folder: str, source: str) -> Labelled:
     """Every image under the direct subfolders of `folder`, which name the classes."""
-    with os.scandir(folder) as entries:
-        classes = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    classes = sorted(folder_names(folder))
     found = [(path, name) for name in classes for path in images_in(os.path.join(folder, name))]
     if not found and images_in(folder):
         raise UserError(f"{source}: no labels, {folder} has images but no class folders", hint=_LAYOUTS)
     if not found:
         raise none_found(folder)
+    return found
+
+
+def _training_folders(folder: str, source: str) -> Labelled:
+    """`_class_folders`, refused where only one of several has images."""
+    found = _class_folders(folder, source)
     held = {name for _, name in found}
-    if len(held) == 1 and len(classes) > 1:
-        empty = next(name for name in classes if name not in held)
-        problem = f"{source}: only one class folder ({held.pop()}) holds images; {empty!r} holds none"
+    if len(held) == 1 and (empty := sorted(folder_names(folder) - held)):
+        problem = f"{source}: only one class folder ({held.pop()}) holds images; {empty[0]!r} holds none"
         raise UserError(problem, "add its images, or other class folders")
     return found
+
+
+def folder_names(folder: str) -> set[str]:
+    """Of the folders in `folder`, but hidden ones."""
+    with os.scandir(folder) as entries:
+        return {entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")}
 
 
 def _open_pack(source: str, seed: int) -> tuple[ImageSet, ImageSet]:

@@ -12,7 +12,7 @@ from sslkit import keyed
 from sslkit.console import counted
 from sslkit.data import packed
 from sslkit.data.folders import has_masks
-from sslkit.data.labels import VALIDATION_NAMES, open_labelled, validation_folder
+from sslkit.data.labels import VALIDATION_NAMES, folder_names, open_labelled, validation_folder
 from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError
 from sslkit.evaluation.finetune_config import FinetuneConfig
@@ -139,23 +139,16 @@ def refuse_empty_folders(source: str, classes: tuple[str, ...]) -> None:
     if not os.path.isdir(source) or packed.is_pack(source):
         return
     if os.path.isdir(training := os.path.join(source, "train")):
-        found = _folders(training) | _folders(validation_folder(source))
+        validation = validation_folder(source)
+        found = folder_names(training) | (folder_names(validation) if validation else set())
     else:
-        found = _folders(source) - set(VALIDATION_NAMES)
+        found = folder_names(source) - set(VALIDATION_NAMES)
     if empty := sorted(found.difference(classes)):
         raise UserError(
             f"{source}: class folder {empty[0]!r} holds no images"
             + (f", and {len(empty) - 1} more" if len(empty) > 1 else ""),
             "add its images, or remove the folder",
         )
-
-
-def _folders(folder: str | None) -> set[str]:
-    """Names of the folders in `folder`, but hidden ones."""
-    if folder is None:
-        return set()
-    with os.scandir(folder) as entries:
-        return {entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")}
 
 
 def uneven(source: str, training: ImageSet, validation: ImageSet) -> str:
