@@ -88,7 +88,7 @@ def _training_folders(folder: str, source: str) -> Labelled:
 
 
 def folder_names(folder: str) -> set[str]:
-    """Of the folders in `folder`, but hidden ones."""
+    """The folders in `folder`, but for hidden ones."""
     with os.scandir(folder) as entries:
         return {entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")}
 
