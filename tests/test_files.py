@@ -1,0 +1,64 @@
+"""Files that appear whole."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from sslkit.files import replacing, write_json
+
+
+def test_what_is_there_stays_until_the_new_file_is_whole(tmp_path: Path) -> None:
+    file = tmp_path / "table.md"
+    file.write_text("old")
+    with replacing(file) as unfinished:
+        assert unfinished.parent == tmp_path
+        assert unfinished.name.startswith(".")
+        assert unfinished.suffix == ".md"
+        unfinished.write_text("new")
+        assert file.read_text() == "old"
+    assert file.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"step": 1})
+
+    def broken() -> None:
+        with replacing(tmp_path / "a.json") as unfinished:
+            unfinished.write_text('{"step"')
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        broken()
+    assert json.loads((tmp_path / "a.json").read_text()) == {"step": 1}
+    with pytest.raises(FileNotFoundError), replacing(tmp_path / "b.json"):
+        pass  # nothing was written, so there is nothing to rename
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_document_keeps_its_order_and_paths_are_texts(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"z": Path("runs/a"), "a": [1, None, 2.5]})
+    text = (tmp_path / "a.json").read_text()
+    assert text == '{\n "z": "runs/a",\n "a": [\n  1,\n  null,\n  2.5\n ]\n}\n'
+
+
+def _write(file: Path, letter: str) -> None:
+    for _ in range(200):
+        write_json(file, {"content": letter * 20_000})
+
+
+def test_a_reader_never_sees_half_of_what_two_processes_write(tmp_path: Path) -> None:
+    file, context = tmp_path / "run.json", multiprocessing.get_context("spawn")
+    _write(file, "c")
+    writers = [context.Process(target=_write, args=(file, letter)) for letter in "ab"]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        content = json.loads(file.read_text())["content"]
+        assert content == content[0] * 20_000
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert list(tmp_path.iterdir()) == [file]
