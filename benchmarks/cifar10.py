@@ -11,7 +11,7 @@ OUT/results.jsonl, one line for each finished part; the tables are made of them 
 
 Beside the methods stand the arms of MFM's own claims: its siblings (sr, deblur, denoise), one task alone
 (mfm-low keeps high frequencies and predicts low ones, mfm-high the reverse), the whole spectrum as target
-(mfm-all, to be compared with mfm-pooled), other radii, and the published weighing of the tasks (mfm-pooled).
+(mfm-all), other radii, and tasks that weigh the same (mfm-balanced).
 Frozen features stand beside random weights and raw pixels, fine-tuning beside the same architecture from
 scratch with the same images, steps and seeds; with --robust on corrupted test images too.
 """
@@ -47,10 +47,10 @@ VARIANTS = {
     "denoise": ("method.corruption=denoise",),
     "mfm-low": ("method.low_share=0",),
     "mfm-high": ("method.low_share=1",),
-    "mfm-all": ("method.target=all", "method.reduction=pooled"),
+    "mfm-all": ("method.target=all",),
     "mfm-radius-1": ("method.radius=1.15",),
     "mfm-radius-5": ("method.radius=4.6",),
-    "mfm-pooled": ("method.reduction=pooled",),
+    "mfm-balanced": ("method.reduction=balanced",),
     "mfm-half": ("method.clamp=half",),
 }
 """Arms that are the recipe mfm-cifar10 but for these settings."""

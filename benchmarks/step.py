@@ -37,7 +37,7 @@ RADIUS = 16.0
 def build(model: str, device: torch.device) -> tuple[Method, torch.optim.Optimizer]:
     torch.manual_seed(0)
     encoder, method_class = Encoder(model, SIZE), load("mfm")
-    config: Any = method_class.Config(radius=RADIUS, low_share=0.5, reduction="pooled")
+    config: Any = method_class.Config(radius=RADIUS, low_share=0.5)
     method = method_class(config, encoder, Info(1000, SIZE, SIZE)).to(device)
     groups = parameter_groups(method, 0.05, method_class.overrides)
     return method, build_optimizer(groups, Optim(name="adamw", weight_decay=0.05, betas=(0.9, 0.95)), 1e-4)

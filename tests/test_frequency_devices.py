@@ -48,7 +48,7 @@ def mfm() -> tuple[Method, Batch]:
     torch.manual_seed(0)
     encoder = Encoder("test_vit", 32, patch_size=8)
     method = load("mfm")
-    settings: Any = method.Config(radius=4.0, low_share=0.5, reduction="pooled")
+    settings: Any = method.Config(radius=4.0, low_share=0.5)
     return method(settings, encoder, Info(8, 32, 32)), {"index": torch.arange(3), "image": images()}
 
 

@@ -43,7 +43,7 @@ def make(
 ) -> Any:
     torch.manual_seed(0)
     encoder = Encoder(backbone, size, patch_size=patch)
-    config = MFM.Config(**{"radius": RADIUS, "low_share": 0.5, "reduction": "pooled", **knobs})
+    config = MFM.Config(**{"radius": RADIUS, "low_share": 0.5, **knobs})
     return kind(config, encoder, Info(count=16, size=size, native=size))
 
 
@@ -598,13 +598,9 @@ def test_radius_follows_what_the_images_hold(
         ("cnn", "", "official"),
     ],
 )
-def test_a_narrow_vit_begins_otherwise_and_weighs_its_tasks(family: str, name: str, kind: str) -> None:
+def test_first_weights_follow_the_width(family: str, name: str, kind: str) -> None:
     info = Info(100, 224, 224, token_width(name) if name else 0)
-    chosen = MFM.resolve(MFM.Config(), family, info)
-    assert chosen["initialization"][0] == kind
-    assert chosen["reduction"][0] == ("balanced" if kind == "mae" else "pooled")
-    for one in (MFM.Config(corruption="sr"), MFM.Config(target="all")):  # there are no two tasks
-        assert MFM.resolve(one, family, info)["reduction"][0] == "pooled"
+    assert MFM.resolve(MFM.Config(), family, info)["initialization"][0] == kind
 
 
 def test_a_hybrid_gets_the_weights_of_mae_too() -> None:

@@ -66,7 +66,7 @@ def test_plain_timm_opens_a_run_folder(tmp_path: Path) -> None:
     """timm takes the only *.safetensors there is, whatever its name."""
     kind = load("mfm")
     method = kind(
-        kind.Config(radius=4.0, low_share=0.5, reduction="pooled"),
+        kind.Config(radius=4.0, low_share=0.5),
         made("test_vit"),
         Info(count=8, size=64, native=64),
     )

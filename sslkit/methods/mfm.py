@@ -45,7 +45,7 @@ from sslkit.keyed import normal, uniform
 from sslkit.methods.base import Batch, Clock, Info, Method, Transform
 
 WIDE = 768
-"""Width from which a ViT's auto is the official code's: with that, narrower ones hardly learn at first."""
+"""Width from which a ViT begins with the official weights: with them narrower ones hardly learn at first."""
 
 
 class Task(NamedTuple):
@@ -105,10 +105,7 @@ class MFM(Method):
             "exactly round(low_share · batch) inputs keep the low frequencies (ours; official: a coin each)",
         )
         reduction: Literal["pooled", "per_sample", "balanced"] = setting(
-            AUTO,
-            "mean over all bins of the batch (official), per image first, or per task first (ours); "
-            "auto: balanced in a ViT narrower than 768",
-            auto=True,
+            "pooled", "mean over all bins of the batch (official), per image first, or per task first (ours)"
         )
         target: Literal["missing", "all"] = setting(
             "missing", "bins of the loss: those that an input lacks (official), or all (the paper's ablation)"
@@ -170,13 +167,11 @@ class MFM(Method):
     def resolve(config: Config, family: str, info: Info) -> dict[str, tuple[Any, str]]:
         """Values for the settings left at auto, each with its reason."""
         side, narrow = min(info.size, info.native), 0 < info.width < WIDE
-        by_task = narrow and config.corruption == "frequency" and config.target == "missing"
-        paper, other = "the paper's", f"a ViT of width {info.width} hardly learns with the paper's"
+        other = f"a ViT of width {info.width} hardly learns with the paper's"
         return {
             "radius": (round(16 * side / 224, 2), f"16 bins at 224 px, scaled to {side} px"),
             "low_share": (0.3 if family == "cnn" else 0.5, f"the paper's for a {family}"),
-            "reduction": ("balanced", other) if by_task else ("pooled", paper),
-            "initialization": ("mae", other) if narrow else ("official", paper),
+            "initialization": ("mae", other) if narrow else ("official", "the paper's"),
         }
 
     def transform(self) -> Transform:
