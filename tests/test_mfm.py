@@ -29,7 +29,6 @@ from sslkit.frequency import spectral_error
 from sslkit.initialization import initialize_vit_
 from sslkit.methods.base import Clock, Info
 from sslkit.methods.mfm import MFM
-from sslkit.timm_models import token_width
 from sslkit.training.engine import train
 from sslkit.training.optim import CosineSchedule, parameter_groups
 
@@ -599,14 +598,15 @@ def test_radius_follows_what_the_images_hold(
     ],
 )
 def test_first_weights_follow_the_width(family: str, name: str, kind: str) -> None:
-    info = Info(100, 224, 224, token_width(name) if name else 0)
+    info = Info(100, 224, 224, name)
     assert MFM.resolve(MFM.Config(), family, info)["initialization"][0] == kind
 
 
 def test_a_hybrid_gets_the_weights_of_mae_too() -> None:
     method = make("vit_tiny_r_s16_p8_224", 64, None, initialization="mae")
     weight = method.encoder.model.patch_embed.proj.weight.flatten(1)
-    assert weight.abs().max() <= math.sqrt(6 / sum(weight.shape))
+    bound = math.sqrt(6 / sum(weight.shape))
+    assert 0.95 * bound < weight.abs().max() <= bound
     assert method.encoder.model.pos_embed[0, 1:].square().sum(1).allclose(torch.tensor(192 / 2))
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sslkit.backbones import Encoder
 from sslkit.data.picture import Picture
 from sslkit.data.sources import ImageSet
+from sslkit.timm_models import token_width
 
 Batch = dict[str, Tensor]
 """One batch on the device: "index" int64 [B], the images' stable positions in the data set, and what
@@ -35,7 +36,12 @@ class Info:
     count: int  # images in the set
     size: int  # side of a view, pixels
     native: int  # median short side of the stored images, pixels
-    width: int = 0  # of a ViT's tokens; 0 for other backbones, and where nothing is left to resolve
+    backbone: str = ""  # timm's name of it
+
+    @property
+    def width(self) -> int:
+        """Of a ViT's tokens; 0 without a backbone. Building one block tells it: ask only where it counts."""
+        return token_width(self.backbone) if self.backbone else 0
 
 
 @dataclass(frozen=True)

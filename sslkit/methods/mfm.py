@@ -166,12 +166,13 @@ class MFM(Method):
     @staticmethod
     def resolve(config: Config, family: str, info: Info) -> dict[str, tuple[Any, str]]:
         """Values for the settings left at auto, each with its reason."""
-        side, narrow = min(info.size, info.native), 0 < info.width < WIDE
-        other = f"a ViT of width {info.width} hardly learns with the paper's"
+        side, first = min(info.size, info.native), ("official", "the paper's")
+        if family == "vit" and config.initialization == AUTO and 0 < (width := info.width) < WIDE:
+            first = ("mae", f"a ViT of width {width} hardly learns with the paper's")
         return {
             "radius": (round(16 * side / 224, 2), f"16 bins at 224 px, scaled to {side} px"),
             "low_share": (0.3 if family == "cnn" else 0.5, f"the paper's for a {family}"),
-            "initialization": ("mae", other) if narrow else ("official", "the paper's"),
+            "initialization": first,
         }
 
     def transform(self) -> Transform:
@@ -264,7 +265,8 @@ class MFM(Method):
         """
         images, index = batch["image"], batch["index"]
         first_half = torch.arange(len(images), device=images.device) < (len(images) + 1) // 2
-        inputs, keep_low, cutoff = self.task(images, index, Clock(0, 1, 1), first_half)
+        clock = Clock(step=0, steps=1, steps_per_epoch=1)
+        inputs, keep_low, cutoff = self.task(images, index, clock, first_half)
         prediction = self.encoder.denormalize(self.predict(inputs)[0].float())
         flag = keep_low[:, None, None, None]
         lows = low_pass(torch.where(flag, images, prediction), cutoff)

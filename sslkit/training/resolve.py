@@ -18,7 +18,7 @@ from sslkit.errors import UserError
 from sslkit.methods import load, short_name
 from sslkit.methods.base import Info
 from sslkit.paths import next_folder
-from sslkit.timm_models import named_patch, token_width
+from sslkit.timm_models import named_patch
 from sslkit.training.choices import Chooser, reading_workers
 from sslkit.training.device import pick_precision
 from sslkit.weights import Architecture, architecture
@@ -85,7 +85,7 @@ def resolve(config: PretrainConfig, count: int, native: int, device: torch.devic
         "the next free name",
     )
     method, kind = load(config.method_name), _kind(backbone)
-    info = Info(count, size, native, token_width(backbone) if kind == "vit" else 0)
+    info = Info(count, size, native, backbone)
     for key, (value, reason) in method.resolve(config.method, kind, info).items():
         choice(key if "." in key else f"method.{key}", value, reason)
     adamw = choice("optim.name", "adamw", "suits every backbone") == "adamw"
