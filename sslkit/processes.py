@@ -127,11 +127,24 @@ def watched(step: Callable[[], int]) -> Iterator[None]:
         ) from None
 
 
+_OUT_OF_MEMORY = (
+    "out of memory",  # "CUDA error: …", "CUDA driver error: …", "HIP error: …", "MPS backend …", NCCL's
+    "allocate memory",  # DefaultCPUAllocator, by system: "can't …", "not enough memory: you tried to …"
+    "you tried to allocate",
+    "invalid buffer size",  # MPS, of one tensor that is too large
+    "alloc_failed",  # CUBLAS_STATUS_…, CUDNN_STATUS_…, CUFFT_…, CUSOLVER_STATUS_…, CUSPARSE_STATUS_…
+    "allocation_failed",  # CUDNN_STATUS_INTERNAL_ERROR_DEVICE_…, …_HOST_…
+    "unable to find an engine",  # cuDNN, where no workspace fits: torch swallows what the allocator said
+    "unable to find a valid cudnn algorithm",
+    "bad_alloc",  # oneDNN's and other C++
+)
+
+
 def memory_ran_out(problem: Exception) -> bool:
-    """Whether that is what it says; the CPU's allocator raises a RuntimeError."""
-    return isinstance(problem, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(problem, RuntimeError) and "can't allocate memory" in str(problem)
-    )
+    """Whether that is what it says. Only torch's own allocators on GPUs have an exception of their own."""
+    if isinstance(problem, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(problem, RuntimeError) and any(text in str(problem).lower() for text in _OUT_OF_MEMORY)
 
 
 def here(step: int) -> str:

@@ -200,7 +200,8 @@ def data_loader(
         collate_fn=collate,
         worker_init_fn=_start_worker,
         prefetch_factor=_PREFETCH if workers else None,
-        pin_memory=torch.cuda.is_available(),
+        # The device was opened before any loader, by its first tensor; a run on the CPU must not open one.
+        pin_memory=torch.cuda.is_initialized(),  # type: ignore[no-untyped-call]
         timeout=LOOK if workers else 0,
         # Its own generator: DataLoader would otherwise take a number from the global one, which is saved
         # and restored with a run.

@@ -30,6 +30,7 @@ from sslkit.evaluation.outcome import (
 from sslkit.evaluation.scores import Scores, scores
 from sslkit.methods.base import Clock
 from sslkit.training import checkpoint
+from sslkit.training.acceleration import search_convolutions
 from sslkit.training.engine import Step, train
 from sslkit.training.memory import OutOfMemory, images_at_once, note_at_once
 from sslkit.training.nonfinite import NonFinite
@@ -61,6 +62,7 @@ class FinetuneSession:
             balance=config.data.balance,
             keep_best=config.run.keep == "best",
         ).to(self.device)
+        search_convolutions(self.device)
         per_epoch = len(training) // config.run.batch_size
         self.clock = Clock(0, config.schedule.epochs * per_epoch, per_epoch, config.run.seed)
         self.optimizer, self.schedule = optimisation(plan.model, config, self.clock)

@@ -27,7 +27,7 @@ SHARE = 0.9
 
 
 def accelerate_(network: nn.Module, config: PretrainConfig, device: torch.device) -> None:
-    """What the configuration asks of every encoder in a method: `model.checkpointing` and `run.compile`.
+    """The fastest convolutions, and what is asked of every encoder: `model.checkpointing` and `run.compile`.
 
     Names, weights and results stay; a copy made before (a teacher) is an encoder of its own.
 
@@ -35,12 +35,19 @@ def accelerate_(network: nn.Module, config: PretrainConfig, device: torch.device
         UserError: the backbone can't be checkpointed, or nothing can be compiled here.
     """
     encoders = [module for module in network.modules() if isinstance(module, Encoder)]
+    search_convolutions(device)
     for encoder in encoders if config.model.checkpointing else []:
         encoder.checkpoint_activations_()
     if config.run.compile:
         require_compiler(device)
         for piece in (piece for encoder in encoders for piece in pieces(encoder)):
             piece.compile()  # in place: the module keeps its name, class and state
+
+
+def search_convolutions(device: torch.device) -> None:
+    """Let cuDNN time its algorithms once for each size of convolution: sizes stay while a run trains."""
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
 
 
 def pieces(encoder: Encoder) -> Iterator[nn.Module]:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 import sslkit
 from sslkit.errors import UserError, first_line
+from sslkit.training import generators
 from sslkit.training.locks import alive
 from sslkit.training.optim import match_memory_
 from sslkit.weights import save, sha256
@@ -57,7 +58,10 @@ class Snapshot:
 
 def snapshot(method: nn.Module, optimizer: torch.optim.Optimizer, copy: bool = False) -> Snapshot:
     """The present state; with `copy`, on the CPU and untouched by later steps."""
-    parts = method.state_dict(), {**_optimizer_tensors(optimizer), **_generator_states()}
+    parts = (
+        method.state_dict(),
+        {**_optimizer_tensors(optimizer), **generators.states(generators.device_of(method))},
+    )
     if not copy:
         return Snapshot(*parts)
     return Snapshot(*({name: t.detach().to("cpu", copy=True) for name, t in part.items()} for part in parts))
@@ -221,9 +225,7 @@ def restore(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> 
     state = read_state(path)
     restore_weights(path, method)
     tensors = load_file(path / "optimizer.safetensors")
-    torch.set_rng_state(tensors.pop("generator.cpu"))
-    if (cuda := tensors.pop("generator.cuda", None)) is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(cuda)
+    generators.restore_(tensors, generators.device_of(method))
     entries: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, _, key = name.partition(".")
@@ -265,13 +267,6 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         for index, state in entries.items()
         for key, value in state.items()
     }
-
-
-def _generator_states() -> dict[str, Tensor]:
-    states = {"generator.cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["generator.cuda"] = torch.cuda.get_rng_state()
-    return states
 
 
 def _as_json(content: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -14,16 +15,19 @@ from sslkit import place
 from sslkit.config import AUTO
 from sslkit.errors import UserError, nearest
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "tf32", "bfloat16"]
 
 
 def pick_device(wanted: str = AUTO) -> torch.device:
-    """ "auto": a CUDA device, else Apple's, else the CPU. Of several processes each gets a CUDA device.
+    """ "auto": a CUDA device, else Apple's, else the CPU. It becomes torch's current one.
+
+    Of several processes each gets a CUDA device of its own, whichever number was asked for: one that a single
+    process has written into config.toml is that of nobody else.
 
     Raises:
         UserError: no such device here, or fewer than processes.
     """
-    if place.placed() and torch.cuda.is_available() and wanted in (AUTO, "cuda"):
+    if place.placed() and torch.cuda.is_available() and kind(wanted) in (AUTO, "cuda"):
         if place.local_count() > torch.cuda.device_count():
             count = torch.cuda.device_count()
             raise UserError(f"{place.local_count()} processes and {count} CUDA devices", f"--devices {count}")
@@ -33,22 +37,60 @@ def pick_device(wanted: str = AUTO) -> torch.device:
         best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         return torch.device(best)
     try:
-        torch.zeros(1, device=wanted)
-        return torch.device(wanted)
+        device = torch.device(wanted)
+        if device.type == "cuda" and device.index is not None:
+            # Random generators, pinned memory and libraries' handles are those of the current device.
+            torch.cuda.set_device(device)
+        torch.zeros(1, device=device)
+        return device
     except (RuntimeError, AssertionError, NotImplementedError):
         raise UserError(f"no device {wanted!r} here", f"--device {pick_device()} works") from None
 
 
+def kind(device: str) -> str:
+    """ "cuda" of "cuda:1"."""
+    return device.partition(":")[0]
+
+
+def idle_within(seconds: float, device: torch.device) -> bool:
+    """Whether all work that was given to the device is done, or gets done in that time.
+
+    Nothing of it is waited for without end: an exchange with a process that is gone never finishes.
+    """
+    if device.type != "cuda":
+        return True
+    now = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    end = time.monotonic() + seconds
+    now.record(torch.cuda.current_stream(device))
+    while not now.query():  # type: ignore[no-untyped-call]
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
 def pick_precision(wanted: str, device: torch.device) -> Precision:
-    """ "auto": bfloat16 where the chip multiplies it natively, else float32."""
-    if wanted in ("float32", "bfloat16"):
-        return "bfloat16" if wanted == "bfloat16" else "float32"
-    if wanted != AUTO:
-        known = (AUTO, *get_args(Precision))
+    """ "auto": bfloat16 where the chip multiplies it natively, else float32.
+
+    Raises:
+        UserError: no such precision, or not on this device.
+    """
+    known = (AUTO, *get_args(Precision))
+    if wanted not in known:
         raise UserError(f"--precision: {wanted!r} is not one of {', '.join(known)}", nearest(wanted, known))
+    if wanted == "tf32" and not _ampere(device):
+        problem = f"--precision tf32 (run.precision): {device.type} has none, NVIDIA's GPUs do from Ampere on"
+        raise UserError(problem, "float32")
+    if wanted != AUTO:
+        return wanted  # type: ignore[return-value]
     if device.type == "cuda":
-        return "bfloat16" if torch.cuda.get_device_capability(device)[0] >= 8 else "float32"
+        return "bfloat16" if _ampere(device) else "float32"
     return "bfloat16" if device.type == "cpu" and _cpu_has_bfloat16() else "float32"
+
+
+def _ampere(device: torch.device) -> bool:
+    """Whether it is an NVIDIA GPU that multiplies bfloat16 and TF32: of compute capability 8.0 or newer."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
 
 
 def _cpu_has_bfloat16() -> bool:
@@ -61,14 +103,29 @@ def _cpu_has_bfloat16() -> bool:
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """Mixed precision for the encoder; frequency work leaves it by itself."""
+    """Mixed precision for the encoder; frequency work leaves it by itself.
+
+    On CUDA it also settles, until the next call, what float32 means: TF32 in products and convolutions alike
+    with "tf32", else in neither. torch by itself rounds those of convolutions alone, so that a CNN's float32
+    would be another than a ViT's. It stays after the context, as the backward pass needs it too.
+    """
+    if device.type == "cuda":
+        _round_float32(precision == "tf32")
     return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+
+
+def _round_float32(to_tf32: bool) -> None:
+    # The older of torch's two sets of switches: it is in every version and keeps the newer one in step, where
+    # torch refuses to read the older one after the newer one alone was set.
+    torch.backends.cuda.matmul.allow_tf32 = to_tf32
+    torch.backends.cudnn.allow_tf32 = to_tf32
 
 
 def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
     """A batch's tensors on the device. Pictures travel as uint8 and become float in [0, 1] there."""
+    # Only CUDA copies what is not pinned before it returns. On MPS the batch could be freed before its copy.
     moved = {
-        name: value.to(device, non_blocking=True)
+        name: value.to(device, non_blocking=device.type == "cuda")
         for name, value in batch.items()
         if isinstance(value, Tensor)
     }

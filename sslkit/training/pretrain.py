@@ -24,7 +24,7 @@ from sslkit.methods.base import Method
 from sslkit.training import checkpoint
 from sslkit.training.acceleration import accelerate_, fitted
 from sslkit.training.changes import image_changes, list_images, setting_changes, settings_of
-from sslkit.training.device import pick_device
+from sslkit.training.device import kind, pick_device
 from sslkit.training.launch import launch
 from sslkit.training.locks import locked
 from sslkit.training.loggers import require
@@ -95,9 +95,10 @@ def _held(run: RunFolder, console: Console) -> Iterator[None]:
 
 
 def _agreed(ready: Resolved) -> Resolved:
-    """The same configuration in every process, and how many there are."""
-    config = ready.config
-    run = replace(config.run, out=processes.told(config.run.out), devices=distributed.world())
+    """The same configuration in every process, and how many there are; each one's GPU is its own affair."""
+    config, world = ready.config, distributed.world()
+    device = kind(config.run.device) if world > 1 else config.run.device
+    run = replace(config.run, out=processes.told(config.run.out), devices=world, device=device)
     return replace(ready, config=replace(config, run=run))
 
 

@@ -49,7 +49,7 @@ class Rates:
             cures += [] if self.kept else ["sslkit pack"]
             return "the loader is the limit: " + (", or ".join(cures) or "a smaller --size")
         cures = [] if config.run.compile else ["--compile"]
-        cures += ["--precision bfloat16"] if config.run.precision == "float32" else []
+        cures += ["--precision bfloat16"] if config.run.precision in ("float32", "tf32") else []
         if config.run.device.startswith("cuda"):
             cures.append("a larger --batch-size")
         return "the model is the limit: " + (", ".join(cures) or "a smaller --size or --backbone")

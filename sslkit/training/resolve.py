@@ -71,7 +71,7 @@ def resolve(config: PretrainConfig, count: int, native: int, device: torch.devic
         "a first guess; the clock decides" if config.run.max_time else f"{count:,} images",
     )
     choice("schedule.warmup_epochs", round(epochs / 15, 2), "a fifteenth of the epochs, as in the paper")
-    choice("run.precision", pick_precision(AUTO, device), "what the chip multiplies fastest")
+    choice("run.precision", pick_precision(config.run.precision, device), "what the chip multiplies fastest")
     choice("run.device", str(device), "found here")
     choice("run.micro_batch", 0, "the whole batch, or what fits a GPU")
     choice("data.workers", reading_workers(not large), "processor cores")

@@ -27,6 +27,7 @@ from sslkit.methods.base import Clock, Method
 from sslkit.training.books import Books
 from sslkit.training.changes import settings_of
 from sslkit.training.deadline import Deadline
+from sslkit.training.device import idle_within
 from sslkit.training.engine import Step, train
 from sslkit.training.launch import say_writing
 from sslkit.training.memory import OutOfMemory, images_at_once
@@ -36,6 +37,9 @@ from sslkit.training.resolve import Resolved, interval, seconds_of
 from sslkit.training.run import RunFolder
 from sslkit.training.signals import Interrupted, Wishes, listening
 from sslkit.training.writer import Writer, save_due
+
+_LAST_STEP = 20.0
+"""Seconds for a GPU to end its last step when another process is gone."""
 
 
 class Session:
@@ -152,8 +156,7 @@ class Session:
                 if at_once := processes.word("images at once"):
                     self.books.take(at_once)
                 say_writing()
-                self._save(done)  # what was learned is kept; nothing is wrong with it
-                self.writer.settle()
+                self._keep(done)
                 raise
 
     def _agreed(self, wishes: Wishes, clock: Clock) -> tuple[int, bool]:
@@ -194,6 +197,17 @@ class Session:
         self.books.note(self.run.update, step=step)
         self.saved = time.monotonic()
         self.books.saving += self.saved - began
+
+    def _keep(self, step: int) -> None:
+        """Save before an end that is no fault of the weights.
+
+        Not where the GPU still waits for a process that is gone: a copy would wait as well, without end.
+        """
+        if world() == 1 or idle_within(_LAST_STEP, self.device):
+            self._save(step)
+            self.writer.settle()
+        elif rank() == 0:
+            self.console.warn(f"step {step} is not saved: {self.device} waits for a process that is gone")
 
     def _picture(self, done: int) -> None:
         """The method's panels for the first images of the set."""
