@@ -4,13 +4,22 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := sslkit tests benchmarks
 
-.PHONY: demo test lint faults clean
+# Every package that sslkit needs, in the oldest version that pyproject.toml allows.
+OLDEST = $(shell $(PYTHON) -c "import tomllib; print(*(line.replace('>=', '==') for line in \
+  tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']))")
+PYTEST := pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+
+.PHONY: demo test test-oldest lint faults clean
 
 demo: .venv/.installed
 	$(BIN)/sslkit demo
 
 test: lint
-	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+	$(BIN)/$(PYTEST)
+
+# The suite again, in an environment of its own; `make test` has the newest of everything.
+test-oldest: .venv-oldest/.installed
+	.venv-oldest/bin/$(PYTEST)
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check $(SOURCES)
@@ -25,7 +34,7 @@ faults: .venv/.installed-dev
 	$(BIN)/python tests/faults/hostile.py
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -41,3 +50,8 @@ clean:
 .venv/.installed-dev: pyproject.toml .venv/.made
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@ .venv/.installed
+
+.venv-oldest/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet $(OLDEST) --editable '.[dev]'
+	@touch $@

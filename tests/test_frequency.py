@@ -23,12 +23,16 @@ from sslkit.frequency import (
     kept_bins,
     low_pass,
     masked_spectral_loss,
+    power_spectrum,
     rhombus,
+    spectrum_crop,
     square,
     strongest,
+    swap_amplitude,
     symmetrise,
 )
 from sslkit.frequency.pruned import pruned_for
+from sslkit.frequency.transform import irfft2, rfft2
 
 SIZES = [(7, 7), (8, 8), (7, 8), (8, 7), (9, 12), (225, 225), (223, 224), (1, 5), (5, 1), (2, 2)]
 
@@ -320,3 +324,28 @@ WRONG = [
 def test_errors_name_the_value_and_what_was_expected(kind, message, call) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(kind, match=message):
         call()
+
+
+def test_transforms_of_nothing_are_empty() -> None:
+    """torch 2.14's MKL refuses them; every function that transforms takes a batch of no images."""
+    nothing = torch.zeros(0, 3, 8, 6, requires_grad=True)
+    spectrum = rfft2(nothing, "ortho")
+    assert (spectrum.shape, spectrum.dtype) == ((0, 3, 8, 4), torch.complex64)
+    images = irfft2(spectrum, (8, 6), "ortho")
+    images.sum().backward()
+    assert (images.shape, images.dtype, nothing.grad is not None) == ((0, 3, 8, 6), torch.float32, True)
+    whole = torch.rand(2, 3, 8, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(rfft2(whole), torch.fft.rfft2(whole))
+    assert torch.allclose(irfft2(rfft2(whole, "ortho"), (8, 7), "ortho"), whole)
+    empty, none = nothing.detach(), torch.zeros(0, dtype=torch.bool)
+    for result in (
+        low_pass(empty, 2),
+        high_pass(empty, 2.0),
+        low_pass(torch.zeros(0, 3, 64, 64), 4),  # by matrix products
+        corrupt(empty, none, 2),
+        power_spectrum(empty),
+        swap_amplitude(empty, none.long(), 2),
+        strongest(empty, 0.5),
+        spectrum_crop(empty, 4),
+    ):
+        assert len(result) == 0

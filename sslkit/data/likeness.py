@@ -32,6 +32,10 @@ HASH_BITS = 4
 """Bits in which the hashes of near duplicates may differ."""
 COLOUR_LEVELS = 16.0
 """Mean difference of 4 x 4 pixels, of 255, up to which two images have the same colours."""
+SAME_HASH_BITS, SAME_COLOUR_LEVELS = 12, 2.0
+"""The same limits for images whose colours are the same but for rounding. Of a drawing or a gradient most
+coefficients of the hash are zero, as is their median, so that the rounding of whatever JPEG encoder is
+installed decides many bits."""
 _BANDS = (0, 13, 26, 39, 52, 64)
 _REACH = 1024  # neighbours within a bucket that are compared, so that time stays linear in the images
 _SIDE = 32
@@ -70,8 +74,9 @@ def near_groups(looks: Looks) -> NDArray[np.int64]:
     """For each of [N] images the position of the first image of its group; its own where it stands alone.
 
     Two images are joined when their hashes differ in at most HASH_BITS bits and their colours by at most
-    COLOUR_LEVELS; groups are what is joined by any chain. Five bands of bits: if four bits differ, one band
-    is equal, so only images within one bucket of a band are compared, by walking the sorted bucket.
+    COLOUR_LEVELS, or by SAME_HASH_BITS and SAME_COLOUR_LEVELS; groups are what is joined by any chain. Five
+    bands of bits: if four bits differ, one band is equal (and of more bits that differ most often one), so
+    only images within one bucket of a band are compared, by walking the sorted bucket.
     """
     group: NDArray[np.int64] = np.arange(len(looks))
     hashes, colours = looks["hash"], looks["colours"].astype(np.int16)
@@ -87,9 +92,11 @@ def near_groups(looks: Looks) -> NDArray[np.int64]:
             first, second = order[here], order[here + step]
             apart = group[first] != group[second]
             first, second = first[apart], second[apart]
-            alike = _bits(hashes[first] ^ hashes[second]) <= HASH_BITS
-            first, second = first[alike], second[alike]
-            alike = np.abs(colours[first] - colours[second]).mean(1) <= COLOUR_LEVELS
+            bits = _bits(hashes[first] ^ hashes[second])
+            near = bits <= SAME_HASH_BITS
+            first, second, bits = first[near], second[near], bits[near]
+            levels = np.abs(colours[first] - colours[second]).mean(1)
+            alike = ((bits <= HASH_BITS) & (levels <= COLOUR_LEVELS)) | (levels <= SAME_COLOUR_LEVELS)
             _join_(group, first[alike], second[alike])
     return group
 

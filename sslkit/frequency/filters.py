@@ -12,6 +12,7 @@ from torch import Tensor
 from sslkit.frequency.devices import fourier_device, full_precision
 from sslkit.frequency.masks import Cutoff, at_least_float32, low_mask
 from sslkit.frequency.pruned import pruned_for
+from sslkit.frequency.transform import irfft2, rfft2
 
 
 def low_pass(images: Tensor, radius: Cutoff) -> Tensor:
@@ -83,12 +84,9 @@ def _filter(images: Tensor, radius: Cutoff, sign: Tensor | float = 1.0) -> Tenso
         return _filter(images.to(place), radius, sign).to(images.device)
     exact = at_least_float32(images)
     mask = low_mask(radius, images)
-    if len(images) == 0:
-        return exact.clone()
     with full_precision(images.device):
         pruned = None if isinstance(radius, Tensor) else pruned_for(exact, radius)
         if pruned is None:
-            spectrum = torch.fft.rfft2(exact).mul_(mask * sign)
-            filtered: Tensor = torch.fft.irfft2(spectrum, s=images.shape[-2:])
-            return filtered
+            spectrum = rfft2(exact).mul_(mask * sign)
+            return irfft2(spectrum, images.shape[-2:])
         return pruned.synthesise(pruned.analyse(exact) * (pruned.restrict(mask) * sign))

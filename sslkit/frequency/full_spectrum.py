@@ -12,6 +12,7 @@ from torch import Tensor
 from sslkit.frequency.devices import full_precision
 from sslkit.frequency.losses import FLOOR, check_pair, spectral_error
 from sslkit.frequency.masks import at_least_float32, column_weights
+from sslkit.frequency.transform import rfft2
 
 
 def spectral_loss(prediction: Tensor, target: Tensor, gamma: float = 1.0, patches: int = 1) -> Tensor:
@@ -48,7 +49,7 @@ def focal_spectral_loss(
         return at_least_float32(prediction).sum()
     with full_precision(prediction.device):
         difference = at_least_float32(prediction) - at_least_float32(target)
-        spectrum = torch.view_as_real(torch.fft.rfft2(difference, norm="ortho"))
+        spectrum = torch.view_as_real(rfft2(difference, norm="ortho"))
         power = spectrum.square().sum(-1) + FLOOR
         weight = power.detach().sub(FLOOR).clamp(min=0).pow(focus / 2)
         weight = weight.log1p() if logarithm else weight

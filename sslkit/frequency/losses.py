@@ -21,6 +21,7 @@ from sslkit.frequency.devices import fourier_device, full_precision
 from sslkit.frequency.filters import check_images, check_keep_low
 from sslkit.frequency.masks import Cutoff, at_least_float32, column_weights, kept_bins, low_mask
 from sslkit.frequency.pruned import PrunedDFT, pruned_for
+from sslkit.frequency.transform import irfft2, rfft2
 
 Reduction = Literal["pooled", "per_sample", "balanced"]
 FLOOR = 1e-12  # inside the root, so that its gradient at zero is finite (official)
@@ -161,10 +162,7 @@ def _gradient(ctx: Any, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
     def images(index: Tensor | None, pruned: PrunedDFT | None, slope: Tensor) -> Tensor:
         with full_precision(scale.device):
-            if pruned is None:
-                part: Tensor = torch.fft.irfft2(slope, s=ctx.shape[-2:], norm="ortho")
-            else:
-                part = pruned.synthesise(slope)
+            part = pruned.synthesise(slope) if pruned else irfft2(slope, ctx.shape[-2:], "ortho")
         return part.mul_((scale if index is None else scale[index])[:, None, None, None]).to(dtype)
 
     if ctx.parts[0][0] is None:
@@ -193,7 +191,7 @@ def _parts(images: Tensor, keep_low: Tensor, low: Tensor, radius: float | None) 
 
 def _distance(difference: Tensor, part: _Part, gamma: float) -> tuple[Tensor, Tensor]:
     """The summed distance [B] of one part and the (half or band) spectrum of its gradient."""
-    spectrum = part.pruned.analyse(difference) if part.pruned else torch.fft.rfft2(difference, norm="ortho")
+    spectrum = part.pruned.analyse(difference) if part.pruned else rfft2(difference, norm="ortho")
     real, imaginary = torch.view_as_real(spectrum).unbind(-1)
     power = torch.addcmul(real * real, imaginary, imaginary).add_(FLOOR)
     value = power.sqrt() if gamma == 1 else power.pow(gamma / 2)

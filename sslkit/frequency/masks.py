@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sslkit.frequency.devices import full_precision
+from sslkit.frequency.transform import rfft2
 
 Cutoff = float | Tensor
 """What is low: a radius in bins, radii [B] (one per image), or a mask over the half-plane,
@@ -100,7 +101,7 @@ def strongest(images: Tensor, share: float) -> Tensor:
     if images.numel() == 0:
         return torch.zeros(len(images), 1, height, width // 2 + 1, dtype=torch.bool, device=images.device)
     with full_precision(images.device):
-        spectrum = torch.view_as_real(torch.fft.rfft2(at_least_float32(images.detach())))
+        spectrum = torch.view_as_real(rfft2(at_least_float32(images.detach())))
     power = _mirror_own_columns(spectrum.square().sum((1, -1)), width)  # [B, H, W // 2 + 1]
     order = power.flatten(1).sort(dim=1, descending=True)
     weight = column_weights(width, images.device).expand(height, -1).reshape(-1)

@@ -28,7 +28,8 @@ class PrunedDFT(NamedTuple):
 
     def analyse(self, images: Tensor) -> Tensor:
         """images [B, C, H, W] → their low bins, complex [B, C, 2 reach - 1, reach]."""
-        lines = (images.reshape(-1, images.shape[-1]) @ self.columns).view(*images.shape[:-1], -1, 2)
+        pairs = self.columns.shape[1] // 2  # not -1, which a batch of nothing leaves open
+        lines = (images.reshape(-1, images.shape[-1]) @ self.columns).view(*images.shape[:-1], pairs, 2)
         return (self.rows @ torch.view_as_complex(lines))[..., : self.reach]
 
     def synthesise(self, bins: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from sslkit.frequency.devices import full_precision
 from sslkit.frequency.filters import check_images
 from sslkit.frequency.masks import at_least_float32, square
+from sslkit.frequency.transform import irfft2, rfft2
 
 
 def spectrum_crop(images: Tensor, size: int, align: Literal["center", "corner"] = "center") -> Tensor:
@@ -54,11 +55,11 @@ def swap_amplitude(images: Tensor, style: Tensor, radius: float) -> Tensor:
         return images
     height, width = images.shape[-2:]
     with full_precision(images.device):
-        spectrum = torch.fft.rfft2(at_least_float32(images))
+        spectrum = rfft2(at_least_float32(images))
         amplitude = spectrum.abs()
         gain = amplitude[style] / amplitude.clamp(min=1e-6 * height * width)
         inside = square(height, width, radius, images.device)
-        swapped: Tensor = torch.fft.irfft2(spectrum * gain.where(inside, 1), s=(height, width))
+        swapped = irfft2(spectrum * gain.where(inside, 1), (height, width))
         return swapped.to(images.dtype)
 
 

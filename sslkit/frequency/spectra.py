@@ -8,6 +8,7 @@ from torch import Tensor
 from sslkit.frequency.devices import full_precision
 from sslkit.frequency.filters import check_images
 from sslkit.frequency.masks import at_least_float32, full_mask
+from sslkit.frequency.transform import rfft2
 
 
 def power_spectrum(images: Tensor) -> Tensor:
@@ -16,10 +17,8 @@ def power_spectrum(images: Tensor) -> Tensor:
     Its sum is the image's energy, Σ images² (Parseval). Float32, or float64 for float64 images.
     """
     check_images(images)
-    if len(images) == 0:
-        return at_least_float32(images)
     with full_precision(images.device):
-        spectrum = torch.fft.rfft2(at_least_float32(images), norm="ortho")
+        spectrum = rfft2(at_least_float32(images), norm="ortho")
         return full_mask(torch.view_as_real(spectrum).square().sum(-1), images.shape[-1])
 
 
