@@ -219,6 +219,15 @@ def test_effective_rank_counts_directions() -> None:
     assert effective_rank(torch.tensor([[1.0, math.nan], [0.0, 1.0]])).isnan()
 
 
+def test_singular_values_that_do_not_converge_end_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(matrix: Tensor) -> Tensor:
+        assert matrix.device.type == "cpu"  # some devices have no such decomposition
+        raise torch.linalg.LinAlgError("the algorithm failed to converge")
+
+    monkeypatch.setattr(torch.linalg, "svdvals", fails)
+    assert effective_rank(torch.rand(4, 4)).isnan()
+
+
 def test_feature_std_is_one_over_root_d_when_healthy_and_0_when_collapsed() -> None:
     random = torch.Generator().manual_seed(0)
     assert feature_std(torch.randn(4000, 64, generator=random)).item() == pytest.approx(1 / 8, rel=0.02)

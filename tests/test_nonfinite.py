@@ -15,14 +15,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sslkit.config import PretrainConfig
+from sslkit.config import Optim, PretrainConfig
 from sslkit.console import Console
 from sslkit.errors import UserError
 from sslkit.methods.base import Clock
 from sslkit.methods.mfm import MFM
-from sslkit.training.engine import Step, _zero_unless_, train
+from sslkit.training.engine import Step, train
 from sslkit.training.memory import smaller
-from sslkit.training.optim import CosineSchedule
+from sslkit.training.optim import CosineSchedule, _flagged_step, build_optimizer
 from sslkit.training.pretrain import pretrain, resume
 from sslkit.visualization.report import write_report
 
@@ -69,16 +69,52 @@ def test_an_update_that_is_not_finite_is_left_out(value: float) -> None:
     assert method.weight.item() == pytest.approx(other.weight.item(), rel=1e-6)
 
 
-def test_on_a_device_the_gradient_becomes_zero_without_a_look_at_it() -> None:
-    layers = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(1))]
-    layers[0].grad, layers[1].grad = torch.tensor([math.nan, 1.0]), torch.full((3,), math.inf)
-    _zero_unless_(torch.tensor(False), layers)
-    assert layers[0].grad.tolist() == [0, 0]
-    assert layers[1].grad.tolist() == [0, 0, 0]
-    assert layers[2].grad is None
-    layers[0].grad = torch.tensor([3.0, -1.0])
-    _zero_unless_(torch.tensor(True), layers[:1])
-    assert layers[0].grad.tolist() == [3, -1]
+def optimizing(weights: nn.Parameter, name: str) -> torch.optim.Optimizer:
+    groups: list[dict[str, object]] = [{"params": [weights], "weight_decay": 0.1}]
+    return build_optimizer(groups, Optim(name=name, weight_decay=0.1), 0.1)
+
+
+def stepped(name: str, values: list[float]) -> tuple[dict[str, Tensor], Tensor]:
+    """State and weights after updates with gradients of such values, a flag beside each as on a GPU."""
+    weights = nn.Parameter(torch.linspace(-1, 1, 5))
+    optimizer = optimizing(weights, name)
+    for value in values:
+        weights.grad = torch.linspace(0, value, 5)
+        _flagged_step(weights.grad.isfinite().all(), optimizer)
+    state = {name: value.clone() for name, value in optimizer.state[weights].items()}
+    return state, weights.detach().clone()
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("before", [[], [1.0, -2.0]])
+def test_on_a_device_the_optimizer_leaves_the_update_out(name: str, before: list[float]) -> None:
+    """Weights, momentum and count of steps stay bit for bit, in a first step too."""
+    state, weights = stepped(name, [*before, math.nan, 3.0, math.inf])
+    expected, right = stepped(name, [*before, 3.0])
+    assert torch.equal(weights, right)
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[key], expected[key]) for key in state)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_a_flag_that_says_yes_changes_nothing(name: str) -> None:
+    weights, other = (nn.Parameter(torch.linspace(-1, 1, 5)) for _ in range(2))
+    for one, step in ((weights, lambda o: _flagged_step(torch.tensor(True), o)), (other, lambda o: o.step())):
+        optimizer = optimizing(one, name)
+        for value in (1.0, 2.0):
+            one.grad = torch.full((5,), value)
+            step(optimizer)
+            assert not hasattr(optimizer, "found_inf")
+    assert torch.equal(weights, other)
+
+
+def test_an_optimizer_without_such_a_flag_gets_zeros() -> None:
+    """LARS: nothing that is not finite reaches its momentum; its weight decay acts once more."""
+    state, weights = stepped("lars", [1.0, math.nan])
+    assert weights.isfinite().all()
+    assert all(value.isfinite().all() for value in state.values())
+    plain, _ = stepped("lars", [1.0, 0.0])
+    assert all(torch.equal(state[key], plain[key]) for key in state)
 
 
 # ------------------------------------------------------------------------------------------- whole runs

@@ -14,6 +14,7 @@ from torch import nn
 from sslkit.config import Optim
 from sslkit.training.optim import (
     CosineSchedule,
+    _clip_each_,
     build_optimizer,
     clip_gradients_,
     layer_scales,
@@ -283,3 +284,17 @@ def test_gradients_below_the_limit_stay_as_they_are(limit: float) -> None:
     parameter.grad = torch.tensor([3.0, 4.0])
     assert clip_gradients_([parameter], limit).item() == pytest.approx(5.0)
     assert parameter.grad.tolist() == [3.0, 4.0]
+
+
+def test_a_device_clips_every_gradient_as_the_loop_does() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(3,), (2, 5), (), (4, 3, 2, 2), (2, 5)]
+    gradients = [10 ** (number - 2) * torch.randn(s, generator=generator) for number, s in enumerate(shapes)]
+    gradients.append(torch.zeros(4))
+    parameters = [nn.Parameter(torch.zeros_like(gradient)) for gradient in gradients]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient.clone()
+        nn.utils.clip_grad_norm_(parameter, 0.5)
+    _clip_each_(gradients, 0.5)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-6, atol=0)

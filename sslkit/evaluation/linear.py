@@ -162,8 +162,9 @@ def _logits(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def stratified_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
     """Positions (rest, held): from every class `share` of its members, at least one of two or more."""
     held = torch.zeros(len(labels), dtype=torch.bool)
+    labels = labels.cpu()  # once, and not for every class
     for label in torch.unique(labels).tolist():
-        members = (labels.cpu() == label).nonzero().flatten()
+        members = (labels == label).nonzero().flatten()
         if len(members) > 1:
             order = keyed.generator(seed, 0, label, "linear split").permutation(len(members))
             held[members[torch.from_numpy(order)[: max(1, round(share * len(members)))]]] = True

@@ -151,13 +151,21 @@ def column_weights(width: int, device: torch.device | str | None = None) -> Tens
     """How often each half-plane column stands in the full plane: 2, but 1 for kx = 0 and an even width's
     Nyquist.
 
-    Float32 [W // 2 + 1]. A sum over the full plane is the weighted sum over the half.
+    Float32 [W // 2 + 1], cached: do not write into it. A sum over the full plane is the weighted sum over the
+    half.
     """
-    weights = torch.full((width // 2 + 1,), 2.0, device=device)
-    weights[0] = 1
-    if width % 2 == 0:
-        weights[-1] = 1
-    return weights
+    return _cached_column_weights(width, torch.device(device or "cpu"))
+
+
+@lru_cache(maxsize=64)
+def _cached_column_weights(width: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        weights = torch.full((width // 2 + 1,), 2.0, device=device)
+        # Slices are filled on the device; to one element a number is copied, and the host waits for the copy.
+        weights[:1] = 1
+        if width % 2 == 0:
+            weights[-1:] = 1
+        return weights
 
 
 def low_mask(cutoff: Cutoff, images: Tensor) -> Tensor:
@@ -204,8 +212,16 @@ def _mask(
         return _cached_mask(formula, height, width, check_radius(radius), place, *options)
     if radius.ndim != 1:
         raise ValueError(f"radius has shape {tuple(radius.shape)}, expected one radius per image, [B]")
-    rows, columns = (waves.float().to(radius.device) for waves in wave_numbers(height, width))
-    return formula(rows, columns, at_least_float32(radius)[:, None, None, None], *options)
+    waves = _cached_wave_numbers(height, width, radius.device)
+    return formula(*waves, at_least_float32(radius)[:, None, None, None], *options)
+
+
+@lru_cache(maxsize=64)
+def _cached_wave_numbers(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """`wave_numbers` as float32 on a device; a copy in every step would make the host wait."""
+    with torch.inference_mode(False):
+        rows, columns = wave_numbers(height, width)
+        return rows.float().to(device), columns.float().to(device)
 
 
 @lru_cache(maxsize=64)
@@ -248,7 +264,8 @@ def _butterworth(rows: Tensor, columns: Tensor, radius: float | Tensor, order: i
 
 def _mirror_own_columns(power: Tensor, width: int) -> Tensor:
     """Columns that hold both members of a pair get equal values: rounding alone would part the pair."""
-    own = [0, width // 2] if width % 2 == 0 else [0]
+    # A slice and no list of columns, which would be copied to the device.
+    own = slice(None, None, width // 2 if width % 2 == 0 else width)  # zero, and an even width's Nyquist
     column = power[..., own]
     power = power.clone()
     power[..., own] = (column + column.flip(-2).roll(1, -2)) / 2

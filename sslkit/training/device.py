@@ -129,7 +129,9 @@ def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Tenso
         for name, value in batch.items()
         if isinstance(value, Tensor)
     }
-    return {
-        name: value.float().div_(255) if value.dtype == torch.uint8 else value
-        for name, value in moved.items()
-    }
+    return {name: _fractions(value) if value.dtype == torch.uint8 else value for name, value in moved.items()}
+
+
+def _fractions(pixels: Tensor) -> Tensor:
+    """uint8 as float32 in [0, 1]: a CPU is faster in two passes, elsewhere one moves half of the bytes."""
+    return pixels.float().div_(255) if pixels.device.type == "cpu" else pixels / 255

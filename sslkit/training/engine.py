@@ -5,9 +5,8 @@
 It yields after each optimizer step; saving, logging and pictures are the caller's business, in the open.
 No callbacks, and no host synchronisation: every figure stays a tensor until somebody reads it.
 
-A loss or gradient that is not finite changes no weight. On the CPU the update is left out. Elsewhere the host
-would have to wait for the device to know, so there the gradients become zero instead: the optimizer's
-momentum and weight decay act once more, and nothing that is not finite reaches its state.
+A loss or gradient that is not finite changes no weight: the update is left out. On the CPU the host looks;
+elsewhere it would have to wait for the device to know, and the optimizer gets the flag instead (`update_if`).
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from sslkit.errors import UserError
 from sslkit.methods.base import Batch, Clock
 from sslkit.training.device import Precision, autocast, to_device
 from sslkit.training.memory import Buffers, fewer
-from sslkit.training.optim import CosineSchedule, clip_gradients_
+from sslkit.training.optim import CosineSchedule, clip_gradients_, update_if
 
 _BUFFERS = next(
     name
@@ -104,12 +103,7 @@ def train(
             grad_norm = clip_gradients_(parameters, clip, clip_by)
             metrics, embedding = _gathered(outputs, [len(part["index"]) / whole for part in parts])
             finite = distributed.agreed(grad_norm.isfinite() & metrics["loss"].isfinite())
-            updates = True
-            if device.type == "cpu":
-                updates = bool(finite)
-            else:
-                _zero_unless_(finite, parameters)
-        _update(optimizer, method, now, updates)
+        _update(optimizer, method, now, finite)
         rate = max(group["lr"] for group in optimizer.param_groups)
         yield Step(
             now,
@@ -175,17 +169,16 @@ def accumulated(
     return None
 
 
-def _update(optimizer: torch.optim.Optimizer, method: Any, clock: Clock, updates: bool) -> None:
+def _update(optimizer: torch.optim.Optimizer, method: Any, clock: Clock, finite: Tensor) -> None:
     """The end of a step: the optimizer, whose own memory is taken in the first one, and what follows it.
 
     Raises:
         UserError: memory ran out; not OutOfMemory, as some weights may have moved and must not be saved.
     """
     try:
-        if updates:
-            optimizer.step()
+        updated = update_if(finite, optimizer)
         optimizer.zero_grad(set_to_none=True)
-        if updates:
+        if updated:
             method.after_step(clock)
     except Exception as problem:
         if not processes.memory_ran_out(problem):
@@ -193,13 +186,6 @@ def _update(optimizer: torch.optim.Optimizer, method: Any, clock: Clock, updates
         cure = "a smaller --backbone, or -s optim.name=sgd, which keeps one number a weight instead of two"
         here = processes.here(clock.step + 1)
         raise UserError(f"{here}out of memory in the optimizer's step", cure, code=1) from None
-
-
-def _zero_unless_(finite: Tensor, parameters: list[torch.nn.Parameter]) -> None:
-    """Replace all gradients by zeros on the device if `finite` says no; a product would keep the NaN."""
-    for parameter in parameters:
-        if parameter.grad is not None:
-            parameter.grad = parameter.grad.where(finite, 0.0)
 
 
 def _backward(
@@ -227,6 +213,8 @@ def _gathered(
 
 def mean(name: str, values: list[Tensor], shares: list[float] | None = None) -> Tensor:
     """The mean of a metric. A task may be absent (NaN) and is left out, but a loss that is NaN must show."""
+    if len(values) == 1:
+        return values[0]
     stacked = torch.stack(values)
     # Filled on the device: a tensor made of Python's numbers would be copied there, and wait for it.
     shares = shares or [1.0] * len(values)

@@ -22,13 +22,18 @@ def feature_std(embedding: Tensor) -> Tensor:
 def effective_rank(embedding: Tensor) -> Tensor:
     """RankMe: exp of the entropy of the normalised singular values of [N, D]; between 1 and min(N, D).
 
-    Garrido et al., *RankMe*, ICML 2023, https://arxiv.org/abs/2210.02885 (rows not centred, as there). NaN if
-    any value is not finite; the decomposition itself would raise.
+    Garrido et al., *RankMe*, ICML 2023, https://arxiv.org/abs/2210.02885 (rows not centred, as there). On the
+    CPU. NaN if any value is not finite or singular values don't converge: no figure about a run may end it.
     """
-    values = torch.linalg.svdvals(embedding.float().nan_to_num(0, 0, 0))
+    rows = embedding.float().cpu()  # some devices have no such decomposition (older MPS)
+    if not rows.isfinite().all():
+        return torch.tensor(torch.nan)
+    try:
+        values = torch.linalg.svdvals(rows)
+    except torch.linalg.LinAlgError:
+        return torch.tensor(torch.nan)
     share = values / values.sum().clamp_min(1e-12) + 1e-7
-    rank = torch.exp(-(share * share.log()).sum())
-    return rank.where(embedding.isfinite().all(), torch.nan)
+    return torch.exp(-(share * share.log()).sum())
 
 
 def advice(figures: Mapping[str, float], width: int, share: float) -> str | None:

@@ -128,10 +128,13 @@ def clip_gradients_(parameters: list[nn.Parameter], limit: float, by: str = "all
 
     by: "all" measures all gradients as one vector; "tensor" each parameter's by itself (DINO).
     """
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if limit > 0 and by == "tensor":
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    if limit > 0 and by == "tensor" and norm.device.type == "cpu":
         for parameter in parameters:
             nn.utils.clip_grad_norm_(parameter, limit)
+    elif limit > 0 and by == "tensor":
+        _clip_each_(gradients, limit)
     elif limit > 0 and (norm.device.type != "cpu" or norm > limit):
         # Only the CPU may look first, and saves a pass over all gradients; elsewhere the host would wait.
         nn.utils.clip_grads_with_norm_(parameters, limit, norm)
@@ -184,3 +187,47 @@ class CosineSchedule:
         for group, start in zip(self._optimizer.param_groups, self._weight_decays, strict=True):
             if start > 0:
                 group["weight_decay"] = start + (self._weight_decay_end - start) * share
+
+
+def _clip_each_(gradients: list[Tensor], limit: float) -> None:
+    """Every gradient by itself, as `clip_grad_norm_` would, which launches ten kernels for each."""
+    norms = torch.stack(torch._foreach_norm(gradients))
+    scales = (limit / (norms + 1e-6)).clamp(max=1)
+    torch._foreach_mul_(gradients, list(scales.unbind()))
+
+
+def update_if(finite: Tensor, optimizer: torch.optim.Optimizer) -> bool:
+    """One step of the optimizer, or none if `finite` says no: a bool on the weights' device.
+
+    Returns False only where the host knows that there was none: on the CPU. Elsewhere it would have to wait
+    for the device, and the optimizer gets the flag instead.
+    """
+    if finite.device.type != "cpu":
+        _flagged_step(finite, optimizer)
+        return True
+    if finite:
+        optimizer.step()
+    return bool(finite)
+
+
+def _flagged_step(finite: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """torch's fused optimizers take such a flag from a gradient scaler, and then leave weights, momentum and
+    count of steps as they are. For others (LARS) the gradients become zero: momentum and weight decay act
+    once more, and nothing that is not finite reaches the state.
+    """
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        _zero_unless_(finite, [p for group in optimizer.param_groups for p in group["params"]])
+        optimizer.step()
+        return
+    optimizer.grad_scale, optimizer.found_inf = None, (~finite).float()  # type: ignore[attr-defined]
+    try:
+        optimizer.step()
+    finally:
+        del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]
+
+
+def _zero_unless_(finite: Tensor, parameters: list[nn.Parameter]) -> None:
+    """Replace all gradients by zeros on the device if `finite` says no; a product would keep the NaN."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad = parameter.grad.where(finite, 0.0)
