@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sslkit.data import listing
-from sslkit.data.listing import ENDINGS, image_files
+from sslkit.data.formats import ENDINGS
+from sslkit.data.listing import image_files
 from sslkit.data.loader import KeyedBatches
 from sslkit.data.names import Names, common_folder
 

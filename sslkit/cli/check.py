@@ -63,6 +63,8 @@ def _lines(audit: Audit) -> list[str]:
         lines += [
             f"{huge:,} images over 16 megapixels: made smaller once, they would be read faster every epoch"
         ]
+    if own := seen.images.left_out.own:
+        lines += [visible(own)]
     for finding in audit.findings:
         lines += _finding(finding)
     return lines if audit.findings else [*lines, "no findings"]
@@ -75,7 +77,9 @@ def _bars(histogram: Mapping[str, int]) -> list[str]:
 
 
 def _finding(finding: Finding) -> list[str]:
-    lines = [f"{finding.kind}: {counted(finding.count, 'image')}, {visible(finding.advice)}"]
+    lines = [f"{finding.kind}: {counted(finding.count, finding.noun)}, {visible(finding.advice)}"]
+    if finding.noun != "image":  # the line has said all
+        return lines
     lines += ["  ".join(["", *(visible(nearby(text)) for text in row)]) for row in finding.rows[:EXAMPLES]]
-    more = finding.count - EXAMPLES
+    more = len(finding.rows) - EXAMPLES
     return [*lines, f"  and {more:,} more; --out FILE lists all"] if more > 0 else lines

@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sslkit.checking import checked
-from sslkit.console import SILENT, Console, visible
+from sslkit.console import SILENT, Console, counted, visible
 from sslkit.data.labels import open_labelled
+from sslkit.data.left_out import LeftOut
 from sslkit.data.likeness import Looks, near_groups
 from sslkit.data.sources import open_images
 from sslkit.data.survey import Seen, see
@@ -33,12 +34,16 @@ SIDES = (8, 32, 64, 128, 224, 384, 512, 1024, 2048, 4096)
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of defect: how many images, what it means and what to do, and (path, detail) of each."""
+    """One kind of defect: how many images, what it means and what to do, and (path, detail) of each.
+
+    Of files that were passed over, `rows` are endings and how many files have them.
+    """
 
     kind: str
     count: int
     advice: str
     rows: list[tuple[str, str]]
+    noun: str = "image"
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ def audit(
         seen = see(images, workers, bar)
         seen_other = see(other, workers, bar) if other else None
     labels, classes = _labels(sources)
-    found = _defects(seen) + _doubles(seen, seen_other, labels)
+    found = [_passed(seen, seen_other), *_defects(seen), *_doubles(seen, seen_other, labels)]
     return Audit(
         seen, seen_other, [finding for finding in found if finding.count], classes, time.monotonic() - began
     )
@@ -133,6 +138,14 @@ def _labels(sources: Sequence[str]) -> tuple[dict[str, str], dict[str, int]]:
                 names = (part.classes[number] for number in part.labels or ())
                 labels |= dict(zip(part.paths, names, strict=True))
     return labels, dict(Counter(labels.values()).most_common())
+
+
+def _passed(seen: Seen, other: Seen | None) -> Finding:
+    """Files in the folders of the images that are not read."""
+    left_out = seen.images.left_out + (other.images.left_out if other else LeftOut())
+    advice = f"{left_out.kinds}: {left_out.cure or 'convert what is an image, remove what is none'}"
+    rows = [(ending or "without ending", counted(number, "file")) for ending, number in left_out.passed]
+    return Finding("passed over", left_out.count, advice, rows, "file")
 
 
 def _defects(seen: Seen) -> list[Finding]:

@@ -1,8 +1,9 @@
 """From a file to an upright RGB image, or to crops of it, or to one line that says why not.
 
 An opened file is a `Picture`: its size is known from the header, and it is decoded once, when first needed
-and no finer than needed. Pillow decodes, with an explicit list of formats (never EPS or PDF, which start
-other programs) and with our own limit on pixels, read from the header before any memory is taken.
+and no finer than needed. Pillow decodes, with an explicit list of formats (formats.py) and with our own
+limit on pixels, read from the header before any memory is taken; what a file is its content tells,
+whatever its ending.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from sslkit.data import turbo
+from sslkit.data.formats import FORMATS, open_image, turns_itself, without_waiting
 from sslkit.data.modes import to_rgb
 from sslkit.data.picture import Picture, Pixels
 from sslkit.errors import UserError
@@ -27,8 +29,6 @@ from sslkit.errors import UserError
 if TYPE_CHECKING:
     from sslkit.data.sources import ImageSet
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""What Pillow may open; a file is recognised by its content, whatever its ending says; JPEG includes MPO."""
 MAX_PIXELS = 64 * 2**20
 """Just above what a 64-megapixel camera writes; what is larger is a mistake or a decompression bomb."""
 MIN_SIDE = 8
@@ -80,7 +80,7 @@ class _Encoded(Picture):
 
     def _read_header(self) -> Image.Image:
         self._file.seek(0)
-        image = Image.open(self._file, formats=FORMATS)
+        image = open_image(self._file)
         _check_size(self.path, *image.size)
         return image
 
@@ -170,7 +170,7 @@ def native_side(images: ImageSet, sample: int = 64) -> int:
     if not sides:
         raise UserError(
             f"{images.name}: none of {len(chosen)} sampled images can be read; the last: {reason}",
-            hint="open one of them in a viewer; sslkit reads " + ", ".join(FORMATS),
+            hint="open one of them in a viewer; sslkit reads " + ", ".join(FORMATS) + ", …",
         )
     return round(statistics.median(sides))
 
@@ -179,7 +179,7 @@ def native_side(images: ImageSet, sample: int = 64) -> int:
 def _source(path: str, part: Part | None, *, at_once: bool) -> Iterator[BinaryIO]:
     """The opened file, or in memory the bytes of it that are wanted. Raises UnreadableImage."""
     with _Readable(path):
-        file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 (what its user raises is not ours)
+        file = open(path, "rb", opener=without_waiting)  # noqa: SIM115 (what its user raises is not ours)
     with file:
         with _Readable(path):
             status = os.fstat(file.fileno())
@@ -222,11 +222,6 @@ def _silently() -> warnings.catch_warnings:
     return warnings.catch_warnings(action="ignore")
 
 
-def _without_waiting(path: str, flags: int) -> int:
-    """Opens what has become a named pipe without waiting for somebody to write into it."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
 def _check_size(path: str, width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise UnreadableImage(path, f"{width}x{height} pixels, more than {MAX_PIXELS // 2**20} megapixels")
@@ -237,7 +232,7 @@ def _check_size(path: str, width: int, height: int) -> None:
 def _reason(error: Exception) -> str:
     """One printable line for any exception."""
     if isinstance(error, UnidentifiedImageError):
-        return "not an image of a known format (" + ", ".join(FORMATS) + "), or a damaged header"
+        return "not an image of a known format (" + ", ".join(FORMATS) + ", …), or a damaged header"
     if isinstance(error, Image.DecompressionBombError):
         return f"more than {MAX_PIXELS // 2**20} megapixels"
     if isinstance(error, OSError) and error.strerror:
@@ -248,7 +243,11 @@ def _reason(error: Exception) -> str:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1 … 8; 1 where there is none or the block is broken."""
+    """EXIF orientation 1 … 8; 1 where there is none, the block is broken, or the decoder has turned the
+    image.
+    """
+    if turns_itself(image):
+        return 1
     try:
         # The base class's method: a PNG's own would decode the whole file to look for a late EXIF chunk.
         value = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)

@@ -1,4 +1,5 @@
-"""The image files under a folder, in the order of their bytes; what has not changed is not read again.
+"""The image files under a folder, in the order of their bytes, and what else lies there; what has not
+changed is not read again.
 
 A folder's own change times say whether a file was added, removed or renamed in it. So what a folder held is
 kept in the user's cache, and a folder with the same times is taken from there. What is in doubt is read anew.
@@ -10,7 +11,8 @@ import hashlib
 import heapq
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -19,23 +21,21 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from sslkit.data import formats
+from sslkit.data.folders import PICTURES, drawn_in, is_system_file, is_system_folder, is_written
 from sslkit.data.names import Names
 from sslkit.files import replacing
 
-ENDINGS = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff",
-    ".ppm", ".pgm", ".pbm", ".pnm", ".mpo",
-)  # fmt: skip
-"""File endings a folder is searched for, in any case of letters."""
 KEPT_FROM = 20_000
 """Images from which a listing is kept; fewer are read in no time."""
 SETTLED = 2 * 10**9
 """Nanoseconds a folder must have been left alone: file systems count time in steps of up to two seconds."""
 
-_ENDINGS = tuple(map(os.fsencode, ENDINGS))
+_ENDINGS = tuple(map(os.fsencode, formats.ENDINGS))
 _SEPARATOR = os.fsencode(os.sep)
 _BETWEEN = b"\0"  # names: the one byte that none of them holds
-_VERSION = b"sslkit listing 1\n"
+_MARKER = os.fsencode(PICTURES)
+_VERSION = b"sslkit listing 2\n"
 
 Identity = tuple[int, int, int, int]  # device, inode, time of the last change of content, of anything
 
@@ -45,13 +45,29 @@ class Folder(NamedTuple):
 
     images: bytes
     folders: bytes
+    passed: bytes  # the endings of all files that are not read, each with its count: b"12 .txt"
+    written: bytes  # pictures that sslkit has drawn; b"./": all of the folder
+
+
+class Found(NamedTuple):
+    """What lies under a folder."""
+
+    images: Names
+    passed: Counter[str]  # ending, in small letters, "" for none → files that are not read
+    written: list[str]  # what sslkit has written, relative to the folder; a folder of its own ends in "/"
 
 
 def image_files(root: str) -> Names:
-    """Names of all image files under the absolute folder `root`, sorted by their bytes.
+    """`look_through(root).images`"""
+    return look_through(root).images
 
-    Hidden files and folders are left out, links to folders are followed, each real folder once, and folders
-    that may not be entered are passed over.
+
+def look_through(root: str) -> Found:
+    """Names of all image files under the absolute folder `root`, sorted by their bytes, and what else
+    lies there.
+
+    Hidden files and folders, what systems leave behind, and what sslkit has written are left out; links to
+    folders are followed, each real folder once, and folders that may not be entered are passed over.
     """
     kept = _kept_file(root)
     known, began = _load(kept), time.time_ns()
@@ -73,29 +89,72 @@ def image_files(root: str) -> Names:
         tree[path] = folder
         if certain and max(identity[2:]) + SETTLED <= began:
             settled[identity] = folder
-        inside = sorted(filter(None, folder.folders.split(_BETWEEN)), key=os.fsdecode, reverse=True)
+        inside = sorted(_parted(folder.folders), key=os.fsdecode, reverse=True)
         pending += [path + name + _SEPARATOR for name in inside]
     found = Names.of_bytes(_in_order(top, tree))
     if kept and len(found) > KEPT_FROM and settled.keys() != known.keys():
         _save(kept, settled)
-    return found
+    return Found(found, _passed(tree.values()), sorted(_written(top, tree), key=os.fsencode))
 
 
 def _read(path: bytes) -> tuple[Folder, bool]:
-    """A folder's content, and whether its times would tell of every change: not of those behind a link."""
-    images, folders, certain = [], [], True
+    """A folder's content, and whether its times would tell of every change.
+
+    They don't of what lies behind a link, nor of what a file without an ending holds.
+    """
+    images: list[bytes] = []
+    folders: list[bytes] = []
+    others: list[bytes] = []
+    certain, marked = True, False
     with os.scandir(path) as entries:
         for entry in entries:
             name = entry.name
             if name.startswith(b"."):
+                marked = marked or name == _MARKER
                 continue
-            if entry.is_symlink():
-                certain = False
+            certain = certain and not entry.is_symlink()
             if _is(os.DirEntry.is_dir, entry):
                 folders.append(name)
-            elif name.lower().endswith(_ENDINGS) and _is(os.DirEntry.is_file, entry):
-                images.append(name)
-    return Folder(_BETWEEN.join(sorted(images)), _BETWEEN.join(sorted(folders))), certain
+            elif _is(os.DirEntry.is_file, entry):
+                (images if name.lower().endswith(_ENDINGS) else others).append(name)
+    if is_written(others):
+        return Folder(b"", b"", b"", b"./"), certain
+    passed: Counter[bytes] = Counter()
+    for name in others:
+        if is_system_file(name):
+            continue
+        ending = formats.ending(name)
+        certain = certain and bool(ending)
+        if formats.is_image(ending) if ending else formats.looks_like_image(path + name):
+            images.append(name)
+        else:
+            passed[ending] += 1
+    drawn = drawn_in(path).intersection(images) if marked else frozenset()
+    return Folder(
+        _BETWEEN.join(sorted(set(images) - drawn if drawn else images)),
+        _BETWEEN.join(sorted(name for name in folders if not is_system_folder(name))),
+        _BETWEEN.join(b"%d %b" % (count, ending) for ending, count in sorted(passed.items())),
+        _BETWEEN.join(sorted(drawn)),
+    ), certain
+
+
+def _parted(joined: bytes) -> Iterable[bytes]:
+    return filter(None, joined.split(_BETWEEN))
+
+
+def _passed(folders: Iterable[Folder]) -> Counter[str]:
+    passed: Counter[str] = Counter()
+    for folder in folders:
+        for counted in _parted(folder.passed):
+            count, _, ending = counted.partition(b" ")
+            passed[os.fsdecode(ending)] += int(count)
+    return passed
+
+
+def _written(top: bytes, tree: Mapping[bytes, Folder]) -> Iterator[str]:
+    for path, folder in tree.items():
+        for name in _parted(folder.written):
+            yield os.fsdecode((path if name == b"./" else path + name).removeprefix(top) or name)
 
 
 def _is(kind: Callable[[os.DirEntry[bytes]], bool], entry: os.DirEntry[bytes]) -> bool:
@@ -121,7 +180,7 @@ def _in_order(top: bytes, tree: Mapping[bytes, Folder]) -> Iterator[bytes]:
 
 def _entries(path: bytes, tree: Mapping[bytes, Folder]) -> Iterator[bytes]:
     """Images and those folders that the tree holds, sorted; folders end in a separator."""
-    images, folders = (filter(None, names.split(_BETWEEN)) for names in tree[path])
+    images, folders = _parted(tree[path].images), _parted(tree[path].folders)
     inside = sorted(path + name + _SEPARATOR for name in folders)
     return heapq.merge((path + name for name in images), (name for name in inside if name in tree))
 
@@ -141,12 +200,14 @@ def _load(kept: Path | None) -> dict[Identity, Folder]:
         if version != _VERSION or hashlib.sha256(body).digest() != digest:
             return {}
         tensors = load(body)
-        images, folders = (
-            Names.of_parts(tensors[name].tobytes(), tensors[f"{name}_ends"]) for name in Folder._fields
+        if tensors["rules"].tobytes() != formats.rules().encode():
+            return {}
+        columns = (
+            Names.of_parts(tensors[name].tobytes(), tensors[f"{name}_ends"]).as_bytes()
+            for name in Folder._fields
         )
         identities = map(tuple, tensors["identities"].tolist())
-        held = map(Folder, images.as_bytes(), folders.as_bytes())
-        return dict(zip(identities, held, strict=True))
+        return dict(zip(identities, map(Folder, *columns), strict=True))
     except (OSError, SafetensorError, KeyError, ValueError):
         return {}
 
@@ -154,6 +215,7 @@ def _load(kept: Path | None) -> dict[Identity, Folder]:
 def _save(kept: Path, settled: Mapping[Identity, Folder]) -> None:
     """Replaced as a whole; a cache that can't be written is none."""
     tensors = {"identities": np.array(list(settled), dtype=np.int64).reshape(-1, 4)}
+    tensors["rules"] = np.frombuffer(formats.rules().encode(), np.uint8)
     for name in Folder._fields:
         blob, ends = Names.of_bytes(getattr(folder, name) for folder in settled.values()).parts
         tensors |= {name: np.frombuffer(blob, np.uint8), f"{name}_ends": ends}

@@ -81,6 +81,8 @@ def pack(
     """
     _check(out, settings, workers)
     images = open_images(sources, limit)
+    for line in images.left_out.lines():
+        console.say(line)
     _check_space(images, out, settings)
     count = (usable_cores() if settings.size else 0) if workers is None else workers
     unfinished = make_folder(out.with_name(f"{out.name}.partial-{os.getpid()}"))

@@ -9,9 +9,10 @@ import hashlib
 import heapq
 import itertools
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
 
@@ -20,10 +21,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sslkit import keyed
+from sslkit.console import counted
 from sslkit.data import fractal, packed
 from sslkit.data.decode import image_size, opened, read_image
 from sslkit.data.folders import refuse_no_images
-from sslkit.data.listing import ENDINGS, image_files
+from sslkit.data.formats import ENDINGS
+from sslkit.data.left_out import LeftOut
+from sslkit.data.listing import Found, look_through
 from sslkit.data.names import Names, common_folder
 from sslkit.data.picture import Picture
 from sslkit.errors import UserError, nearest_path
@@ -41,12 +45,16 @@ class ImageSet:
         name: what the user typed, for messages.
         labels: one class number per image, or None.
         classes: names of the classes, in the order of their numbers.
+        left_out: what else lies in the folders that the images were found in.
+        notes: what people should know of how images were found and divided, in one sentence each.
     """
 
     paths: Names
     name: str
     labels: tuple[int, ...] | None = None
     classes: tuple[str, ...] = ()
+    left_out: LeftOut = field(default=LeftOut(), compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "paths", Names.of(self.paths))
@@ -121,22 +129,33 @@ def open_images(sources: Sequence[str], limit: int | None = None) -> ImageSet:
         raise UserError("no images given", hint="name a folder, a .txt or .csv list, or fractal:1000")
     if limit is not None and limit < 1:
         raise UserError(f"--limit {limit}: at least 1 image expected", "leave it out to take all")
-    found = [_paths_of(source) for source in sources]
-    paths = found[0] if len(found) == 1 else _union(found)
+    found = [_found_at(source) for source in sources]
+    paths = found[0].images if len(found) == 1 else _union([one.images for one in found])
     if limit is not None and limit < len(paths):
         # The first `limit` names would be a few folders, that is, a few classes.
         paths = paths.take(np.sort(keyed.permutation(len(paths), 0, 0, 0, limit)))
-    return ImageSet(paths=paths, name=", ".join(sources))
+    return ImageSet(paths=paths, name=", ".join(sources), left_out=LeftOut.of(found))
 
 
 def images_in(folder: str) -> Names:
-    """Absolute names of the image files under `folder`, sorted by their bytes whatever the locale.
+    """`found_in(folder).images`"""
+    return found_in(folder).images
+
+
+def found_in(folder: str) -> Found:
+    """Absolute names of the image files under `folder`, sorted by their bytes whatever the locale, and
+    what else is there.
 
     Hidden files and folders are left out (`._*` of macOS too), links to folders are followed, each real
     folder once, and folders that may not be entered are passed over. May be empty.
     """
     root = os.path.abspath(folder)
-    return image_files(root) if os.path.isdir(root) else Names()
+    return look_through(root) if os.path.isdir(root) else _listed(Names())
+
+
+def _listed(images: Names) -> Found:
+    """Images that somebody or something has listed: nothing lies beside them."""
+    return Found(images, Counter(), [])
 
 
 def _union(found: Sequence[Names]) -> Names:
@@ -145,11 +164,12 @@ def _union(found: Sequence[Names]) -> Names:
     return Names.of_bytes(name for name, _ in groupby(merged))
 
 
-def none_found(source: str) -> UserError:
-    """The error for a folder without images."""
-    return UserError(
-        f"{source}: no images found", hint="looked in all folders for files ending in " + " ".join(ENDINGS)
-    )
+def none_found(source: str, found: Iterable[Found] = ()) -> UserError:
+    """The error for a folder without images, with what was found in their place."""
+    left_out = LeftOut.of(found)
+    there = f" among {counted(left_out.count, 'file')}: {left_out.kinds}" if left_out.passed else ""
+    looked = "looked in all folders for files ending in " + " ".join(ENDINGS) + " …"
+    return UserError(f"{source}: no images found{there}", left_out.cure or looked)
 
 
 def rows_of(table: str) -> list[dict[str, str]]:
@@ -174,15 +194,15 @@ def rows_of(table: str) -> list[dict[str, str]]:
     return [{**row, "path": path} for row, path in zip(rows, paths, strict=True)]
 
 
-def _paths_of(source: str) -> Names:
-    """Sorted by their bytes, each once."""
+def _found_at(source: str) -> Found:
+    """Names sorted by their bytes, each once."""
     if fractal.is_name(source):
-        return Names(fractal.names(fractal.count(source)))
+        return _listed(Names(fractal.names(fractal.count(source))))
     if not os.path.exists(source):
         cure = nearest_path(source, _beside(source) or "fractal:2000 stands for generated images")
         raise UserError(f"{source}: no such file or folder", cure)
     if os.path.isdir(source):
-        return _paths_in(source)
+        return _found_in_folder(source)
     ending = os.path.splitext(source)[1].lower()
     if ending not in (".csv", ".txt"):
         raise UserError(
@@ -190,7 +210,7 @@ def _paths_of(source: str) -> Names:
             hint="give the folder that holds the images",
         )
     listed = [row["path"] for row in rows_of(source)] if ending == ".csv" else _lines_of(source)
-    return Names(sorted(set(listed), key=os.fsencode))
+    return _listed(Names(sorted(set(listed), key=os.fsencode)))
 
 
 def _beside(source: str) -> str:
@@ -206,15 +226,15 @@ def _beside(source: str) -> str:
     return f"folders there: {shown}{', …' if len(names) > 6 else ''}" if names else ""
 
 
-def _paths_in(source: str) -> Names:
+def _found_in_folder(source: str) -> Found:
     if not os.access(source, os.R_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         raise UserError(f"{source}: the folder may not be read", "chmod u+rx, or ask its owner")
     if packed.is_pack(source):
-        return packed.names_of(source)
+        return _listed(packed.names_of(source))
     refuse_no_images(source)
-    found = images_in(source)
-    if not found:
-        raise none_found(source)
+    found = found_in(source)
+    if not found.images:
+        raise none_found(source, [found])
     return found
 
 

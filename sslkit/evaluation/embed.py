@@ -109,6 +109,8 @@ def embed(
     vector, exact = reader(encoder, readout), pick_precision(precision, place)
     asked = None if query is None else _open_query(query)
     images = open_images([data])
+    for line in images.left_out.lines():
+        console.say(line)
     if table is not None and len(images) < 2:
         raise UserError(f"{data}: one image has no neighbours", "two images or more")
     readers = reading_workers(place.type == "cpu") if workers is None else workers

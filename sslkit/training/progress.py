@@ -45,6 +45,8 @@ def announce(ready: Resolved, method: Method, images: ImageSet, console: Console
             "run": config.run.out,
         }
     )
+    for line in images.left_out.lines():
+        console.say(f"  {line}")
     tell_reasons(config, ready.reasons, console)
     _tell_given(config, ready.reasons, console)
 

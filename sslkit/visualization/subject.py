@@ -22,7 +22,7 @@ from sslkit.backbones import Encoder, check_size
 from sslkit.checking import checked, refuse_range
 from sslkit.console import SILENT, Console
 from sslkit.data.decode import UnreadableImage, native_side
-from sslkit.data.listing import ENDINGS
+from sslkit.data.formats import ending, is_image
 from sslkit.data.names import Names
 from sslkit.data.sources import ImageSet, open_images
 from sslkit.errors import UserError, nearest_path
@@ -258,7 +258,7 @@ def open_run(source: str) -> RunFolder | None:
 
 def open_pictures(sources: Sequence[str]) -> ImageSet:
     """DATA as everywhere, and single image files in the order they were named."""
-    files = [name for name in sources if name.lower().endswith(ENDINGS) and os.path.isfile(name)]
+    files = [name for name in sources if os.path.isfile(name) and is_image(ending(os.fsencode(name)))]
     others = [name for name in sources if name not in files]
     found = open_images(others).paths if others else ()
     paths = dict.fromkeys([*map(os.path.abspath, files), *found])

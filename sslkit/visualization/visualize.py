@@ -8,6 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from sslkit.console import SILENT, Console
+from sslkit.data.folders import mark_drawn
 from sslkit.errors import UserError, nearest
 from sslkit.visualization.kinds import GROUPS, KINDS, refusal
 from sslkit.visualization.style import save
@@ -60,6 +61,7 @@ def visualize(
     written = []
     for kind, figure in figures.items():
         written.append(save(figure, folder / f"{kind}.png"))
+        mark_drawn(written[-1:])
         console.say(f"{kind:<{max(map(len, figures))}} {written[-1]}")
     return written
 
