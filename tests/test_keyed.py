@@ -109,6 +109,13 @@ def test_normal_has_the_moments_of_the_normal_distribution() -> None:
     assert 4 < draws.abs().max() < 5.78
 
 
+def test_streams_together_are_the_streams_alone() -> None:
+    index = torch.arange(60).reshape(20, 3)
+    together = keyed.uniforms(5, 3, index, ["a", "b", "c"])
+    alone = [keyed.uniform(5, 3, index, stream) for stream in ("a", "b", "c")]
+    assert torch.equal(together, torch.stack(alone))
+
+
 def test_normal_draws_are_independent_within_and_between_images() -> None:
     draws = keyed.normal(0, 0, torch.arange(2000), (40,), "noise").double()
     correlation = torch.corrcoef(draws.T) - torch.eye(40)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 from torchvision.transforms.v2 import functional as reference
 
-from sslkit.augment import colour
+from sslkit.augment import colour, photometry
 from sslkit.augment.colour import (
     adjust_brightness,
     adjust_contrast,
@@ -24,7 +24,14 @@ from sslkit.augment.colour import (
     grayscale,
 )
 from sslkit.augment.geometry import RandomResizedCrop, Views, to_tensor_uint8
-from sslkit.augment.photometry import Photometry, gaussian_blur, solarize
+from sslkit.augment.photometry import (
+    Photometry,
+    View,
+    blur_by_products,
+    gaussian_blur,
+    photographed,
+    solarize,
+)
 from sslkit.data.picture import Picture
 from sslkit.training.device import to_device
 
@@ -98,6 +105,17 @@ def test_blur_is_torchvisions(images: Tensor, size: int) -> None:
     assert (gaussian_blur(images, sigmas, size) - expected).abs().max() < 2e-6
 
 
+@pytest.mark.parametrize("size", [1, 3, 9, 23])
+def test_blur_by_products_is_torchvisions(images: Tensor, size: int) -> None:
+    sigmas = torch.linspace(0.1, 3, len(images))
+    offsets = torch.arange(size) - size // 2
+    kernels = torch.softmax(-0.5 * (offsets / sigmas[:, None]) ** 2, dim=1)
+    expected = per_image(
+        lambda image, sigma: reference.gaussian_blur(image, [size] * 2, [sigma] * 2), images, sigmas
+    )
+    assert (blur_by_products(images, kernels) - expected).abs().max() < 2e-6
+
+
 def test_grayscale_and_solarize_are_torchvisions(images: Tensor) -> None:
     assert (grayscale(images) - reference.rgb_to_grayscale(images, 3)).abs().max() < 1e-6
     for threshold in (0.0, 1 / 3, 0.5, 1.0):
@@ -133,10 +151,38 @@ def test_jitter_as_a_gpu_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Six blends for every image, those of no use with weights that change nothing."""
     images, (brightness, contrast, saturation), hue, order = every_order()
     chosen = torch.arange(24) % 3 > 0
-    monkeypatch.setattr(colour, "_host_may_ask", lambda images: False)
+    monkeypatch.setattr(colour, "host_may_ask", lambda images: False)
     ours = color_jitter(images, brightness, contrast, saturation, hue, order, chosen)
     assert (ours - one_after_the_other())[chosen].abs().max() < 1e-5
     assert torch.equal(ours[~chosen], images[~chosen])
+
+
+def several_views(count: int) -> list[View]:
+    """Views of two sizes, with probabilities and strengths of four kinds."""
+    large, small = noise(count), noise(count, 20, 20)
+    weak, blurred = Photometry(0.2, 0.2, 0.1, 0.1, blur=0.1), Photometry(blur=1, solarize=0.5)
+    return [
+        View(Photometry(solarize=0.2), large, "a"),
+        View(weak, large, "b"),
+        View(Photometry(), small, "c"),
+        View(blurred, large.flip(0), "d"),
+        View(Photometry(), small.flip(3), "e"),
+        View(Photometry(**OFF), small, "f"),
+    ]
+
+
+def test_views_together_are_the_views_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU takes views of one size and strength as one batch, and blurs by products."""
+    index, views = torch.arange(60), several_views(60)
+    alone = [view.photometry(view.images, index, 1, 2, view.stream) for view in views]
+    on_cpu = photographed(views, index, 1, 2)
+    assert all(torch.equal(*pair) for pair in zip(on_cpu, alone, strict=True))
+    for module in (colour, photometry):
+        monkeypatch.setattr(module, "host_may_ask", lambda images: False)
+    for ours, expected, view in zip(photographed(views, index, 1, 2), alone, views, strict=True):
+        assert (ours - expected).abs().max() < 1e-5 or view.photometry.solarize  # which jumps at a half
+        assert ((ours - expected).abs() > 1e-5).float().mean() < 1e-3
+    assert all(torch.equal(a.images, b.images) for a, b in zip(views, several_views(60), strict=True))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -212,12 +258,11 @@ def test_all_orders_are_equally_likely() -> None:
     count = 6000
     seen: list[Tensor] = []
 
-    def record(images: Tensor, **parameters: Tensor) -> Tensor:
-        seen.append(parameters["order"])
-        return images
+    def record(images: Tensor, parameters: Tensor, order: Tensor, chosen: Tensor) -> None:
+        seen.append(order)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sslkit.augment.photometry.color_jitter", record)
+        patch.setattr("sslkit.augment.photometry.jitter_", record)
         Photometry()(torch.rand(count, 3, 1, 1), torch.arange(count), 0, 0, "first")
     orders = (seen[0] * torch.tensor([64, 16, 4, 1])).sum(1).unique(return_counts=True)[1]
     assert len(orders) == 24

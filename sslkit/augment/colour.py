@@ -8,6 +8,7 @@ some images touches only those, a cache-full at a time. All results are float32.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -43,7 +44,12 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
 
 def grayscale(images: Tensor) -> Tensor:
     """The luma of images [B, 3, H, W], in all three channels."""
-    return _luma(checked(images)).repeat(1, 3, 1, 1)
+    return gray(checked(images)).contiguous()
+
+
+def gray(images: Tensor) -> Tensor:
+    """`grayscale` of float32 images, whose three channels are one in memory."""
+    return _luma(images).expand_as(images)
 
 
 def color_jitter(
@@ -73,25 +79,43 @@ def color_jitter(
     if order.shape != (len(images), 4):
         raise ValueError(f"order has shape {tuple(order.shape)}, expected [{len(images)}, 4]")
     chosen = torch.ones_like(hue, dtype=torch.bool) if chosen is None else chosen
-    nothing = _brightness(torch.ones_like(hue))
-    table = torch.stack([_brightness(brightness), _contrast(contrast), _saturation(saturation), nothing], 1)
-    weights = table.take_along_dim(order[:, :, None], 1)  # [B, round, 3]
-    place = order.argmax(1)  # of the hue, the greatest number
-    if _host_may_ask(result):
-        for split in range(4):
-            before, after = weights[:, :split], weights[:, split + 1 :]
-            apply_(result, chosen & (place == split), _blend_and_turn, before, hue, after)
-    else:
-        before, after = _split_at(place, weights, nothing)
-        apply_(result, chosen, _blend_and_turn, before, hue, after)
+    jitter_(result, torch.stack([brightness, contrast, saturation, hue], 1), order, chosen)
     return result
 
 
+def jitter_(images: Tensor, parameters: Tensor, order: Tensor, chosen: Tensor) -> None:
+    """`color_jitter` of float32 images in place; parameters [B, 4]: the three factors and the hue's shift."""
+    base, slope = _blend_weights(images.device)
+    table = base + parameters[:, :, None] * slope  # [B, operation, 3]
+    weights = table.take_along_dim(order[:, :, None], 1)  # [B, round, 3]
+    place, hue = order.argmax(1), parameters[:, HUE]  # of the hue, the greatest number
+    if host_may_ask(images):
+        for split in range(4):
+            before, after = weights[:, :split], weights[:, split + 1 :]
+            apply_(images, chosen & (place == split), _blend_and_turn, before, hue, after)
+    else:
+        before, after = _split_at(place, weights, base[HUE])
+        apply_(images, chosen, _blend_and_turn, before, hue, after)
+
+
+@lru_cache(maxsize=16)
+def _blend_weights(device: torch.device) -> tuple[Tensor, Tensor]:
+    """What an operation's `_blend` weights are: the first [4, 3] plus its parameter times the second [4, 3].
+
+    The hue's change nothing.
+    """
+    with torch.inference_mode(False):
+        zero, one = torch.zeros(1), torch.ones(1)
+        base = torch.cat([_brightness(zero), _contrast(zero), _saturation(zero), _brightness(one)])
+        most = torch.cat([_brightness(one), _contrast(one), _saturation(one), _brightness(one)])
+        return base.to(device), (most - base).to(device)
+
+
 def _split_at(place: Tensor, weights: Tensor, nothing: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights [B, 4, 3] of the rounds before place [B], and after it, each [B, 3, 3]; else nothing."""
+    """Weights [B, 4, 3] of the rounds before place [B], and after it, each [B, 3, 3]; else nothing, [3]."""
     rounds, place = torch.arange(4, device=place.device)[:, None], place[:, None, None]
-    before = torch.where(rounds < place, weights, nothing[:, None])[:, :-1]
-    after = torch.where(rounds > place, weights, nothing[:, None])[:, 1:]
+    before = torch.where(rounds < place, weights, nothing)[:, :-1]
+    after = torch.where(rounds > place, weights, nothing)[:, 1:]
     return before, after
 
 
@@ -156,7 +180,7 @@ def apply_(images: Tensor, chosen: Tensor, operation: Callable[..., Tensor], *pa
 
     There, the operation is done to all: how many are chosen is not known to the host.
     """
-    if not _host_may_ask(images):
+    if not host_may_ask(images):
         torch.where(chosen[:, None, None, None], operation(images, *parameters), images, out=images)
         return
     indices = chosen.nonzero()[:, 0]
@@ -167,7 +191,7 @@ def apply_(images: Tensor, chosen: Tensor, operation: Callable[..., Tensor], *pa
         images.index_copy_(0, part, operation(images.index_select(0, part), *own))
 
 
-def _host_may_ask(images: Tensor) -> bool:
+def host_may_ask(images: Tensor) -> bool:
     """Whether the values of tensors beside these images are known without waiting for a device."""
     return images.device.type == "cpu"
 

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslkit.augment.geometry import RandomResizedCrop, Views
-from sslkit.augment.photometry import Photometry
+from sslkit.augment.photometry import Photometry, View, photographed
 from sslkit.backbones import Encoder
 from sslkit.blocks import mlp, momentum_copy, momentum_update_, rising_momentum
 from sslkit.config import AUTO, setting
@@ -140,10 +140,8 @@ class BYOL(Method):
         return rising_momentum(start, clock.step, clock.steps)
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
-        views = [
-            photometry(batch[name], batch["index"], clock.seed, clock.epoch, f"byol.{name}")
-            for name, photometry in self.photometry.items()
-        ]
+        crops = [View(photometry, batch[n], f"byol.{n}") for n, photometry in self.photometry.items()]
+        views = photographed(crops, batch["index"], clock.seed, clock.epoch)
         # View by view, as the paper: batch norm's statistics are those of one view.
         vectors = [self.encoder.vector(view) for view in views]
         projections = [self.projector(vector) for vector in vectors]

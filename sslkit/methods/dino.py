@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from sslkit import distributed
 from sslkit.augment.geometry import RandomResizedCrop, Views
-from sslkit.augment.photometry import Photometry
+from sslkit.augment.photometry import Photometry, View, photographed
 from sslkit.backbones import Encoder
 from sslkit.blocks import mlp, momentum_copy, momentum_update_, rising_momentum
 from sslkit.config import AUTO, setting
@@ -191,10 +191,8 @@ class DINO(Method):
         return float(end if epoch >= warmup else start + (end - start) * epoch / max(1, warmup - 1))
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
-        views = [
-            self.photometry[kind](batch[name], batch["index"], clock.seed, clock.epoch, f"dino.{name}")
-            for name, kind in self.views.items()
-        ]
+        crops = [View(self.photometry[kind], batch[n], f"dino.{n}") for n, kind in self.views.items()]
+        views = photographed(crops, batch["index"], clock.seed, clock.epoch)
         with torch.no_grad():
             vectors = self.encoder.vector(torch.cat(views[:2]))  # [2 B, D]
             answer = self.teacher_head(vectors)  # [2 B, K]

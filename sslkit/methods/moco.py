@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from sslkit import distributed
 from sslkit.augment.geometry import RandomResizedCrop, Views
-from sslkit.augment.photometry import Photometry
+from sslkit.augment.photometry import Photometry, View, photographed
 from sslkit.backbones import Encoder
 from sslkit.blocks import mlp, momentum_copy, momentum_update_
 from sslkit.config import AUTO, setting
@@ -151,10 +151,8 @@ class MoCo(Method):
         return min(float(self.config.momentum), max(0.0, 1 - 5 / clock.steps))
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
-        first, second = (
-            self.photometry(batch[name], batch["index"], clock.seed, clock.epoch, f"moco.{name}")
-            for name in ("first", "second")
-        )
+        crops = [View(self.photometry, batch[name], f"moco.{name}") for name in ("first", "second")]
+        first, second = photographed(crops, batch["index"], clock.seed, clock.epoch)
         pairs = [(first, second), (second, first)] if self.config.symmetric else [(first, second)]
         vectors = [self.encoder.vector(asked) for asked, _ in pairs]
         keys = [self.keys(answer, clock, f"moco.shuffle{number}") for number, (_, answer) in enumerate(pairs)]

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from sslkit import distributed
 from sslkit.augment.geometry import RandomResizedCrop, Views
-from sslkit.augment.photometry import Photometry
+from sslkit.augment.photometry import Photometry, View, photographed
 from sslkit.backbones import Encoder
 from sslkit.blocks import BatchNorm1d, mlp
 from sslkit.config import AUTO, setting
@@ -107,10 +107,8 @@ class SimCLR(Method):
         return Views(first=crop, second=crop)
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
-        views = [
-            self.photometry(batch[name], batch["index"], clock.seed, clock.epoch, f"simclr.{name}")
-            for name in ("first", "second")
-        ]
+        crops = [View(self.photometry, batch[name], f"simclr.{name}") for name in ("first", "second")]
+        views = photographed(crops, batch["index"], clock.seed, clock.epoch)
         vectors = self.encoder.vector(torch.cat(views))  # [2 B, D]
         logits, partner = similarities(self.head(vectors), self.config.temperature)
         loss = F.cross_entropy(logits, partner)

@@ -30,7 +30,7 @@ def effective_rank(embedding: Tensor) -> Tensor:
         return torch.tensor(torch.nan)
     try:
         values = torch.linalg.svdvals(rows)
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         return torch.tensor(torch.nan)
     share = values / values.sum().clamp_min(1e-12) + 1e-7
     return torch.exp(-(share * share.log()).sum())

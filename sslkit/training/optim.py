@@ -190,10 +190,22 @@ class CosineSchedule:
 
 
 def _clip_each_(gradients: list[Tensor], limit: float) -> None:
-    """Every gradient by itself, as `clip_grad_norm_` would, which launches ten kernels for each."""
-    norms = torch.stack(torch._foreach_norm(gradients))
-    scales = (limit / (norms + 1e-6)).clamp(max=1)
-    torch._foreach_mul_(gradients, list(scales.unbind()))
+    """Every gradient by itself, as `clip_grad_norm_` would, which launches ten kernels for each.
+
+    Those of one shape are scaled in one launch, by factors of that shape: a list of scalars would take one
+    for each.
+    """
+    alike: dict[torch.Size, list[Tensor]] = {}
+    for gradient in gradients:
+        alike.setdefault(gradient.shape, []).append(gradient)
+    norms = torch.stack(torch._foreach_norm([one for same in alike.values() for one in same]))
+    scales = (limit / (norms + 1e-6)).clamp(max=1).split([len(same) for same in alike.values()])
+    for (shape, same), scale in zip(alike.items(), scales, strict=True):
+        factors = scale.view(-1, *[1] * len(shape)).expand(len(same), *shape)
+        if len(same) > 1:
+            torch._foreach_mul_(same, list(factors.contiguous().unbind()))
+        else:
+            same[0].mul_(factors[0])
 
 
 def update_if(finite: Tensor, optimizer: torch.optim.Optimizer) -> bool:
