@@ -251,7 +251,7 @@ def test_generated_images_are_labelled_by_system() -> None:
         (["a.png"], "list.txt", "no labels"),
         (["a.png"], "nolabel.csv", "no column `label`"),
         (["a.png"], "unlabelled.csv", "1 of 1 rows have an empty `label`"),
-        (["a.png"], "split.csv", "split 'dev'"),
+        (["a.png"], "split.csv", "split 'fold 3'"),
         (["a.png"], "onlyval.csv", "no training images"),
         ([], "gone", "no such file"),
     ],
@@ -262,7 +262,7 @@ def test_label_errors(tmp_path: Path, files: list[str], source: str, message: st
     (tmp_path / "list.txt").write_text("a.png\n")
     (tmp_path / "nolabel.csv").write_text("path\na.png\n")
     (tmp_path / "unlabelled.csv").write_text("path,label\na.png,\n")
-    (tmp_path / "split.csv").write_text("path,label,split\na.png,x,dev\n")
+    (tmp_path / "split.csv").write_text("path,label,split\na.png,x,fold 3\n")
     (tmp_path / "onlyval.csv").write_text("path,label,split\na.png,x,val\n")
     with pytest.raises(UserError) as caught:
         open_labelled(str(tmp_path / source))

@@ -59,6 +59,7 @@ def _lines(audit: Audit) -> list[str]:
             f"  {len(audit.classes)}, from {least[1]:,} images ({visible(least[0])}) to {most[1]:,} "
             f"({visible(most[0])})"
         ]
+    lines += [f"  {visible(note)}" for note in audit.notes]
     if huge := seen.huge():
         lines += [
             f"{huge:,} images over 16 megapixels: made smaller once, they would be read faster every epoch"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from sslkit.checking import checked
 from sslkit.console import SILENT, Console, counted, visible
 from sslkit.data.labels import open_labelled
+from sslkit.data.layout import Ambiguous
 from sslkit.data.left_out import LeftOut
 from sslkit.data.likeness import Looks, near_groups
 from sslkit.data.sources import open_images
@@ -55,6 +55,7 @@ class Audit:
     findings: list[Finding]
     classes: dict[str, int]
     seconds: float
+    notes: tuple[str, ...] = ()  # how labels were read
 
     @property
     def rate(self) -> float:
@@ -122,22 +123,33 @@ def audit(
     with console.bar("checking", len(images) + (len(other) if other else 0)) as bar:
         seen = see(images, workers, bar)
         seen_other = see(other, workers, bar) if other else None
-    labels, classes = _labels(sources)
+    labels, classes, notes = _labels(sources)
     found = [_passed(seen, seen_other), *_defects(seen), *_doubles(seen, seen_other, labels)]
     return Audit(
-        seen, seen_other, [finding for finding in found if finding.count], classes, time.monotonic() - began
+        seen,
+        seen_other,
+        [finding for finding in found if finding.count],
+        classes,
+        time.monotonic() - began,
+        notes,
     )
 
 
-def _labels(sources: Sequence[str]) -> tuple[dict[str, str], dict[str, int]]:
-    """(path → class name, class name → images); both empty where the source has no labels."""
+def _labels(sources: Sequence[str]) -> tuple[dict[str, str], dict[str, int], tuple[str, ...]]:
+    """(path → class name, class name → images, how they were read); empty where there are no labels."""
     labels: dict[str, str] = {}
+    notes: tuple[str, ...] = ()
     if len(sources) == 1:
-        with suppress(UserError):
+        try:
             for part in open_labelled(sources[0]):
                 names = (part.classes[number] for number in part.labels or ())
                 labels |= dict(zip(part.paths, names, strict=True))
-    return labels, dict(Counter(labels.values()).most_common())
+                notes += part.notes
+        except Ambiguous as problem:
+            notes = (f"labels: {problem.message} ({problem.hint})",)
+        except UserError:  # none, as for pre-training
+            pass
+    return labels, dict(Counter(labels.values()).most_common()), notes
 
 
 def _passed(seen: Seen, other: Seen | None) -> Finding:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sslkit import keyed
+from sslkit.console import counted
 from sslkit.data import fractal, packed
-from sslkit.data.folders import refuse_no_images
+from sslkit.data.folders import folder_names, refuse_no_images
+from sslkit.data.layout import LAYOUTS, Layout, Part, folders_of, read_layout
+from sslkit.data.left_out import LeftOut
+from sslkit.data.listing import look_through
 from sslkit.data.names import Names
-from sslkit.data.sources import ImageSet, images_in, none_found, rows_of
+from sslkit.data.sources import ImageSet, found_in, none_found, rows_of
+from sslkit.data.splits import HELD_OUT, role_of, roles
 from sslkit.errors import UserError, nearest_path
 
-VALIDATION_NAMES = ("val", "valid", "validation", "test")
-"""Names of a validation part, as a folder or in the column `split`; the first one present is used."""
 VALIDATION_SHARE = 0.2
-
-_LAYOUTS = "use class folders, train/ and val/ with class folders, or a .csv with path,label"
 
 Labelled = list[tuple[str, str]]  # (path, class name)
 
@@ -27,16 +30,18 @@ Labelled = list[tuple[str, str]]  # (path, class name)
 def open_labelled(source: str, seed: int = 0) -> tuple[ImageSet, ImageSet]:
     """(training, validation) images with labels and the same `classes`.
 
-    A validation part is found where there is one: `train/` beside `val|valid|validation|test/`, or the
-    .csv column `split`. Otherwise a fixed fifth of every class, drawn by `seed`; a class of one image
-    stays in training.
+    A validation part is found where there is one, by its name (splits.py): `train/` beside `val/`,
+    `Training/` beside `Testing/`, or the .csv column `split`. Otherwise a fixed fifth of every class,
+    drawn by `seed`; a class of one image stays in training. What was made of the names, and what is not
+    used, is in the `notes` of the training images.
 
     Args:
-        source: folder of class folders, folder with `train/`, .csv with `path,label[,split]`, or
+        source: folder of class folders, folder with parts, .csv with `path,label[,split]`, or
             `fractal:N` (N images in total, the class is the iterated function system).
 
     Raises:
-        UserError: no labels, fewer than two classes, or validation classes that training lacks.
+        UserError: no labels, fewer than two classes, or validation classes that training lacks; folders
+        that can be read in two ways (Ambiguous).
     """
     if fractal.is_name(source):
         return _divide(source, _fractals(source), None, seed)
@@ -44,92 +49,97 @@ def open_labelled(source: str, seed: int = 0) -> tuple[ImageSet, ImageSet]:
         cure = nearest_path(source, "labelled images: class folders or a .csv")
         raise UserError(f"{source}: no such file or folder", cure)
     if os.path.isdir(source):
-        return (_open_pack if packed.is_pack(source) else _open_folder)(source, seed)
+        return _open_folder(source, seed)
     if source.lower().endswith(".csv"):
         return _open_table(source, seed)
-    raise UserError(f"{source}: no labels", hint=_LAYOUTS)
+    raise UserError(f"{source}: no labels", hint=LAYOUTS)
+
+
+def layout_of(source: str) -> Layout:
+    """Parts and classes of a folder or a pack. Raises UserError, and Ambiguous where it can be read in
+    two ways.
+    """
+    return _looked_at(source)[0]
+
+
+def _looked_at(source: str) -> tuple[Layout, list[str], list[str], LeftOut]:
+    """Of a folder or a pack: the layout, the images, their names relative to it, and what else lies there."""
+    if packed.is_pack(source):
+        names = list(packed.names_of(source))
+        relative, left_out = list(map(packed.original, names)), LeftOut()
+    else:
+        refuse_no_images(source)
+        root = os.path.join(os.path.abspath(source), "")
+        # Folder by folder: where links lead to the same images, each of them has its own.
+        found = [found_in(os.path.join(source, name)) for name in sorted(folder_names(source))]
+        found.append(look_through(root, deep=False))
+        names, left_out = [name for one in found for name in one.images], LeftOut.of(found)
+        if not names:
+            raise none_found(source, found)
+        relative = [name.removeprefix(root) for name in names]
+    return read_layout(source, folders_of(relative)), names, relative, left_out
 
 
 def _open_folder(source: str, seed: int) -> tuple[ImageSet, ImageSet]:
-    refuse_no_images(source)
-    training = os.path.join(source, "train")
-    if not os.path.isdir(training):
-        return _divide(source, _training_folders(source, source), None, seed)
-    validation = validation_folder(source)
-    held_out = None if validation is None else _class_folders(validation, source)
-    return _divide(source, _training_folders(training, source), held_out, seed)
+    """A folder; or a pack, by the folders that the images were in when they were packed."""
+    layout, names, relative, left_out = _looked_at(source)
+
+    if len(layout.training.classes) == 1:
+        raise _one_class(source, layout.training, relative)
+
+    def of(part: Part) -> Labelled:
+        labels = map(part.class_of, relative)
+        return [(name, label) for name, label in zip(names, labels, strict=True) if label]
+
+    held_out = None if layout.validation is None else of(layout.validation)
+    training, validation = _divide(source, of(layout.training), held_out, seed)
+    return replace(training, notes=(*layout.notes, *training.notes), left_out=left_out), validation
 
 
-def validation_folder(source: str) -> str | None:
-    """The validation part beside `train/`, if there is one."""
-    parts = (os.path.join(source, name) for name in VALIDATION_NAMES)
-    return next((part for part in parts if os.path.isdir(part)), None)
+def _one_class(source: str, part: Part, relative: Iterable[str]) -> UserError:
+    """Where there is one class alone: what may be missing, or where classes may be."""
+    (name,) = part.classes
+    folder = os.path.join(source, part.folder)
+    if beside := sorted(folder_names(folder) - part.classes - set(roles(folder_names(folder)))):
+        problem = f"{source}: only one class folder ({name}) holds images; {beside[0]!r} holds none"
+        return UserError(problem, "add its images, or other class folders")
+    start = f"{part.folder}{name}/"
+    inside = {
+        one[len(start) :].partition("/")[0]
+        for one in relative
+        if one.startswith(start) and "/" in one[len(start) :]
+    }
+    cure = f"give {os.path.join(folder, name)} for the classes in it" if len(inside) > 1 else LAYOUTS
+    return UserError(f"{source}: only one class ({name}), two or more expected", cure)
 
 
-def _class_folders(folder: str, source: str) -> Labelled:
-    """Every image under the direct subfolders of `folder`, which name the classes."""
-    classes = sorted(folder_names(folder))
-    found = [(path, name) for name in classes for path in images_in(os.path.join(folder, name))]
-    if not found and images_in(folder):
-        raise UserError(f"{source}: no labels, {folder} has images but no class folders", hint=_LAYOUTS)
-    if not found:
-        raise none_found(folder)
-    return found
-
-
-def _training_folders(folder: str, source: str) -> Labelled:
-    """`_class_folders`, refused where only one of several has images."""
-    found = _class_folders(folder, source)
-    held = {name for _, name in found}
-    if len(held) == 1 and (empty := sorted(folder_names(folder) - held)):
-        problem = f"{source}: only one class folder ({held.pop()}) holds images; {empty[0]!r} holds none"
-        raise UserError(problem, "add its images, or other class folders")
-    return found
-
-
-def folder_names(folder: str) -> set[str]:
-    """The folders in `folder`, but for hidden ones."""
-    with os.scandir(folder) as entries:
-        return {entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")}
-
-
-def _open_pack(source: str, seed: int) -> tuple[ImageSet, ImageSet]:
-    """As a folder, by the folders that the images were in when they were packed."""
-    names = packed.names_of(source)
-    training, validation = _parts(map(packed.original, names))
-
-    def below(part: str) -> Labelled:
-        found = ((name, _class_folder(packed.original(name), part)) for name in names)
-        return [(name, label) for name, label in found if label]
-
-    if not (found := below(training)):
-        raise UserError(f"{source}: no labels, the packed images were in no class folders", hint=_LAYOUTS)
-    return _divide(source, found, None if validation is None else below(validation), seed)
+def empty_class_folders(source: str) -> list[str]:
+    """Folders among the class folders that hold no images, sorted; those that hold what sslkit wrote
+    are none.
+    """
+    if not os.path.isdir(source) or packed.is_pack(source):
+        return []
+    layout, empty = layout_of(source), set()
+    named = set(roles(folder_names(source)))
+    for part in filter(None, (layout.training, layout.validation)):
+        folder = os.path.join(source, part.folder)
+        for name in folder_names(folder) - part.classes - (named if not part.folder else set()):
+            found = found_in(os.path.join(folder, name))
+            if not found.images and not found.written:
+                empty.add(name)
+    return sorted(empty)
 
 
 def class_numbers(originals: Names) -> tuple[NDArray[np.int64], list[str]]:
-    """Of images by their names below one folder: each one's class, -1 where it has none, and all classes."""
-    parts = [part for part in _parts(originals) if part is not None]
-    labels = [next(filter(None, (_class_folder(name, part) for part in parts)), "") for name in originals]
-    trained = (_class_folder(name, parts[0]) for name in originals)
-    classes = sorted(set(filter(None, trained)))
+    """Of images by their names below one folder: each one's class, -1 where it has none, and all classes.
+
+    Raises:
+        UserError: as `read_layout`.
+    """
+    layout = read_layout("DATA", folders_of(originals))
+    classes = sorted(layout.training.classes)
     number = {name: position for position, name in enumerate(classes)}
-    return np.array([number.get(label, -1) for label in labels], dtype=np.int64), classes
-
-
-def _parts(originals: Iterable[str]) -> tuple[str, str | None]:
-    """The folders, with "/", of the training and of the validation part; "" is all."""
-    tops = {name.partition("/")[0] for name in originals if "/" in name}
-    if "train" not in tops:
-        return "", None
-    validation = next((name for name in VALIDATION_NAMES if name in tops), None)
-    return "train/", validation and f"{validation}/"
-
-
-def _class_folder(original: str, part: str) -> str:
-    """The folder directly below `part` that an image is in; "" where it is in none, or elsewhere."""
-    folder, slash, _ = original.removeprefix(part).partition("/")
-    return folder if slash and original.startswith(part) else ""
+    return np.array([number.get(layout.class_of(name), -1) for name in originals], dtype=np.int64), classes
 
 
 def _open_table(source: str, seed: int) -> tuple[ImageSet, ImageSet]:
@@ -146,19 +156,23 @@ def _open_table(source: str, seed: int) -> tuple[ImageSet, ImageSet]:
         )
     if "split" not in rows[0]:
         return _divide(source, _labelled(rows), None, seed)
-    rows = [{**row, "split": row["split"].strip().lower()} for row in rows]
-    known = {"train", *VALIDATION_NAMES}
-    strange = next((row["split"] for row in rows if row["split"] not in known), None)
+    splits = Counter(row["split"] for row in rows)
+    known = {name: role for name in splits if (role := role_of(name))}
+    strange = next((name for name in splits if name not in known), None)
     if strange is not None:
-        raise UserError(f"{source}: split {strange!r} is unknown", "known: " + ", ".join(sorted(known)))
-    splits = {row["split"] for row in rows}
-    chosen = next((name for name in VALIDATION_NAMES if name in splits), None)
-    training = _labelled([row for row in rows if row["split"] == "train"])
-    held_out = None if chosen is None else _labelled([row for row in rows if row["split"] == chosen])
-    return _divide(source, training, held_out, seed)
+        raise UserError(f"{source}: split {strange!r} is unknown", "known: train, " + ", ".join(HELD_OUT))
+    best = min((role.rank for role in known.values() if role.held_out), default=None)
+    training = {name for name, role in known.items() if not role.held_out}
+    chosen = {name for name, role in known.items() if role.held_out and role.rank == best}
+    held_out = _labelled(row for row in rows if row["split"] in chosen) if chosen else None
+    trained = _labelled(row for row in rows if row["split"] in training)
+    first, second = _divide(source, trained, held_out, seed)
+    others = sorted(set(known) - training - chosen)
+    told = ", ".join(f"split {name!r} ({counted(splits[name], 'image')})" for name in others)
+    return replace(first, notes=(*first.notes, *([f"not used: {told}"] if told else []))), second
 
 
-def _labelled(rows: Sequence[dict[str, str]]) -> Labelled:
+def _labelled(rows: Iterable[dict[str, str]]) -> Labelled:
     return [(row["path"], row["label"]) for row in rows]
 
 
@@ -178,7 +192,7 @@ def _divide(
     classes = tuple(sorted({label for _, label in training}))
     if len(classes) < 2:
         found = f"only one class ({classes[0]})" if classes else "no training images"
-        raise UserError(f"{source}: {found}, two or more expected", hint=_LAYOUTS)
+        raise UserError(f"{source}: {found}, two or more expected", hint=LAYOUTS)
     first = _numbered(source, training, classes)
     if held_out is None:
         return _hold_out(first, seed)

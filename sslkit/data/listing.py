@@ -62,14 +62,15 @@ def image_files(root: str) -> Names:
     return look_through(root).images
 
 
-def look_through(root: str) -> Found:
+def look_through(root: str, deep: bool = True) -> Found:
     """Names of all image files under the absolute folder `root`, sorted by their bytes, and what else
     lies there.
 
     Hidden files and folders, what systems leave behind, and what sslkit has written are left out; links to
-    folders are followed, each real folder once, and folders that may not be entered are passed over.
+    folders are followed, each real folder once, and folders that may not be entered are passed over. Without
+    `deep` folders inside are none.
     """
-    kept = _kept_file(root)
+    kept = _kept_file(root) if deep else None
     known, began = _load(kept), time.time_ns()
     tree: dict[bytes, Folder] = {}
     settled: dict[Identity, Folder] = {}
@@ -89,7 +90,7 @@ def look_through(root: str) -> Found:
         tree[path] = folder
         if certain and max(identity[2:]) + SETTLED <= began:
             settled[identity] = folder
-        inside = sorted(_parted(folder.folders), key=os.fsdecode, reverse=True)
+        inside = sorted(_parted(folder.folders if deep else b""), key=os.fsdecode, reverse=True)
         pending += [path + name + _SEPARATOR for name in inside]
     found = Names.of_bytes(_in_order(top, tree))
     if kept and len(found) > KEPT_FROM and settled.keys() != known.keys():

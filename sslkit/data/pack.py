@@ -21,12 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from sslkit.console import SILENT, Console
 from sslkit.data import fractal, packed
 from sslkit.data.decode import MIN_SIDE
 from sslkit.data.labels import class_numbers
+from sslkit.data.layout import Ambiguous
 from sslkit.data.members import Settings, ending, made
 from sslkit.data.names import Names, common_folder
 from sslkit.data.shards import OVERHEAD, Shards
@@ -166,7 +168,7 @@ def _write(
     images: ImageSet, originals: Names, folder: Path, settings: Settings, workers: int, console: Console
 ) -> dict[str, Any]:
     """Everything into `folder`; returns what pack.json says."""
-    numbers, classes = class_numbers(originals)
+    numbers, classes = _numbered(originals, console)
     places = np.zeros(len(images), [("shard", np.int32), ("offset", np.int64), ("size", np.int64)])
     unreadable, resized, shards = [], 0, Shards(folder, settings.shard_size)
     members = made(images.paths, settings, workers)
@@ -200,6 +202,17 @@ def _write(
     }
     _store(folder / packed.DESCRIPTION, json.dumps(description, indent=1).encode() + b"\n")
     return description
+
+
+def _numbered(originals: Names, console: Console) -> tuple[NDArray[np.int64], list[str]]:
+    """`class_numbers`; no classes where there are none, or, which is told, where it is not clear which."""
+    try:
+        return class_numbers(originals)
+    except Ambiguous as problem:
+        console.warn(f"packed without classes: {problem.message}", problem.hint)
+    except UserError:  # no class folders
+        pass
+    return np.full(len(originals), -1), []
 
 
 def _store(path: Path, content: bytes) -> None:

@@ -122,7 +122,7 @@ def embed(
         console.warn(f"{missing} of {len(images)} images can't be read and are left out", "sslkit check DATA")
         images = images.subset(kept)
     facts = _facts(source, seed, encoder, readout, exact, images)
-    made = _with_names(found, data, images, facts)
+    made = _with_names(found, data, images, facts, console)
     write_vectors(made, out)
     if table is not None:
         write_whole(table, lambda target: _write_neighbours(made, neighbours, target))
@@ -173,9 +173,11 @@ def _source_hash(source: str) -> str:
     return sha256(Path(source) if is_foreign(source) else encoder_file(Path(source)))
 
 
-def _with_names(found: np.ndarray, data: str, images: ImageSet, facts: dict[str, str]) -> Vectors:
+def _with_names(
+    found: np.ndarray, data: str, images: ImageSet, facts: dict[str, str], console: Console
+) -> Vectors:
     names = relative_names(data, images)
-    labels = class_names([data], images)
+    labels = class_names([data], images, console)
     if labels is None:
         return Vectors(found, names, None, [], facts)
     classes = sorted(set(labels) - {""})

@@ -15,7 +15,8 @@ from sslkit.augment.geometry import CenterCrop
 from sslkit.backbones import Encoder
 from sslkit.console import SILENT, Console
 from sslkit.data import fractal, packed
-from sslkit.data.labels import VALIDATION_NAMES
+from sslkit.data.labels import layout_of
+from sslkit.data.layout import Ambiguous
 from sslkit.data.loader import evaluation_loader
 from sslkit.data.sources import ImageSet, rows_of
 from sslkit.errors import UserError, nearest
@@ -120,37 +121,33 @@ def _called(path: str, root: str) -> str:
     return path if fractal.is_name(path) else os.path.relpath(path, root)
 
 
-def class_names(sources: Sequence[str], images: ImageSet) -> list[str] | None:
+def class_names(sources: Sequence[str], images: ImageSet, console: Console = SILENT) -> list[str] | None:
     """The name of each image's class, "" where it has none; None if there are not two classes.
 
-    A class is a folder directly below DATA, or below its `train/` and `val/`; of a .csv, the column `label`.
+    A class is a class folder as `finetune` finds them (layout.py), in all parts; of a .csv, the column
+    `label`. Folders that can be read in two ways are told, and give none.
     """
-    named = [name_class for source in sources if (name_class := _namer(source))]
+    named = []
+    for source in sources:
+        try:
+            named.append(_namer(source))
+        except Ambiguous as problem:
+            console.warn(f"no classes: {problem.message}", problem.hint)
+        except UserError:  # no labels there
+            continue
     labels = [next(filter(None, (namer(path) for namer in named)), "") for path in images.paths]
     return labels if len(set(labels) - {""}) > 1 else None
 
 
-def _namer(source: str) -> Callable[[str], str] | None:
-    """A function from an image's path to its class, "" where `source` doesn't tell."""
+def _namer(source: str) -> Callable[[str], str]:
+    """A function from an image's path to its class, "" where `source` doesn't tell. Raises UserError."""
     if source.lower().endswith(".csv") and os.path.isfile(source):
         rows = {row["path"]: row.get("label", "") for row in rows_of(source)}
         return lambda path: rows.get(path, "")
     if not os.path.isdir(source):
-        return None
+        return lambda path: ""
+    layout = layout_of(source)
     if packed.is_pack(source):
-        names = map(packed.original, packed.names_of(source))
-        parted = any(name.startswith("train/") for name in names)
-        return lambda path: _folder(packed.original(path), parted) if packed.is_name(path) else ""
+        return lambda path: layout.class_of(packed.original(path)) if packed.is_name(path) else ""
     root = os.path.join(os.path.abspath(source), "")
-    parted = os.path.isdir(os.path.join(root, "train"))
-    return lambda path: _folder(path.removeprefix(root), parted) if path.startswith(root) else ""
-
-
-def _folder(name: str, parted: bool) -> str:
-    """The first folder of a name, below train/ and val/ where there are these."""
-    first, slash, rest = name.partition("/")
-    if parted:
-        if first not in ("train", *VALIDATION_NAMES):
-            return ""
-        first, slash, _ = rest.partition("/")
-    return first if slash else ""
+    return lambda path: layout.class_of(path.removeprefix(root)) if path.startswith(root) else ""

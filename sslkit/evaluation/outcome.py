@@ -108,6 +108,8 @@ def announce(plan: Plan, console: Console) -> None:
             "run": config.run.out,
         }
     )
+    for line in parts.training.left_out.lines():
+        console.say(f"  {line}")
     tell_reasons(config, plan.reasons, console)
     for note in parts.notes:
         console.warn(note)

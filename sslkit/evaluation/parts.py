@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from sslkit import keyed
 from sslkit.console import counted
-from sslkit.data import packed
 from sslkit.data.folders import has_masks
-from sslkit.data.labels import VALIDATION_NAMES, folder_names, open_labelled, validation_folder
+from sslkit.data.labels import empty_class_folders, open_labelled
 from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError
 from sslkit.evaluation.finetune_config import FinetuneConfig
@@ -45,8 +43,8 @@ def open_parts(config: FinetuneConfig) -> Parts:
     if has_masks(source):
         raise UserError(f"{source}: images/ and masks/, no classes", "sslkit probe --local measures on masks")
     training, validation = open_labelled(source, config.data.split_seed)
-    refuse_empty_folders(source, training.classes)
-    notes = [uneven(source, training, validation)]
+    refuse_empty_folders(source)
+    notes = [*training.notes, uneven(source, training, validation)]
     unused = held_out = None
     if config.data.shots or config.data.share < 1:
         notes.append(_few(training, config.data.shots))
@@ -134,16 +132,9 @@ def _few(training: ImageSet, shots: int) -> str:
     return f"{some} fewer than {shots} training images; {name!r} has {least}"
 
 
-def refuse_empty_folders(source: str, classes: tuple[str, ...]) -> None:
+def refuse_empty_folders(source: str) -> None:
     """A class folder without images is a download that failed, or a typo; either way a class is missing."""
-    if not os.path.isdir(source) or packed.is_pack(source):
-        return
-    if os.path.isdir(training := os.path.join(source, "train")):
-        validation = validation_folder(source)
-        found = folder_names(training) | (folder_names(validation) if validation else set())
-    else:
-        found = folder_names(source) - set(VALIDATION_NAMES)
-    if empty := sorted(found.difference(classes)):
+    if empty := empty_class_folders(source):
         raise UserError(
             f"{source}: class folder {empty[0]!r} holds no images"
             + (f", and {len(empty) - 1} more" if len(empty) > 1 else ""),

@@ -151,9 +151,10 @@ def _refuse_masks(data: str, local: bool, others: Mapping[str, object]) -> None:
 def _open(data: str, console: Console) -> tuple[ImageSet, ImageSet]:
     """The same refusals as before a fine-tuning: empty class folders, classes that are not in both parts."""
     train, validation = open_labelled(data)
-    refuse_empty_folders(data, train.classes)
-    if note := uneven(data, train, validation):
-        console.say(note)
+    refuse_empty_folders(data)
+    for note in (*train.left_out.lines(), *train.notes, uneven(data, train, validation)):
+        if note:
+            console.say(note)
     if len(validation) < 2:
         raise UserError(f"{data}: one validation image, two or more expected", "add images of each class")
     return train, validation

@@ -19,7 +19,8 @@ from sslkit import keyed
 from sslkit.augment.geometry import to_tensor_uint8
 from sslkit.console import Console
 from sslkit.data.decode import MAX_PIXELS, UnreadableImage
-from sslkit.data.labels import VALIDATION_SHARE, validation_folder
+from sslkit.data.folders import parts_of
+from sslkit.data.labels import VALIDATION_SHARE
 from sslkit.data.loader import evaluation_loader
 from sslkit.data.sources import ImageSet, images_in, none_found
 from sslkit.errors import UserError
@@ -122,11 +123,11 @@ def open_masks(data: str, limits: tuple[int, int], workers: int, seed: int, cons
 
 
 def _parts(data: str) -> tuple[Masked, Masked]:
-    folder = os.path.join(data, "train")
-    if not os.path.isdir(os.path.join(folder, "images")):
+    parts = parts_of(data)
+    if not os.path.isdir(os.path.join(parts.get("train", data), "images")):
         return _divided(_matched(data, data))
-    held_out = validation_folder(data)
-    training = _matched(folder, data)
+    held_out = parts.get("val")
+    training = _matched(parts.get("train", data), data)
     return _divided(training) if held_out is None else (training, _matched(held_out, data))
 
 

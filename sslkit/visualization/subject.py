@@ -161,7 +161,7 @@ class Subject:
         images = images.subset(kept)
         position = {index: row for row, index in enumerate(np.array(chosen)[kept].tolist())}
         rows = [position[index] for index in self.originals]
-        return Gallery(images, found, class_names(self.sources, images), rows)
+        return Gallery(images, found, class_names(self.sources, images, self.console), rows)
 
     @cached_property
     def size(self) -> int:
