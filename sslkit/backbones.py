@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sslkit.checking import refuse_huge
 from sslkit.errors import UserError
-from sslkit.timm_models import Stem, create_model
+from sslkit.timm_models import Stem, create_model, without_dropout_
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -42,6 +42,7 @@ class Encoder(nn.Module):
         size: side of the images it is meant for, pixels. Vision transformers take other sizes too
             (their position embedding is resampled).
         patch_size: for vision transformers, a patch other than the name's (small images).
+        heads: for vision transformers, another number of attention heads than the name's; no shape tells it.
         fc_norm: for vision transformers, the last norm is that of the mean, as in a fine-tuned classifier;
             tokens and maps go through none.
         stem: for ResNets, "small" keeps the resolution of small images: `timm_models.shrink_stem_`.
@@ -51,6 +52,9 @@ class Encoder(nn.Module):
     it as masked-image methods are read; the class token takes part in attention.
     Mean and standard deviation are ImageNet's, except for published weights, which keep their own. They are
     buffers, so checkpoints hold them, and the exported config.json says them.
+
+    No stochastic depth and no dropout, whatever timm's entry wants (Swin: 0.1): the official codes pre-train
+    without, and torch's draws are not keyed by the image.
 
     Raises:
         UserError: unknown name, or a size or stem that the model can't take.
@@ -62,6 +66,7 @@ class Encoder(nn.Module):
         size: int,
         *,
         patch_size: int | None = None,
+        heads: int | None = None,
         fc_norm: bool = False,
         stem: Stem = "standard",
         pretrained: bool = False,
@@ -69,8 +74,9 @@ class Encoder(nn.Module):
         super().__init__()
         refuse_huge(name, size)
         self.name, self.size, self.stem = name, size, stem
-        self.arguments = timm_arguments(name, size, patch_size, fc_norm)
+        self.arguments = timm_arguments(name, size, patch_size, fc_norm, heads)
         self.model = create_model(name, stem, pretrained=pretrained, num_classes=0, **self.arguments)
+        without_dropout_(self.model)
         published = self.model.pretrained_cfg if pretrained else {}
         self.register_buffer("mean", _per_channel(published.get("mean", IMAGENET_MEAN)))
         self.register_buffer("std", _per_channel(published.get("std", IMAGENET_STD)))
@@ -229,7 +235,9 @@ def require_maps(encoder: Encoder) -> None:
         )
 
 
-def timm_arguments(name: str, size: int, patch_size: int | None, fc_norm: bool = False) -> dict[str, Any]:
+def timm_arguments(
+    name: str, size: int, patch_size: int | None, fc_norm: bool = False, heads: int | None = None
+) -> dict[str, Any]:
     """The arguments, beside the name, that rebuild the same architecture in plain timm."""
     entry = timm.get_pretrained_cfg(name.split(".")[0], allow_unregistered=True)
     arguments: dict[str, Any] = {}
@@ -240,6 +248,8 @@ def timm_arguments(name: str, size: int, patch_size: int | None, fc_norm: bool =
         arguments["img_size"] = size
     if patch_size is not None:
         arguments["patch_size"] = patch_size
+    if heads is not None:
+        arguments["num_heads"] = heads
     return arguments
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from sslkit.checking import MAX_SIDE, MIN_SIDE, checked
+from sslkit.earlier import RETIRED, completed
 from sslkit.errors import UserError, nearest, nearest_path
 
 AUTO: Any = "auto"
@@ -29,10 +30,7 @@ AUTO: Any = "auto"
 NO_FLAGS: Mapping[str, str] = {}
 
 RECIPES = Path(__file__).parent / "recipes"
-
-RETIRED: Mapping[str, Any] = {"optim.layer_decay": 1.0}
-"""Settings of pre-training that earlier versions wrote into config.toml, and the value that does what is done
-now. With it such a run opens as it was; another value can't be followed, and is refused."""
+FINETUNING_RECIPES = RECIPES / "finetune"
 
 
 def setting(
@@ -72,6 +70,7 @@ class Data:
 class Model:
     backbone: str = setting(AUTO, "any timm model that the method accepts", auto=True)
     patch_size: int = setting(AUTO, "patch of a ViT, pixels; 0: the model's own", low=0, auto=True)
+    heads: int = setting(0, "attention heads of a ViT; 0: the model's own", low=0)
     stem: Literal["standard", "small"] = setting(
         "standard",
         "of a ResNet: standard (7 × 7, stride 2, pooling), or small (3 × 3, stride 1, no pooling) "
@@ -97,13 +96,14 @@ class Optim:
     )
     weight_decay: float = setting(
         AUTO,
-        "of matrices and kernels; biases and norms have none; auto: 0.05, or 1e-4 for SGD and LARS",
+        "of matrices and kernels (see decay_norms); auto: 0.05, or 1e-4 for SGD and LARS",
         low=0,
         auto=True,
     )
     weight_decay_end: float = setting(
         AUTO, "where a cosine over the run takes the weight decay; auto: it stays", low=0, auto=True
     )
+    decay_norms: bool = setting(False, "biases and norms have weight decay too (MoCo)")
     betas: tuple[float, float] = setting((0.9, 0.999), "AdamW's decay rates", low=0, high=0.99999)
     eps: float = setting(1e-8, "AdamW's epsilon", above=0)
     momentum: float = setting(0.9, "of SGD and LARS", low=0, high=0.99999)
@@ -120,6 +120,7 @@ class Schedule:
     warmup_epochs: float = setting(AUTO, "epochs of linear warm-up", low=0, auto=True)
     warmup_lr: float = setting(2.5e-7, "where warm-up starts, for `reference_batch` images", low=0)
     min_lr: float = setting(2.5e-6, "where the cosine would end, for `reference_batch` images", low=0)
+    cosine_after_warmup: bool = setting(False, "the cosine begins after the warm-up; false: at step 0 (MFM)")
 
 
 @dataclass(frozen=True)
@@ -224,18 +225,18 @@ def flat(configuration: Any) -> dict[str, Any]:
     }
 
 
-def read(path_or_recipe: str) -> dict[str, Any]:
-    """A TOML file, or a recipe by name, as flat dotted keys.
+def read(path_or_recipe: str, recipes: Path = RECIPES) -> dict[str, Any]:
+    """A TOML file, or a recipe of the folder `recipes` by name, as flat dotted keys.
 
     Raises:
         UserError: no such file or recipe, not TOML.
     """
     path = Path(path_or_recipe)
-    if not path.suffix and (RECIPES / f"{path_or_recipe}.toml").is_file():
-        path = RECIPES / f"{path_or_recipe}.toml"
+    if not path.suffix and (recipes / f"{path_or_recipe}.toml").is_file():
+        path = recipes / f"{path_or_recipe}.toml"
     if not path.is_file():
-        recipes = nearest(path_or_recipe, [recipe.stem for recipe in RECIPES.glob("*.toml")])
-        cure = nearest_path(path, recipes) if path.suffix or len(path.parts) > 1 else recipes
+        known = nearest(path_or_recipe, [recipe.stem for recipe in recipes.glob("*.toml")])
+        cure = nearest_path(path, known) if path.suffix or len(path.parts) > 1 else known
         raise UserError(f"no configuration {path_or_recipe!r}: neither a file nor a recipe", cure)
     try:
         return loads(path.read_text(encoding="utf-8"))
@@ -244,11 +245,11 @@ def read(path_or_recipe: str) -> dict[str, Any]:
         raise UserError(f"{path} is not readable TOML: {problem}", cure) from None
 
 
-def read_again(path_or_recipe: str) -> dict[str, Any]:
+def read_again(path_or_recipe: str, recipes: Path = RECIPES) -> dict[str, Any]:
     """`read` for a new run: a run's own config.toml repeats the run in a new folder."""
-    values = read(path_or_recipe)
+    values = read(path_or_recipe, recipes)
     own = Path(str(values.get("run.out", ""))).resolve() == Path(path_or_recipe).resolve().parent
-    return {key: value for key, value in values.items() if not (own and key == "run.out")}
+    return {key: value for key, value in completed(values).items() if not (own and key == "run.out")}
 
 
 def loads(text: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from timm.layers import PatchEmbed, build_sincos2d_pos_embed
+from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 from sslkit.backbones import Encoder
@@ -56,6 +57,19 @@ def initialize_mae_vit_(encoder: Encoder) -> None:
     with torch.no_grad():
         model.pos_embed.zero_()[:, -len(position) :] = position
     model.pos_embed.requires_grad_(False)
+
+
+def fill_last_norms_(encoder: Encoder) -> None:
+    """The last batch norm of each block of a ResNet begins at 1, in place, as torchvision has it.
+
+    timm begins with 0 there, so that every block is the identity (Goyal et al., 2017), as the official codes
+    of SimCLR and BYOL do; those of MoCo and DINO take torchvision's network as it is.
+    """
+    for block in encoder.model.modules():
+        if isinstance(block, Bottleneck):
+            nn.init.ones_(block.bn3.weight)
+        elif isinstance(block, BasicBlock):
+            nn.init.ones_(block.bn2.weight)
 
 
 def require_positions(encoder: Encoder) -> None:

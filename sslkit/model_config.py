@@ -19,7 +19,7 @@ LARGEST = 4096
 """Pixels of a side above which a config.json is taken for damaged."""
 
 BUILT = {"img_size", "patch_size", "dynamic_img_size", "global_pool", "fc_norm", "pool_include_prefix"}
-BUILT |= {"in_chans", "num_classes"}
+BUILT |= {"in_chans", "num_classes", "num_heads"}
 """What model_args may say. Tensors would fit too after a change of something else, such as the activation."""
 
 
@@ -45,10 +45,11 @@ def _check_config(config: dict[str, Any]) -> None:
     arguments, made = config.get("model_args", {}), config["pretrained_cfg"]
     if isinstance(pair := arguments.get("img_size"), list) and len(pair) == 2 and pair[0] == pair[1]:
         arguments["img_size"] = pair[0]  # as timm itself writes it
-    sides = {key: arguments[key] for key in ("img_size", "patch_size") if key in arguments}
+    sides = {key: arguments[key] for key in ("img_size", "patch_size", "num_heads") if key in arguments}
     for key, value in {**sides, "input_size": made["input_size"][-1]}.items():
         if type(value) is not int or not 0 < value <= LARGEST:
-            raise ValueError(f"{key} {value!r:.40}, pixels from 1 to {LARGEST:,} expected")
+            unit = "heads" if key == "num_heads" else "pixels"
+            raise ValueError(f"{key} {value!r:.40}, {unit} from 1 to {LARGEST:,} expected")
     if type(config.get("num_classes", 0)) is not int:
         raise ValueError(f"num_classes {config['num_classes']!r:.40}, a whole number expected")
     if type(config["architecture"]) is not str or stem_of(config) not in get_args(Stem):

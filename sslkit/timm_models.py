@@ -6,6 +6,7 @@ import re
 from typing import Any, Literal
 
 import timm
+from timm.layers import DropPath
 from timm.models import ResNet
 from torch import nn
 
@@ -57,6 +58,23 @@ def create_model(name: str, stem: Stem = "standard", **arguments: Any) -> Any:
     if stem == "small":
         shrink_stem_(model, name)
     return model
+
+
+def without_drop_path_(model: nn.Module) -> None:
+    """No stochastic depth, in place, whatever timm's entry has as its default."""
+    for module in model.modules():
+        if isinstance(module, DropPath):
+            module.drop_prob = 0.0
+
+
+def without_dropout_(model: nn.Module) -> None:
+    """Neither stochastic depth nor dropout, in place: a forward pass in training mode draws nothing."""
+    without_drop_path_(model)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout | nn.Dropout2d):
+            module.p = 0.0
+        if isinstance(getattr(module, "drop_rate", None), float):  # GhostNet and SENet drop by a function
+            setattr(module, "drop_rate", 0.0)  # noqa: B010
 
 
 def shrink_stem_(model: Any, name: str) -> None:

@@ -99,7 +99,8 @@ def _from_folder(file: Path, config: dict[str, Any], tensors: dict[str, Tensor],
     built = arguments.get("img_size", made) if keeps_grid else side
     _refuse_huge_grid(file, tensors, built, patch)
     pooled_first = "fc_norm.weight" in tensors
-    encoder = Encoder(name, built, patch_size=patch, fc_norm=pooled_first, stem=stem_of(config))
+    heads = arguments.get("num_heads")
+    encoder = Encoder(name, built, patch_size=patch, heads=heads, fc_norm=pooled_first, stem=stem_of(config))
     cure = "was config.json edited?" if side == made else f"the weights are for images of {made} px"
     if config.get("num_classes"):
         cure += ", or give the encoder that it was fine-tuned from"
@@ -115,7 +116,8 @@ def _from_foreign(file: Path, found: ForeignWeights, size: int | None) -> Encode
     shape, pooled_first = found.shape, "fc_norm.weight" in found.tensors
     keeps_grid = "pos_embed" in found.tensors
     built, patch = shape.size if keeps_grid else size or shape.size, shape.patch_size or None
-    encoder = Encoder(shape.name, built, patch_size=patch, fc_norm=pooled_first, stem=shape.stem)
+    heads = shape.heads or None
+    encoder = Encoder(shape.name, built, patch_size=patch, heads=heads, fc_norm=pooled_first, stem=shape.stem)
     cure = f"is it another backbone? Its layout: {found.layout}; --backbone NAME says which it is"
     _fill_(encoder, found.tensors, file, size or shape.size, cure)
     return encoder.eval()
@@ -146,6 +148,7 @@ class Architecture(NamedTuple):
     size: int  # side of the images, pixels
     patch_size: int  # 0: the name's own
     stem: Stem
+    heads: int = 0  # of a ViT's attention; 0: the name's own
 
 
 def architecture(source: str, backbone: str = "") -> Architecture:
@@ -155,10 +158,10 @@ def architecture(source: str, backbone: str = "") -> Architecture:
         return Architecture(name, native_size(name), 0, "standard")
     if is_foreign(source):
         shape = read_foreign(Path(source), backbone).shape
-        return Architecture(shape.name, shape.size, shape.patch_size, shape.stem)
+        return Architecture(shape.name, shape.size, shape.patch_size, shape.stem, shape.heads)
     config = read_config(encoder_file(Path(source)).parent)
-    patch = config.get("model_args", {}).get("patch_size", 0)
-    return Architecture(str(config["architecture"]), side_of(config), int(patch), stem_of(config))
+    patch, heads = (int(config.get("model_args", {}).get(key, 0)) for key in ("patch_size", "num_heads"))
+    return Architecture(str(config["architecture"]), side_of(config), patch, stem_of(config), heads)
 
 
 def encoder_file(path: Path) -> Path:

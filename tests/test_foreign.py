@@ -132,7 +132,7 @@ def test_a_vit_of_every_layout_gives_the_numbers_of_its_model(
     assert f"layout    {name}" in told
     assert f"{VIT} at 32 px" in told
     assert "150 tensors" in told
-    assert architecture(str(tmp_path / "weights.pth")) == (VIT, 32, 0, "standard")
+    assert architecture(str(tmp_path / "weights.pth")) == (VIT, 32, 0, "standard", 0)
 
 
 def test_what_is_left_in_the_file_is_told(tmp_path: Path, vit: Any) -> None:

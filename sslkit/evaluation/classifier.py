@@ -18,7 +18,7 @@ from sslkit.evaluation.augmentation import Mixing
 from sslkit.evaluation.finetune_config import FinetuneConfig
 from sslkit.initialization import initialize_vit_
 from sslkit.methods.base import Batch, Clock
-from sslkit.timm_models import create_model
+from sslkit.timm_models import create_model, without_drop_path_
 from sslkit.training.device import Precision, autocast, to_device
 from sslkit.training.optim import (
     CosineSchedule,
@@ -122,6 +122,7 @@ def build_model(
     because it was applied to tokens and not to their mean.
 
     Args:
+        drop_path: stochastic depth of the last block; 0: none, whatever timm's entry wants.
         scratch: keep timm's own random weights. They learn faster in short runs than the official
             fine-tuning initialisation, and a baseline has to be a strong one.
 
@@ -136,6 +137,8 @@ def build_model(
     model: nn.Module = create_model(
         encoder.name, encoder.stem, num_classes=classes, **classifier_arguments(encoder, size), **rate
     )
+    if not drop_path:  # which timm's own default need not be
+        without_drop_path_(model)
     if scratch:
         return model, Loaded(0, (), ()), tuple(model.state_dict())
     if encoder.family == "vit":
@@ -201,7 +204,14 @@ def optimisation(
 ) -> tuple[torch.optim.Optimizer, CosineSchedule]:
     """The optimizer with layer decay, and the schedule as the official code counts it."""
     groups = finetune_groups(model, config.optim.weight_decay, config.optim.layer_decay)
-    return optimizer_and_schedule(groups, config.optim, config.schedule, config.run.batch_size, clock)
+    return optimizer_and_schedule(
+        groups,
+        config.optim,
+        config.schedule,
+        config.run.batch_size,
+        clock,
+        min_lr_by_layer=config.schedule.min_lr_by_layer,
+    )
 
 
 def predicted(

@@ -99,6 +99,7 @@ def _pixels() -> Pass:
 def _random_name(encoder: Encoder) -> str:
     patch = encoder.arguments.get("patch_size")
     variant = f" patch {patch}" if patch else " small stem" if encoder.stem == "small" else ""
+    variant += f" {heads} heads" if (heads := encoder.arguments.get("num_heads")) else ""
     return f"random {encoder.name}{variant} {encoder.size} px"
 
 
@@ -106,7 +107,11 @@ def _reset(encoder: Encoder, seed: int) -> Encoder:
     """The same architecture with random weights."""
     torch.manual_seed(seed)
     random = Encoder(
-        encoder.name, encoder.size, patch_size=encoder.arguments.get("patch_size"), stem=encoder.stem
+        encoder.name,
+        encoder.size,
+        patch_size=encoder.arguments.get("patch_size"),
+        heads=encoder.arguments.get("num_heads"),
+        stem=encoder.stem,
     )
     random.mean.copy_(encoder.mean)
     random.std.copy_(encoder.std)

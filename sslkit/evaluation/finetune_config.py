@@ -48,6 +48,9 @@ class Optim(configuration.Optim):
 @dataclass(frozen=True)
 class Schedule(configuration.Schedule):
     min_lr: float = setting(2.5e-7, "where the cosine ends, for `reference_batch` images", low=0)
+    min_lr_by_layer: bool = setting(
+        False, "layer_decay scales min_lr too (MAE); false: the same for every layer (MFM)"
+    )
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ def finetune_config(
     Raises:
         UserError: unknown or impossible setting, unreadable file.
     """
-    file = configuration.read_again(config) if config is not None else {}
+    file = configuration.read_again(config, configuration.FINETUNING_RECIPES) if config is not None else {}
     given = {
         name: str(value) if isinstance(value, Path) else value
         for name, value in (flags or {}).items()

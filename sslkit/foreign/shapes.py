@@ -32,6 +32,7 @@ class Shape:
     size: int  # side of the images, pixels
     patch_size: int  # 0: the name's own
     stem: Stem
+    heads: int = 0  # of a ViT's attention; 0: the name's own
 
 
 def shape_of(tensors: Mapping[str, Tensor], backbone: str = "") -> Shape | None:

@@ -32,6 +32,7 @@ from sslkit.blocks import mlp, momentum_copy, momentum_update_, rising_momentum
 from sslkit.config import AUTO, setting
 from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError
+from sslkit.initialization import fill_last_norms_
 from sslkit.methods.base import Batch, Clock, Info, Method, Transform
 
 
@@ -112,6 +113,7 @@ class DINO(Method):
         "optim.clip_by": "tensor",
         "schedule.warmup_lr": 0.0,
         "schedule.min_lr": 1e-6,
+        "schedule.cosine_after_warmup": True,
     }
 
     rests = True  # the last layer, in the first epochs
@@ -123,6 +125,9 @@ class DINO(Method):
     def __init__(self, config: Config, encoder: Encoder, info: Info) -> None:
         super().__init__(config, encoder, info)
         self.local_size = _local_size(config, encoder) if config.local_crops else 0
+        fill_last_norms_(encoder)
+        if getattr(encoder.model, "cls_token", None) is not None:  # official; timm's own deviation is 1e-6
+            nn.init.trunc_normal_(encoder.model.cls_token, std=0.02)
         self.student, self.student_head = copy.deepcopy(encoder), Head(encoder.width, config)
         encoder.requires_grad_(False)  # the teacher, with the head beside it
         self.teacher_head = momentum_copy(self.student_head)

@@ -81,6 +81,7 @@ class MAE(Method):
         "optim.reference_batch": 256,
         "schedule.warmup_lr": 0.0,
         "schedule.min_lr": 0.0,
+        "schedule.cosine_after_warmup": True,
     }
     overrides: ClassVar[Mapping[str, Mapping[str, float]]] = {"*.cls_token": {"weight_decay": 0.0}}
 

@@ -32,6 +32,7 @@ from sslkit.backbones import Encoder
 from sslkit.blocks import mlp, momentum_copy, momentum_update_
 from sslkit.config import AUTO, setting
 from sslkit.data.sources import ImageSet
+from sslkit.initialization import fill_last_norms_
 from sslkit.keyed import uniform
 from sslkit.methods.base import Batch, Clock, Info, Method, Transform
 
@@ -92,7 +93,12 @@ class MoCo(Method):
         )
         flip: float = setting(0.5, "probability of a horizontal flip (official: 0.5)", low=0, high=1)
 
-    defaults: ClassVar[Mapping[str, Any]] = {"optim.reference_batch": 256, "schedule.min_lr": 0.0}
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "optim.reference_batch": 256,
+        "optim.decay_norms": True,  # official: of all parameters, in v3 too
+        "schedule.min_lr": 0.0,
+        "schedule.cosine_after_warmup": True,  # v3's; v2 has no warm-up
+    }
     overrides: ClassVar[Mapping[str, Mapping[str, float]]] = {
         "*.pos_embed": {"weight_decay": 0.0},
         "*.cls_token": {"weight_decay": 0.0},
@@ -103,6 +109,7 @@ class MoCo(Method):
 
     def __init__(self, config: Config, encoder: Encoder, info: Info) -> None:
         super().__init__(config, encoder, info)
+        fill_last_norms_(encoder)
         hidden = [encoder.width] if config.head == "mlp" else []
         self.head = mlp([encoder.width, *hidden, config.projection], batch_norm=False)
         self.key_encoder, self.key_head = momentum_copy(encoder), momentum_copy(self.head)

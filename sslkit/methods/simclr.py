@@ -70,6 +70,7 @@ class SimCLR(Method):
         "optim.reference_batch": 256,
         "schedule.warmup_lr": 0.0,
         "schedule.min_lr": 0.0,
+        "schedule.cosine_after_warmup": True,
     }
 
     def __init__(self, config: Config, encoder: Encoder, info: Info) -> None:

@@ -26,7 +26,15 @@ from sslkit.errors import UserError
 from sslkit.files import replacing
 
 LISTING = "images.jsonl.gz"
-FIXED = ("method.name", "model.backbone", "model.patch_size", "model.stem", "data.size", "optim.name")
+FIXED = (
+    "method.name",
+    "model.backbone",
+    "model.patch_size",
+    "model.heads",
+    "model.stem",
+    "data.size",
+    "optim.name",
+)
 """Settings that a checkpoint can't follow: they make another network or another optimizer."""
 FREE = ("run.devices",)
 """Settings that every resumption may choose anew."""

@@ -1,4 +1,4 @@
-"""Parameter groups, timm's optimizers and timm's cosine schedule, counted as MFM's official code counts."""
+"""Parameter groups, timm's optimizers and timm's cosine schedule, counted as the official codes count."""
 
 from __future__ import annotations
 
@@ -23,18 +23,21 @@ def learning_rate(base: float, batch_size: int, reference_batch: int) -> float:
 
 
 def parameter_groups(
-    module: nn.Module, weight_decay: float, overrides: Mapping[str, Mapping[str, float]]
+    module: nn.Module,
+    weight_decay: float,
+    overrides: Mapping[str, Mapping[str, float]],
+    decay_norms: bool = False,
 ) -> list[dict[str, object]]:
     """Parameters with equal options together, in the order of their first member.
 
-    No weight decay for vectors and biases; then `overrides` (name pattern → options) has the last word.
-    Parameters without gradient are left out.
+    No weight decay for vectors and biases, unless `decay_norms`; then `overrides` (name pattern → options)
+    has the last word. Parameters without gradient are left out.
     """
     groups: dict[tuple[tuple[str, float], ...], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        plain = parameter.ndim <= 1 or name.endswith(".bias")
+        plain = not decay_norms and (parameter.ndim <= 1 or name.endswith(".bias"))
         options = {"weight_decay": 0.0 if plain else weight_decay}
         for pattern, wanted in overrides.items():
             if fnmatchcase(name, pattern):
@@ -54,17 +57,20 @@ def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
     return {name: decay ** (last - layer) for name, layer in layers.items()}
 
 
-def build_optimizer(groups: list[dict[str, object]], optim: Optim, lr: float) -> torch.optim.Optimizer:
+def build_optimizer(
+    groups: list[dict[str, object]], optim: Optim, lr: float, *, scale_later: bool = False
+) -> torch.optim.Optimizer:
     """timm's AdamW, SGD or LARS over ready-made groups; a group's "lr_scale" becomes its own learning rate.
 
-    The scale is folded into the rate here, because the official code keeps the minimum of the cosine at the
-    same absolute number for every layer, where timm's scheduler would scale that too. Momentum is the plain
+    The scale is folded into the rate here, because MFM's official code keeps the minimum of the cosine at the
+    same absolute number for every layer; `scale_later` leaves it to timm's scheduler, which scales that too,
+    as MAE's official code does. Momentum is the plain
     one, not Nesterov's. LARS adapts the rate of groups with weight decay only (You et al., 2017).
     """
     parameters = [parameter for group in groups for parameter in group["params"]]  # type: ignore[attr-defined]
     fused = {"fused": True} if _fusable(parameters) else {}
     for group in groups:
-        group["lr"] = lr * float(group.pop("lr_scale", 1.0))  # type: ignore[arg-type]
+        group["lr"] = lr if scale_later else lr * float(group.pop("lr_scale", 1.0))  # type: ignore[arg-type]
     options: dict[str, dict[str, Any]] = {
         "adamw": {"opt": "adamw", "betas": optim.betas, "eps": optim.eps, **fused},
         "sgd": {"opt": "momentum", "momentum": optim.momentum, **fused},
@@ -79,22 +85,36 @@ def build_optimizer(groups: list[dict[str, object]], optim: Optim, lr: float) ->
 
 
 def optimizer_and_schedule(
-    groups: list[dict[str, object]], optim: Optim, schedule: Schedule, batch_size: int, clock: Clock
+    groups: list[dict[str, object]],
+    optim: Optim,
+    schedule: Schedule,
+    batch_size: int,
+    clock: Clock,
+    *,
+    min_lr_by_layer: bool = False,
 ) -> tuple[torch.optim.Optimizer, CosineSchedule]:
     """What trains these parameter groups over the clock's steps, as the settings have it."""
     scale = learning_rate(1.0, batch_size, optim.reference_batch)
-    optimizer = build_optimizer(groups, optim, optim.lr * scale)
+    optimizer = build_optimizer(groups, optim, optim.lr * scale, scale_later=min_lr_by_layer)
     warmup = min(round(schedule.warmup_epochs * clock.steps_per_epoch), clock.steps - 1)
-    lows = schedule.warmup_lr * scale, schedule.min_lr * scale
-    return optimizer, CosineSchedule(optimizer, clock.steps, warmup, *lows, optim.weight_decay_end)
+    return optimizer, CosineSchedule(
+        optimizer,
+        clock.steps,
+        warmup,
+        schedule.warmup_lr * scale,
+        schedule.min_lr * scale,
+        optim.weight_decay_end,
+        after_warmup=schedule.cosine_after_warmup,
+    )
 
 
 def pretraining(
     method: Method, config: PretrainConfig, clock: Clock
 ) -> tuple[torch.optim.Optimizer, CosineSchedule]:
     """`optimizer_and_schedule` of a method's parameters."""
-    groups = parameter_groups(method, config.optim.weight_decay, method.overrides)
-    return optimizer_and_schedule(groups, config.optim, config.schedule, config.run.batch_size, clock)
+    optim = config.optim
+    groups = parameter_groups(method, optim.weight_decay, method.overrides, optim.decay_norms)
+    return optimizer_and_schedule(groups, optim, config.schedule, config.run.batch_size, clock)
 
 
 def _fusable(parameters: list[nn.Parameter]) -> bool:
@@ -142,11 +162,16 @@ def clip_gradients_(parameters: list[nn.Parameter], limit: float, by: str = "all
 
 
 class CosineSchedule:
-    """Linear warm-up, then a cosine whose argument counts from step 0 (warm-up not excluded), as in MFM.
+    """Linear warm-up, then a cosine, in one of two forms. With T steps, W of them from w to the peak b:
 
-    With T steps of which W warm up:  t < W: w + t (b - w) / W;   t ≥ W: l + (b - l) (1 + cos(π t / T)) / 2,
-    so the rate falls visibly at t = W. The official code steps the scheduler after the optimizer, so
-    update k uses the rate of k - 1, and updates 0 and 1 both that of 0.
+        t < W:  w + t (b - w) / W         t ≥ W:  l + (b - l) (1 + cos(π s)) / 2
+
+    `after_warmup` (MAE's lr_sched.py, DINO's cosine_scheduler, SimCLR's and BYOL's learning_schedule):
+    s = (t - W) / (T - W), and update k has the rate of t = k. (DINO's warm-up is a linspace that holds its
+    end, so it divides by W - 1; MoCo's rate changes once an epoch.)
+
+    Else, as MFM and SimMIM: s = t / T, so the rate falls visibly at t = W. Their codes step the scheduler
+    after the optimizer, so update k has the rate of t = k - 1, and updates 0 and 1 both that of 0.
 
     `weight_decay_end` takes every weight decay that is not 0 there by a cosine over all steps (DINO).
     """
@@ -159,8 +184,11 @@ class CosineSchedule:
         warmup_lr: float,
         min_lr: float,
         weight_decay_end: float | None = None,
+        *,
+        after_warmup: bool = False,
     ) -> None:
         self._optimizer, self._weight_decay_end = optimizer, weight_decay_end
+        self._after_warmup = after_warmup
         self._weight_decays = [group["weight_decay"] for group in optimizer.param_groups]
         self._warmup_lr, self._min_lr = warmup_lr, min_lr
         self.plan(steps, warmup)
@@ -170,17 +198,17 @@ class CosineSchedule:
         self._steps = steps
         self._scheduler = CosineLRScheduler(
             self._optimizer,
-            t_initial=max(steps, 2),
+            t_initial=max(steps - warmup, 2) if self._after_warmup else max(steps, 2),
             lr_min=self._min_lr,
             warmup_t=warmup,
             warmup_lr_init=self._warmup_lr,
-            warmup_prefix=False,
+            warmup_prefix=self._after_warmup,
             t_in_epochs=False,
         )
 
     def apply(self, step: int) -> None:
         """Set learning rate and weight decay of every group for update `step`."""
-        self._scheduler.step_update(max(step - 1, 0))
+        self._scheduler.step_update(step if self._after_warmup else max(step - 1, 0))
         if self._weight_decay_end is None:
             return
         share = (1 - math.cos(math.pi * step / self._steps)) / 2

@@ -55,6 +55,7 @@ def resolve(config: PretrainConfig, count: int, native: int, device: torch.devic
         choice("data.size", made.size, reason)
         choice("model.patch_size", made.patch_size, reason)
         _take_stem(choice, made, reason)
+        _take_heads(choice, made, reason)
     usual = "vit_small_patch16_224" if large else "vit_tiny_patch16_224"
     backbone = choice("model.backbone", usual, f"for {device.type}")
     side = _size(backbone, native, 64 if config.model.stem == "small" else 224 if large else 96)
@@ -106,6 +107,19 @@ def _take_stem(choice: Chooser[PretrainConfig], made: Architecture, reason: str)
             "--set model.stem=standard, or start from random weights",
         )
     choice.take("model.stem", made.stem, reason)
+
+
+def _take_heads(choice: Chooser[PretrainConfig], made: Architecture, reason: str) -> None:
+    """The attention heads of the weights to start from, where they are not the name's own."""
+    model = choice.config.model
+    if model.heads == made.heads or _plain(model.backbone) != _plain(made.name):
+        return
+    if model.heads:
+        own = made.heads or "timm's number of"
+        raise UserError(
+            f"model.heads is {model.heads}, and --init {model.init} has {own} heads", "leave it out"
+        )
+    choice.take("model.heads", made.heads, reason)
 
 
 def _size(backbone: str, native: int, usual: int) -> int:

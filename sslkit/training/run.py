@@ -201,7 +201,13 @@ def build_method(config: PretrainConfig, info: Info) -> Method:
     """The method and its encoder with fresh weights, from a resolved configuration."""
     torch.manual_seed(config.run.seed)
     model = config.model
-    encoder = Encoder(model.backbone, config.data.size, patch_size=model.patch_size or None, stem=model.stem)
+    encoder = Encoder(
+        model.backbone,
+        config.data.size,
+        patch_size=model.patch_size or None,
+        heads=model.heads or None,
+        stem=model.stem,
+    )
     return load(config.method_name)(config.method, encoder, info)
 
 

@@ -81,7 +81,11 @@ class Workbench:
         if with_bare:
             model = config.model
             self.encoder = Encoder(
-                model.backbone, config.data.size, patch_size=model.patch_size or None, stem=model.stem
+                model.backbone,
+                config.data.size,
+                patch_size=model.patch_size or None,
+                heads=model.heads or None,
+                stem=model.stem,
             ).to(device)
             self._count()  # before compiling: compiled products are not seen
             accelerate_(self.encoder, config, device)
