@@ -16,7 +16,7 @@ PACKAGE = ROOT / "sslkit"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = [
-    {"config", "earlier", "checking", "distributed", "processes", "place"}
+    {"allocator", "config", "earlier", "checking", "distributed", "processes", "place"}
     | {"errors", "keyed", "paths", "files", "console"},
     {"augment", "blocks", "frequency", "data", "initialization"}
     | {"backbones", "timm_models", "model_config", "weights", "foreign"},
@@ -100,6 +100,7 @@ def light_modules() -> list[Path]:
         for name in (
             "__init__",
             "__main__",
+            "allocator",
             "config",
             "earlier",
             "checking",

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import multiprocessing
 
+from sslkit import allocator
 from sslkit.data.workers import usable_cores
 from sslkit.errors import UserError
 from sslkit.training.signals import Interrupted
@@ -85,6 +86,7 @@ def _begin(place: Mapping[str, Any], end: Any, work: Callable[..., Any], argumen
     if hasattr(os, "setsid"):
         os.setsid()
     os.environ.update({name: str(value) for name, value in place.items()})
+    allocator.keep_memory()  # a process of its own, whose allocator knows nothing of its parent's
     threading.Thread(target=_follow_parent, daemon=True).start()
     if "OMP_NUM_THREADS" not in os.environ:  # they share the cores
         torch.set_num_threads(max(1, usable_cores() // place["LOCAL_WORLD_SIZE"]))

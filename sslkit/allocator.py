@@ -1,0 +1,65 @@
+"""Memory that a CPU step frees stays with the process, so that the next step finds it mapped.
+
+glibc gives large blocks back to the kernel as soon as they are free, and every step pays anew for zeroed
+pages: ten thousand to some hundred thousand page faults, up to a fifth of its time (docs/benchmarks.md).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+COMMANDS = frozenset({"pretrain", "finetune", "probe", "embed", "bench", "visualize", "demo"})
+"""Those that train, or read features."""
+
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4  # malloc.h
+
+_LARGEST = 2**30
+"""Bytes from which a block is still mapped by itself, and given back: a decoded set of images may be one."""
+_FREE = 2**31 - 1  # an int is what mallopt takes
+"""Bytes that may lie free at the end of the heap."""
+_GROWTH = 64 * 2**20
+"""Bytes beyond what is asked for by which the heap grows."""
+
+
+def keep_memory() -> bool:
+    """Tell this process's allocator, for good, to keep what is freed; whether it was done.
+
+    Only glibc is told, and only where nobody else has chosen: no other allocator is loaded (jemalloc,
+    tcmalloc, mimalloc), no variable MALLOC_… or GLIBC_TUNABLES is set. Forked processes inherit it.
+    """
+    if not _is_glibc() or _chosen(os.environ) or _replaced():
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    # Until version 2.34 glibc refuses thresholds above 32 MiB: then no block is mapped by itself.
+    mapped = mallopt(_MMAP_THRESHOLD, _LARGEST) or mallopt(_MMAP_MAX, 0)
+    return bool(mapped and mallopt(_TRIM_THRESHOLD, _FREE) and mallopt(_TOP_PAD, _GROWTH))
+
+
+def _is_glibc() -> bool:
+    if sys.platform != "linux":
+        return False
+    try:
+        return (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc")
+    except (ValueError, OSError):
+        return False
+
+
+def _chosen(environment: Mapping[str, str]) -> bool:
+    """Whether somebody has settings of their own."""
+    return "glibc.malloc" in environment.get("GLIBC_TUNABLES", "") or any(
+        name.startswith("MALLOC_") for name in environment
+    )
+
+
+def _replaced() -> bool:
+    """Whether another allocator is loaded before the C library's: they all have malloc in their names."""
+    try:
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return bool(os.environ.get("LD_PRELOAD"))
+    return re.search(r"/[^/\n]*(malloc|hoard)[^/\n]*\.so", maps) is not None
