@@ -23,6 +23,7 @@ from typing import Any, Literal, TypeVar
 from sslkit.checking import MAX_SIDE, MIN_SIDE, checked
 from sslkit.earlier import RETIRED, completed
 from sslkit.errors import UserError, nearest, nearest_path
+from sslkit.files import read_text
 
 AUTO: Any = "auto"
 """A setting left to the tool. Typed Any so that fields keep the type they have once resolved."""
@@ -239,7 +240,7 @@ def read(path_or_recipe: str, recipes: Path = RECIPES) -> dict[str, Any]:
         cure = nearest_path(path, known) if path.suffix or len(path.parts) > 1 else known
         raise UserError(f"no configuration {path_or_recipe!r}: neither a file nor a recipe", cure)
     try:
-        return loads(path.read_text(encoding="utf-8"))
+        return loads(read_text(path))
     except (ValueError, RecursionError, OSError) as problem:  # TOML, UTF-8, or numbers of 5,000 digits
         cure = "sslkit methods mfm --toml prints a valid one"
         raise UserError(f"{path} is not readable TOML: {problem}", cure) from None

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A hidden name in the folder of `path`, with its ending, to be written; what has it afterwards goes."""
+    unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield unfinished
+    finally:
+        with suppress(OSError):  # a folder that can't be written holds none
+            unfinished.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -16,12 +28,20 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Where the block or the rename fails, `path` is as it was and nothing is left beside it.
     """
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
+    with beside(path) as unfinished:
         yield unfinished
         unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+
+
+def read_text(path: Path) -> str:
+    """A text that people have edited: UTF-8, or what editors mark as UTF-16, without that mark.
+
+    Raises:
+        OSError, UnicodeDecodeError: there is none, or it is in another encoding.
+    """
+    content = path.read_bytes()
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if marked else "utf-8-sig")
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:

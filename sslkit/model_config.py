@@ -26,7 +26,7 @@ BUILT |= {"in_chans", "num_classes", "num_heads"}
 def read_config(folder: Path) -> dict[str, Any]:
     """The config.json that timm and sslkit share; "sslkit" is a section that timm does not read."""
     try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
         _check_config(config)
     except (AttributeError, ValueError, KeyError, TypeError, IndexError, OSError, RecursionError) as problem:
         reason = str(problem) if isinstance(problem, ValueError) else repr(problem)

@@ -10,7 +10,8 @@ see, the pictures.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,8 @@ from sslkit import place
 from sslkit.config import PretrainConfig
 from sslkit.console import SILENT, Console, command
 from sslkit.errors import UserError
-from sslkit.files import write_json
+from sslkit.files import beside
+from sslkit.paths import put, refuse_unwritable
 from sslkit.request import pretrain_config
 
 if TYPE_CHECKING:
@@ -72,7 +74,9 @@ def pretrain(
 
         run = train(wanted, console, overwrite)
     if place.number() == 0:
-        _write_report(run, console)
+        from sslkit.visualization.results import write_page
+
+        write_page(run, console)
     return run
 
 
@@ -123,17 +127,19 @@ def probe(
     """
     from sslkit.evaluation.probe import probe as run
     from sslkit.visualization.probe import write_result
+    from sslkit.visualization.results import is_run, keep_probe
 
-    if out is not None and Path(out).exists():
-        raise UserError(f"{out} exists", "choose another folder; nothing is overwritten")
+    if out is not None:
+        if os.path.lexists(out):
+            raise UserError(f"{out} exists", "choose another folder; nothing is overwritten")
+        refuse_unwritable(Path(out))
     result = run([str(source) for source in sources], str(data), console=console, **options)
     if out is not None:
         write_result(result, Path(out))
         return result
     for source in map(Path, sources):
-        if _is_run(source) and result.rows:  # masks alone don't take the place of a probe of classes
-            write_result(result, source, source / "pictures")
-            _write_report(source, console)
+        if is_run(source) and result.rows:  # masks alone don't take the place of a probe of classes
+            keep_probe(result, source, console)
     return result
 
 
@@ -150,6 +156,7 @@ def finetune(
     """
     from sslkit.evaluation.finetune import finetune as run
     from sslkit.visualization.classes import draw_runs
+    from sslkit.visualization.results import add_to_report
     from sslkit.visualization.stored import draw_robustness
 
     given = [None if value is None else str(value) for value in (source, data)]
@@ -158,7 +165,7 @@ def finetune(
     if result.robustness is not None:
         draw_robustness(result.robustness, result.folder / "pictures")
     if not result.scratch:
-        _add_to_report(Path(source or result.source), "finetune", result.to_document(), console)
+        add_to_report(Path(source or result.source), "finetune", result.to_document(), console)
     return result
 
 
@@ -186,7 +193,7 @@ def visualize(
 def embed(
     source: str | Path,
     data: str | Path,
-    out: str | Path = "features.safetensors",
+    out: str | Path | None = None,
     console: Console = SILENT,
     **options: Any,
 ) -> Any:
@@ -194,7 +201,7 @@ def embed(
     from sslkit.evaluation.embed import embed as run
 
     options |= {"query": str(options["query"])} if options.get("query") else {}
-    return run(str(source), str(data), Path(out), console=console, **options)
+    return run(str(source), str(data), None if out is None else Path(out), console=console, **options)
 
 
 def check(
@@ -215,14 +222,19 @@ def check(
     """
     from sslkit.data.audit import audit
 
-    if out is not None and (Path(out).exists() or not Path(out).absolute().parent.is_dir()):
-        reason = "exists" if Path(out).exists() else "lies in no folder"
+    if out is not None and (os.path.lexists(out) or not Path(out).absolute().parent.is_dir()):
+        reason = "exists" if os.path.lexists(out) else "lies in no folder"
         raise UserError(f"--out {out} {reason}", "choose another file; nothing is overwritten")
+    if out is not None:
+        refuse_unwritable(Path(out))
     found = audit([str(source) for source in data], [str(other) for other in against], workers, console)
     if out is not None:
+        rows = "".join("\t".join(row) + "\n" for row in found.rows())
         try:
-            with Path(out).open("x", encoding="utf-8") as file:
-                file.writelines("\t".join(row) + "\n" for row in found.rows())
+            with beside(Path(out)) as unfinished:
+                unfinished.write_text(rows, encoding="utf-8")
+                if (made := put(unfinished, Path(out))) != Path(out):
+                    console.warn(f"another command has made {out} meanwhile: the findings are in {made}")
         except OSError as problem:
             raise UserError(f"--out {out} can't be written: {problem.strerror}", code=1) from None
     return found
@@ -257,28 +269,3 @@ def doctor(train: bool = False) -> Iterator[Finding]:
     from sslkit.diagnosis import examine
 
     return examine(train)
-
-
-def _add_to_report(run: Path, name: str, document: Mapping[str, Any], console: Console) -> None:
-    """Keep the latest result beside the run that it judges: RUN/name.json, and RUN/report.html made anew."""
-    if not _is_run(run):
-        return
-    write_json(run / f"{name}.json", document)
-    _write_report(run, console)
-
-
-def _is_run(path: Path) -> bool:
-    """Whether results belong there: a pre-training's folder has a report, a fine-tuning's has none."""
-    from sslkit.weights import is_finetuning
-
-    return all((path / name).is_file() for name in ("run.json", "config.toml")) and not is_finetuning(path)
-
-
-def _write_report(run: Path, console: Console) -> None:
-    """RUN/report.html. The work is done by now: a page that can't be written is no reason to fail."""
-    from sslkit.visualization.report import write_report
-
-    try:
-        write_report(run)
-    except (UserError, OSError) as problem:
-        console.warn(f"{run / 'report.html'} was not written: {problem}")

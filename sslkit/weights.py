@@ -198,7 +198,7 @@ def _nothing_there(path: Path) -> UserError:
 def is_finetuning(path: Path) -> bool:
     """Whether it is the folder of a fine-tuning, or of several that are compared."""
     with suppress(OSError, ValueError, RecursionError, AttributeError):
-        if json.loads((path / "run.json").read_text(encoding="utf-8")).get("kind") == "finetune":
+        if json.loads((path / "run.json").read_text(encoding="utf-8-sig")).get("kind") == "finetune":
             return True
     return (path / "comparison.json").is_file()
 

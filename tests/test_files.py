@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from sslkit.files import replacing, write_json
+from sslkit.config import PretrainConfig, read
+from sslkit.exporting import export
+from sslkit.files import read_text, replacing, write_json
+from sslkit.methods import TEMPLATE, card, load
+from sslkit.training.pretrain import pretrain
+from sslkit.training.run import read_configuration
+from sslkit.weights import load_encoder
 
 
 def test_what_is_there_stays_until_the_new_file_is_whole(tmp_path: Path) -> None:
@@ -62,3 +69,27 @@ def test_a_reader_never_sees_half_of_what_two_processes_write(tmp_path: Path) ->
         assert content == content[0] * 20_000
     assert [writer.exitcode for writer in writers] == [0, 0]
     assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+def test_a_text_that_an_editor_has_marked(tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / "c.toml"
+    mark = b"\xfe\xff" if encoding == "utf-16-be" else b""
+    file.write_bytes(mark + "[run]\nout = 'läufe'\n".encode(encoding))
+    assert read_text(file) == "[run]\nout = 'läufe'\n"
+    assert read(str(file)) == {"run.out": "läufe"}
+
+
+def test_every_file_of_a_run_that_a_person_may_save_again(
+    tiny: Callable[..., PretrainConfig], tmp_path: Path
+) -> None:
+    run = pretrain(tiny("run"))
+    for name in ("config.toml", "run.json", "config.json"):
+        (run / name).write_bytes(b"\xef\xbb\xbf" + (run / name).read_bytes())
+    assert load_encoder(run).name == "test_vit"
+    assert read_configuration(run / "config.toml").schedule.epochs == 3
+    assert export(run, tmp_path / "out").compared.endswith("of the run's images")
+    method = tmp_path / "mine.py"
+    method.write_bytes(b"\xef\xbb\xbf" + TEMPLATE.read_bytes())
+    assert card(str(method)).Config
+    assert load(str(method)).__name__ == load(str(TEMPLATE)).__name__

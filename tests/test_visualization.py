@@ -36,7 +36,7 @@ from sslkit.visualization.masks import masks
 from sslkit.visualization.measure import log_magnitude, power_law, psnr, ring_error, ring_power
 from sslkit.visualization.probe import bars, grid_curves, shots_curves
 from sslkit.visualization.spectrum import spectrum
-from sslkit.visualization.style import free_path, save
+from sslkit.visualization.style import save
 from sslkit.visualization.subject import Subject
 from sslkit.visualization.visualize import KINDS, refusal, visualize
 
@@ -431,11 +431,13 @@ def test_the_nearest_kind_is_suggested() -> None:
     assert set(KINDS) | set(GROUPS) == set(caught.value.hint.removeprefix("known: ").split(", "))
 
 
-def test_free_path_counts_up(tmp_path: Path) -> None:
+def test_names_of_pictures_count_up(tmp_path: Path) -> None:
     for name in ("a.png", "a-2.png"):
         (tmp_path / name).touch()
-    assert free_path(tmp_path / "a.png").name == "a-3.png"
     figure = curves([{"epoch": 1, "loss": 0.5}])
+    assert save(figure, tmp_path / "a.png").name == "a-3.png"
+    assert not (tmp_path / "a.png").stat().st_size
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-2.png", "a-3.png", "a.png"]
     assert save(figure, tmp_path / "new" / "b.png").stat().st_size > 1000
 
 

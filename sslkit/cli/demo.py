@@ -19,10 +19,10 @@ def demo(out: options.Out = None, quiet: options.Quiet = False) -> None:
     not what pre-training gains: for that, take your own images and more time.
     """
     from sslkit import verbs
-    from sslkit.paths import next_folder
+    from sslkit.paths import claim_folder, make_folder
 
     console = Console(quiet)
-    folder = Path(out) if out else next_folder(Path("runs"), "demo")
+    folder = make_folder(Path(out)) if out else claim_folder(Path("runs"), "demo")
     data, began = f"fractal:{IMAGES}", time.monotonic()
 
     def title(text: str) -> None:

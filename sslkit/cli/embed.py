@@ -16,9 +16,9 @@ def embed(
     ],
     data: Annotated[str, typer.Argument(help="Images: a folder, a pack, a .txt or .csv list, fractal:N.")],
     out: Annotated[
-        str,
+        str | None,
         typer.Option("-o", "--out", help="A new .safetensors, .npz, .csv or .parquet file."),
-    ] = "features.safetensors",
+    ] = None,
     readout: Annotated[
         str, typer.Option("--readout", help="mean, or cls: the class token of a ViT.")
     ] = "mean",

@@ -39,12 +39,12 @@ def _of_run(run: Path) -> dict[str, Any]:
     import json
 
     try:
-        facts: dict[str, Any] = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        facts: dict[str, Any] = json.loads((run / "run.json").read_text(encoding="utf-8-sig"))
         data = facts.pop("data", {})
         facts |= {f"data {key}": value for key, value in data.items()}
         facts |= {f"{key} version": value for key, value in facts.pop("versions", {}).items()}
         if (run / "metrics.jsonl").is_file():
-            last = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1:]
+            last = (run / "metrics.jsonl").read_text(encoding="utf-8-sig").splitlines()[-1:]
             saved = facts.get("step", 0)
             facts |= {key: value for line in last for key, value in json.loads(line).items()}
             if facts.get("status") != "completed":  # `step` is the last one that was logged

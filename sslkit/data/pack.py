@@ -35,7 +35,7 @@ from sslkit.data.shards import OVERHEAD, Shards
 from sslkit.data.sources import ImageSet, open_images
 from sslkit.data.workers import usable_cores
 from sslkit.errors import UserError
-from sslkit.paths import make_folder
+from sslkit.paths import make_folder, refuse_full, refuse_unwritable
 
 DEFAULTS = Settings()
 
@@ -132,18 +132,14 @@ def _check(out: Path, settings: Settings, workers: int | None) -> None:
         raise UserError(f"--workers {workers}: 0 or more expected", "leave it out: one for each core")
     if out.exists() or out.is_symlink():
         raise UserError(f"{out} exists", "choose another folder; nothing is overwritten")
+    refuse_unwritable(out)
 
 
 def _check_space(images: ImageSet, out: Path, settings: Settings) -> None:
     """Copies need what the files have; how small others become is not known before."""
-    there = next(folder for folder in out.absolute().parents if folder.exists())
     needed = int(images.sizes.clip(min=0).sum()) + OVERHEAD * len(images)
-    free = shutil.disk_usage(there).free
-    if settings.size is None and needed > free:
-        raise UserError(
-            f"{out}: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free",
-            "another disk, --size or --limit",
-        )
+    if settings.size is None:
+        refuse_full(out, needed, "the shards", "another disk, --size or --limit")
 
 
 def _originals(paths: Names, sources: Sequence[str]) -> Names:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from sslkit.initialization import initialize_vit_
 from sslkit.methods.base import Batch, Clock
 from sslkit.timm_models import create_model, without_drop_path_
 from sslkit.training.device import Precision, autocast, to_device
+from sslkit.training.norms import cure_of_one, fewest_at_once, refuse_one_value
 from sslkit.training.optim import (
     CosineSchedule,
     layer_scales,
@@ -212,6 +214,21 @@ def optimisation(
         clock,
         min_lr_by_layer=config.schedule.min_lr_by_layer,
     )
+
+
+def refuse_one_at_once(
+    model: nn.Module, encoder: Encoder, config: FinetuneConfig, classes: int, device: torch.device
+) -> None:
+    """A UserError where one image at once is too few for the network's batch norms."""
+    run, size = config.run, config.data.size
+    if fewest_at_once(run.batch_size, run.micro_batch) > 1:
+        return
+    mixing = Mixing(replace(config.augment, mix_probability=0.0), classes)
+    labels = torch.zeros(1, dtype=torch.int64)
+    classifier = Classifier(model, encoder, labels, mixing, frozen=config.model.freeze).to(device)
+    one = {"image": torch.rand(1, 3, size, size, device=device), "index": labels.to(device)}
+    clock = Clock(0, 1, 1, run.seed)
+    refuse_one_value(classifier, one, clock, device, run.precision, cure_of_one(run.batch_size))
 
 
 def predicted(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +36,13 @@ from sslkit.evaluation.vector_files import (
     write_whole,
 )
 from sslkit.foreign import is_foreign
+from sslkit.paths import numbered_names, refuse_full
 from sslkit.training.choices import reading_workers
 from sslkit.training.device import Precision, pick_device, pick_precision
 from sslkit.weights import encoder_file, load_encoder, sha256
 
 NEIGHBOURS = 5
+DEFAULT = Path("features.safetensors")
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class Embedding:
 def embed(
     source: str,
     data: str,
-    out: Path,
+    out: Path | None = None,
     *,
     readout: str = "mean",
     neighbours: int = 0,
@@ -86,7 +90,8 @@ def embed(
 
     Args:
         source: a run, an exported folder, a file of weights, timm/NAME or random/NAME.
-        out: a new file: .safetensors, .npz, .csv or .parquet.
+        out: a new file: .safetensors, .npz, .csv or .parquet; by default features.safetensors, or
+            features-2.safetensors, … where that is taken.
         readout: "mean" (of a ViT's patch tokens, of a CNN's last map) or "cls", the class token.
         neighbours: write that many most similar images of each to STEM-neighbours.csv beside `out`.
         query: an image file; its most similar images (5, or as many as `neighbours`) are in the result.
@@ -100,10 +105,10 @@ def embed(
     if neighbours < 0:
         raise UserError(f"--neighbours {neighbours}: not less than 0 expected", "--neighbours 5")
     refuse_range(size, seed)
-    table = out.with_name(f"{out.stem}-neighbours.csv") if neighbours else None
-    check_target(out)
-    if table is not None:
-        check_free(table)
+    wanted = free_name(DEFAULT) if out is None else out
+    check_target(wanted)
+    if neighbours:
+        check_free(_table_beside(wanted))
     place = pick_device(device)
     encoder = load_encoder(source, size, seed, console=console)
     vector, exact = reader(encoder, readout), pick_precision(precision, place)
@@ -111,9 +116,12 @@ def embed(
     images = open_images([data])
     for line in images.left_out.lines():
         console.say(line)
-    if table is not None and len(images) < 2:
+    if neighbours and len(images) < 2:
         raise UserError(f"{data}: one image has no neighbours", "two images or more")
     readers = reading_workers(place.type == "cpu") if workers is None else workers
+    letters = 12 if wanted.suffix == ".csv" else 4  # of a number as text, or bytes
+    needed = len(images) * encoder.width * letters
+    refuse_full(wanted, needed, "the vectors", "choose an --out on another disk, or make room")
     encoder.to(place)
     found, kept = embed_images(
         vector, images, encoder.size, device=place, precision=exact, workers=readers, console=console
@@ -123,15 +131,31 @@ def embed(
         images = images.subset(kept)
     facts = _facts(source, seed, encoder, readout, exact, images)
     made = _with_names(found, data, images, facts, console)
-    write_vectors(made, out)
-    if table is not None:
-        write_whole(table, lambda target: _write_neighbours(made, neighbours, target))
+    file, table = write_vectors(made, wanted), None
+    if file != wanted and out is not None:
+        console.warn(f"another command has made {wanted} meanwhile: the vectors are in {file}")
+    if neighbours:
+        write = partial(_write_neighbours, made, neighbours)
+        table = write_whole(_table_beside(file), write)
     matches: tuple[Match, ...] = ()
     if asked is not None:
         one, _ = embed_images(vector, asked, encoder.size, device=place, precision=exact)
         matches = _matches(made, one, neighbours or NEIGHBOURS, _position(asked, images))
     console.say(f"{len(made.names)} images, {found.shape[1]} numbers each, {readout} of {source}")
-    return Embedding(out, len(made.names), found.shape[1], missing, len(made.classes), table, matches)
+    return Embedding(file, len(made.names), found.shape[1], missing, len(made.classes), table, matches)
+
+
+def free_name(path: Path) -> Path:
+    """`path`, or NAME-2, NAME-3, … where a file has that name."""
+
+    def taken(one: Path) -> bool:
+        return os.path.lexists(one) or os.path.lexists(_table_beside(one))
+
+    return next(one for one in numbered_names(path) if not taken(one))
+
+
+def _table_beside(file: Path) -> Path:
+    return file.with_name(f"{file.stem}-neighbours.csv")
 
 
 def _open_query(query: str) -> ImageSet:

@@ -15,20 +15,22 @@ from sslkit.backbones import Encoder
 from sslkit.config import AUTO
 from sslkit.console import SILENT, Console, command, nearby
 from sslkit.errors import UserError, nearest_path
-from sslkit.evaluation.classifier import build_model
+from sslkit.evaluation.classifier import build_model, refuse_one_at_once
 from sslkit.evaluation.finetune_arms import COMPARISON_FILE, SCRATCH, Comparison, begin, compare, read_arms
 from sslkit.evaluation.finetune_config import FinetuneConfig, finetune_config, from_values
 from sslkit.evaluation.finetune_robustness import lacks_robustness, with_robustness
 from sslkit.evaluation.finetune_session import FinetuneSession
 from sslkit.evaluation.outcome import FinetuneResult, Plan, announce, write_beginning
 from sslkit.evaluation.parts import open_parts
-from sslkit.evaluation.recipe import Given, resolve
+from sslkit.evaluation.recipe import USUAL_WARMUP, Given, resolve
 from sslkit.evaluation.shots import MOST_SEEDS
-from sslkit.paths import make_folder, next_folder
+from sslkit.paths import claim_folder, make_folder, next_folder, refuse_full
+from sslkit.training import checkpoint
 from sslkit.training.device import pick_device, pick_precision
 from sslkit.training.locks import locked
 from sslkit.training.resolve import interval
-from sslkit.training.run import RunFolder, refuse
+from sslkit.training.run import ROOM, RUNS, RunFolder, begun, refuse_place
+from sslkit.training.spans import refuse_longer_than_run
 from sslkit.weights import load_encoder
 
 
@@ -76,13 +78,30 @@ def finetune(
     wanted = _anchored(
         finetune_config(source, data, None if config is None else str(config), settings, given)
     )
+    refuse_place(wanted.run.out)
     if baseline or seeds:
         _refuse_comparison(wanted, baseline, seeds, "seed" in given)
         return _compared(wanted, bool(baseline), seeds or [wanted.run.seed], console)
     plan = make_plan(wanted, console)
+    _refuse(plan, console)
+    return _begun(plan, _new_folder(plan, wanted.run.out == AUTO), console)
+
+
+def _refuse(plan: Plan, console: Console, runs: int = 1) -> None:
+    """What a new run, or so many, can't do with these images and on this disk. Raises UserError."""
+    refuse_longer_than_run(plan.config, len(plan.parts.training), USUAL_WARMUP, console)
+    classes = len(plan.parts.training.classes)
+    refuse_one_at_once(plan.model, plan.encoder, plan.config, classes, plan.device)
+    # Checkpoints go when a run is complete; of several, the classifiers stay.
+    weights = sum(tensor.nbytes for tensor in plan.model.state_dict().values())
+    needed = checkpoint.bytes_needed(plan.model, plan.config.optim.name) + (runs - 1) * weights
+    refuse_full(Path(plan.config.run.out), needed, "checkpoints and classifiers", ROOM)
+
+
+def _new_folder(plan: Plan, chosen: bool) -> Path:
+    """The folder that is made now; where its name was chosen here, the number may be another one by now."""
     path = Path(plan.config.run.out)
-    refuse(path)
-    return _begun(plan, RunFolder(make_folder(path)), console)
+    return claim_folder(path.parent, path.name.rpartition("-")[0]) if chosen else make_folder(path)
 
 
 def make_plan(wanted: FinetuneConfig, console: Console = SILENT) -> Plan:
@@ -116,7 +135,7 @@ def _placed(config: FinetuneConfig, encoder: Encoder, device: torch.device) -> F
     """The machine's choices: device, precision, attacks, and a folder that does not exist yet."""
     out = config.run.out
     if out == AUTO:
-        out = str(next_folder(Path("runs"), f"finetune-{encoder.name.split('.')[0]}"))
+        out = str(next_folder(RUNS, f"finetune-{encoder.name.split('.')[0]}"))
     precision = pick_precision(config.run.precision, device)
     attacks = device.type != "cpu" if config.robustness.attacks == AUTO else config.robustness.attacks
     return replace(
@@ -139,11 +158,14 @@ def _anchored(config: FinetuneConfig) -> FinetuneConfig:
     )
 
 
-def _begun(plan: Plan, run: RunFolder, console: Console, whole: Path | None = None) -> FinetuneResult:
+def _begun(plan: Plan, path: Path, console: Console, whole: Path | None = None) -> FinetuneResult:
     """A run from its first step, in its new folder."""
+    run = RunFolder(path)
+    plan = replace(plan, config=replace(plan.config, run=replace(plan.config.run, out=str(path))))
+    with begun(run):
+        write_beginning(plan, run)
     with _held(run.path, console, whole):
         session = FinetuneSession(plan, run, console, whole)
-        write_beginning(plan, run)
         announce(plan, console)
         return with_robustness(session.go(), console)
 
@@ -214,10 +236,10 @@ def _compared(
 ) -> FinetuneResult | Comparison:
     """All runs of a comparison, in one folder. The first is planned before anything is written."""
     first = make_plan(replace(wanted, run=replace(wanted.run, seed=seeds[0])), console)
-    path = Path(first.config.run.out)
-    refuse(path)
-    make_folder(path)
-    begin(path, wanted, baseline, seeds)
+    _refuse(first, console, len(seeds) * (2 if baseline else 1))
+    path = _new_folder(first, wanted.run.out == AUTO)
+    with begun(RunFolder(path)):
+        begin(path, wanted, baseline, seeds)
     return _continued(path, console)
 
 
@@ -237,5 +259,5 @@ def _continued(path: Path, console: Console) -> Comparison:
             elif arm.begun():
                 _resumed(arm.folder, console, path)
             else:
-                _begun(make_plan(wanted, console), RunFolder(make_folder(arm.folder)), console, path)
+                _begun(make_plan(wanted, console), make_folder(arm.folder), console, path)
         return with_robustness(compare(path, arms, console), console)

@@ -135,7 +135,7 @@ def begin(path: Path, wanted: FinetuneConfig, baseline: bool, seeds: Sequence[in
 def read_arms(path: Path) -> list[Arm]:
     """The runs of a comparison, in the order in which they are made. Raises UserError: damaged."""
     try:
-        plan = json.loads((path / COMPARISON_FILE).read_text(encoding="utf-8"))
+        plan = json.loads((path / COMPARISON_FILE).read_text(encoding="utf-8-sig"))
         return [Arm(path / arm["folder"], int(arm["seed"]), bool(arm["scratch"])) for arm in plan["arms"]]
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise UserError(f"{path / COMPARISON_FILE} can't be read: {problem}", "was it edited?") from None
@@ -143,7 +143,7 @@ def read_arms(path: Path) -> list[Arm]:
 
 def compare(path: Path, arms: Sequence[Arm], console: Console) -> Comparison:
     """The comparison of complete runs: said, and written to comparison.json and table.md."""
-    plan = json.loads((path / COMPARISON_FILE).read_text(encoding="utf-8"))
+    plan = json.loads((path / COMPARISON_FILE).read_text(encoding="utf-8-sig"))
     results = [result for result in (arm.result() for arm in arms) if result is not None]
     step = 2 if plan["baseline"] else 1
     sources, others = tuple(results[::step]), tuple(results[1::2] if plan["baseline"] else ())
@@ -183,7 +183,7 @@ def _predictions(folder: Path) -> dict[str, int]:
     """Path → 1 if it was named right, else 0."""
     path = folder / "predictions.csv"
     try:
-        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             return {row["path"]: int(row["label"] == row["predicted"]) for row in csv.DictReader(file)}
     except (OSError, KeyError, csv.Error) as problem:
         raise UserError(f"{path} can't be read: {problem}", "was it edited?", code=1) from None

@@ -118,7 +118,7 @@ def _settings(folder: Path) -> FinetuneConfig:
 def _stored(file: Path) -> RobustnessResult | None:
     """What an earlier call has measured. Raises UserError for a damaged file."""
     try:
-        return RobustnessResult.of_document(json.loads(file.read_text(encoding="utf-8")))
+        return RobustnessResult.of_document(json.loads(file.read_text(encoding="utf-8-sig")))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as problem:

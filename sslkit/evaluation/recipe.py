@@ -18,6 +18,8 @@ PAPER_SCALE = 100_000
 """Training images from which the paper's epochs are kept."""
 PAPER_VIEWS = 5_000_000
 """Views in a run from which the paper's augmentation is kept: weaker runs never get over it."""
+USUAL_WARMUP = 20
+"""One of so many epochs is warm-up."""
 UPDATES = 2000
 """Optimizer steps that smaller data aims at, within 20 to 100 epochs."""
 FROZEN_PEAK = 5e-3
@@ -60,7 +62,7 @@ def resolve(config: FinetuneConfig, given: Given) -> tuple[FinetuneConfig, dict[
         )
     per_epoch = given.count // batch
     epochs = choice("schedule.epochs", *_epochs(given.count, per_epoch))
-    choice("schedule.warmup_epochs", round(epochs / 20, 2), "5 of 100 epochs, as in the paper")
+    choice("schedule.warmup_epochs", round(epochs / USUAL_WARMUP, 2), "5 of 100 epochs, as in the paper")
     choice("run.log_every", max(1, epochs * per_epoch // 100), "about a hundred lines a run")
     _resolve_optim(choice, given, batch)
     _resolve_augment(choice, given, epochs * per_epoch * batch)

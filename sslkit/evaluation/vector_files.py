@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from sslkit import weights
 from sslkit.console import command
 from sslkit.errors import UserError
-from sslkit.files import replacing
+from sslkit.files import beside
+from sslkit.paths import put
 
 
 @dataclass(frozen=True)
@@ -69,28 +70,31 @@ def sidecar(file: Path) -> Path:
     return file.with_name(f"{file.name}.json") if file.suffix == ".csv" else file
 
 
-def write_vectors(made: Vectors, file: Path) -> None:
-    """Write `made` as its ending says; the file appears when it is whole.
+def write_vectors(made: Vectors, file: Path) -> Path:
+    """Write `made` as its ending says; the file appears when it is whole. Returns its name.
+
+    Where another command has taken the name meanwhile it is the next free one: NAME-2, NAME-3, …
 
     Raises:
         UserError: the disk is full, or the folder may not be written.
     """
-    write_whole(file, lambda target: WRITERS[file.suffix](made, target))
+    file = write_whole(file, lambda target: WRITERS[file.suffix](made, target))
     if file.suffix == ".csv":
         text = json.dumps({**made.facts, "classes": made.classes}, indent=1) + "\n"
         write_whole(sidecar(file), lambda target: _write_text(target, text))
+    return file
 
 
 def _write_text(file: Path, text: str) -> None:
     file.write_text(text, encoding="utf-8")
 
 
-def write_whole(file: Path, write: Callable[[Path], None]) -> None:
-    """Write under another name in the same folder, then take the name, if it is still free."""
+def write_whole(file: Path, write: Callable[[Path], None]) -> Path:
+    """Write under another name in the same folder, then take the name, or the next one that is free."""
     try:
-        with replacing(file) as unfinished:
+        with beside(file) as unfinished:
             write(unfinished)
-            check_free(file)
+            return put(unfinished, file)
     except OSError as problem:
         raise UserError(f"{file} can't be written: {problem.strerror or problem}", code=1) from None
 

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from sslkit.console import SILENT, Console
 from sslkit.errors import UserError, nearest
 from sslkit.exporting.onnx import export_onnx
-from sslkit.exporting.proof import ExportResult, default_folder
+from sslkit.exporting.proof import ExportResult
 from sslkit.exporting.timm import export_timm
 
 __all__ = ["ExportResult", "Format", "export", "export_onnx", "export_timm"]
@@ -39,7 +39,7 @@ def export(
     """
     if format not in get_args(Format):
         raise UserError(f"unknown export format {format!r}", nearest(format, get_args(Format)))
-    folder = Path(out) if out is not None else default_folder(source)
+    folder = Path(out) if out is not None else None
     result = {"timm": export_timm, "onnx": export_onnx}[format](
         source, folder, backbone=backbone, trust=trust, console=console
     )

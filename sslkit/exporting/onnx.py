@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sslkit.backbones import Encoder
 from sslkit.errors import UserError, first_line
-from sslkit.exporting.proof import ExportResult, new_folder, prove, provenance, reference
+from sslkit.exporting.proof import ExportResult, new_folder, prove, provenance, reference, refuse_folder
 from sslkit.weights import load_encoder
 
 ONNX_FILE = "model.onnx"
@@ -28,7 +28,7 @@ images = numpy.zeros((1, 3, {size}, {size}), dtype="float32")  # RGB in [0, 1]; 
 vectors = session.run(None, {{"images": images}})[0]  # [1, {width}]"""
 
 
-def export_onnx(source: str | Path, out: Path, **loading: Any) -> ExportResult:
+def export_onnx(source: str | Path, out: Path | None, **loading: Any) -> ExportResult:
     """Write `out`/model.onnx, open it with onnxruntime, and compare. `loading` goes to `load_encoder`.
 
     Raises:
@@ -38,9 +38,10 @@ def export_onnx(source: str | Path, out: Path, **loading: Any) -> ExportResult:
     missing = [package for package in NEEDS if importlib.util.find_spec(package) is None]
     if missing:
         raise UserError(f"ONNX export needs {', '.join(missing)}", "pip install 'sslkit[onnx]'")
+    refuse_folder(out)
     encoder = load_encoder(source, **loading)
     expected = reference(source, encoder)
-    with new_folder(out) as folder:
+    with new_folder(out, source) as folder:
         file = folder / ONNX_FILE
         metadata = {
             **provenance(source, encoder),

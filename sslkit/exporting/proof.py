@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from sslkit.data.sources import ImageSet, open_images
 from sslkit.errors import UserError
 from sslkit.foreign import is_foreign
 from sslkit.methods import short_name
-from sslkit.paths import make_folder, next_folder
+from sslkit.paths import claim_folder, make_folder, refuse_unwritable
 from sslkit.weights import encoder_file, header_of, sha256
 
 TOLERANCE = 1e-4
@@ -30,6 +31,9 @@ TOLERANCE = 1e-4
 
 COMPARED = 8
 """Images the features are compared on."""
+
+EXPORTS = Path("exports")
+"""Where exports go that nobody has named a folder for."""
 
 _REPORT = "nothing was kept; please report this with the backbone's name"
 
@@ -95,13 +99,18 @@ def prove(
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path | None, source: str | Path) -> Iterator[Path]:
     """A folder that did not exist, absolute; removed again if the work inside fails.
+
+    Args:
+        path: None takes exports/NAME-N with the first number that is free; NAME is that of the run, file or
+            model.
 
     Raises:
         UserError: it exists, or can't be made.
     """
-    path = make_folder(path).absolute()
+    made = claim_folder(EXPORTS, _name_of(source)) if path is None else make_folder(path)
+    path = made.absolute()
     try:
         yield path
     except BaseException:
@@ -109,12 +118,18 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise
 
 
-def default_folder(source: str | Path) -> Path:
-    """exports/NAME-N with the first number that is free; NAME is that of the run, file or model."""
+def refuse_folder(path: Path | None) -> None:
+    """Nothing if `new_folder` can make one there, or by default below exports/. Raises UserError."""
+    if path is not None and os.path.lexists(path):
+        raise UserError(f"{path} exists", "choose another folder; nothing is overwritten")
+    refuse_unwritable(path or EXPORTS / "export-1", "" if path else "OUT")
+
+
+def _name_of(source: str | Path) -> str:
+    """That of the run, file or model."""
     path = Path(source)
     own = path.parent.name if path.suffix == ".safetensors" else path.resolve().name
-    stem = path.name.split(".")[0] if is_foreign(path) else own
-    return next_folder(Path("exports"), stem)
+    return path.name.split(".")[0] if is_foreign(path) else own
 
 
 def provenance(source: str | Path, encoder: Encoder) -> dict[str, str]:
@@ -130,7 +145,7 @@ def provenance(source: str | Path, encoder: Encoder) -> dict[str, str]:
 def _run_facts(folder: Path) -> dict[str, str]:
     """Method and data of the run in `folder`; empty if it is none."""
     try:
-        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        run = json.loads((folder / "run.json").read_text(encoding="utf-8-sig"))
         settings = configuration.read(str(folder / "config.toml"))
         return {
             "method": short_name(str(settings["method.name"])),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sslkit.backbones import Encoder
-from sslkit.exporting.proof import ExportResult, new_folder, prove, provenance, reference
+from sslkit.exporting.proof import ExportResult, new_folder, prove, provenance, reference, refuse_folder
 from sslkit.timm_models import Stem
 from sslkit.weights import EXPORT_FILE, load_encoder, write_encoder
 
@@ -38,7 +38,7 @@ timm.models.load_checkpoint(model, {file!r})
 model.eval()"""
 
 
-def export_timm(source: str | Path, out: Path, **loading: Any) -> ExportResult:
+def export_timm(source: str | Path, out: Path | None, **loading: Any) -> ExportResult:
     """Write `out` for `timm.create_model("local-dir:OUT", pretrained=True)`, reload it so, and compare.
 
     An encoder with the small stem is reloaded as the returned lines say. `loading` goes to `load_encoder`.
@@ -46,9 +46,10 @@ def export_timm(source: str | Path, out: Path, **loading: Any) -> ExportResult:
     Raises:
         UserError: `source` is no source of weights, `out` exists, or (code 1) the features differ.
     """
+    refuse_folder(out)
     encoder = load_encoder(source, **loading)
     expected = reference(source, encoder)
-    with new_folder(out) as folder:
+    with new_folder(out, source) as folder:
         file = write_encoder(encoder, folder, EXPORT_FILE, provenance(source, encoder))
         name = f"local-dir:{folder}"
         lines = LINES.format(

@@ -167,7 +167,7 @@ def _imported(path: Path, digest: str) -> ModuleType:
 
 def _read(path: Path) -> tuple[str, ast.Module]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         return text, ast.parse(text)
     except SyntaxError as problem:
         raise UserError(f"{path}:{problem.lineno}: {problem.msg}") from None

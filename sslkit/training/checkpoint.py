@@ -67,6 +67,17 @@ def snapshot(method: nn.Module, optimizer: torch.optim.Optimizer, copy: bool = F
     return Snapshot(*({name: t.detach().to("cpu", copy=True) for name, t in part.items()} for part in parts))
 
 
+def bytes_needed(method: nn.Module, optimizer: str) -> int:
+    """Of a run's checkpoints, the one being written among them, and of its product, before the first step.
+
+    Args:
+        optimizer: "adamw", which keeps two numbers for each weight that is trained; others keep one.
+    """
+    weights = sum(tensor.nbytes for tensor in method.state_dict().values())
+    trained = sum(parameter.nbytes for parameter in method.parameters() if parameter.requires_grad)
+    return (KEEP + 1) * (weights + trained * (2 if optimizer == "adamw" else 1)) + weights
+
+
 def write(
     folder: Path, step: int, method: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
 ) -> Path:

@@ -27,7 +27,8 @@ from sslkit import distributed, processes
 from sslkit.errors import UserError
 from sslkit.methods.base import Batch, Clock
 from sslkit.training.device import Precision, autocast, to_device
-from sslkit.training.memory import Buffers, fewer
+from sslkit.training.memory import Buffers, OutOfMemory, fewer
+from sslkit.training.norms import one_value
 from sslkit.training.optim import CosineSchedule, clip_gradients_, update_if
 
 _BUFFERS = next(
@@ -162,6 +163,10 @@ def accumulated(
                 outputs.append(_backward(module, part, clock, device, precision, whole))
         return outputs
     except Exception as problem:
+        if one_value(problem):  # of a batch that was halved where memory ran out
+            here = processes.here(clock.step + 1)
+            told = f"{here}out of memory, and one image at once leaves batch norm one value per channel"
+            raise OutOfMemory(told, processes.LESS) from None
         if not processes.memory_ran_out(problem):
             raise
     if device.type == "cuda":  # only here, when the exception and the graph that it held are gone

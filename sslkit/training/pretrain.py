@@ -14,24 +14,36 @@ import sslkit
 from sslkit import config as configuration
 from sslkit import distributed, place, processes
 from sslkit.blocks import share_statistics_
-from sslkit.config import AUTO, PretrainConfig
+from sslkit.config import PretrainConfig, Run
 from sslkit.console import SILENT, Console, command
 from sslkit.data.decode import native_side
 from sslkit.data.sources import ImageSet, open_images
 from sslkit.errors import UserError
+from sslkit.files import replacing
 from sslkit.methods import card, load, short_name
-from sslkit.methods.base import Method
+from sslkit.methods.base import Clock, Method
+from sslkit.paths import refuse_full
 from sslkit.training import checkpoint
-from sslkit.training.acceleration import accelerate_, fitted
+from sslkit.training.acceleration import accelerate_, fitted, sample
 from sslkit.training.changes import image_changes, list_images, setting_changes, settings_of
-from sslkit.training.device import kind, pick_device
+from sslkit.training.device import kind, pick_device, to_device
 from sslkit.training.launch import launch
 from sslkit.training.locks import locked
 from sslkit.training.loggers import require
+from sslkit.training.norms import cure_of_one, fewest_at_once, refuse_one_value
 from sslkit.training.progress import announce
-from sslkit.training.resolve import Resolved, refuse_times, resolve
-from sslkit.training.run import RunFolder, build_method, describe, read_configuration, refuse
+from sslkit.training.resolve import USUAL_WARMUP, Resolved, refuse_times, resolve
+from sslkit.training.run import (
+    ROOM,
+    RunFolder,
+    begun,
+    build_method,
+    describe,
+    read_configuration,
+    refuse_place,
+)
 from sslkit.training.session import Session
+from sslkit.training.spans import refuse_longer_than_run
 from sslkit.weights import load_encoder, load_into, tensors_for
 
 
@@ -51,19 +63,19 @@ def pretrain(config: PretrainConfig, console: Console = SILENT, overwrite: bool 
     device = pick_device(config.run.device)
     refuse_times(config.run)
     with processes.joined(device, config.run.patience), processes.watched(lambda: 0):
-        if config.run.out != AUTO:
-            processes.on_first(lambda: refuse(Path(config.run.out), overwrite))
+        processes.on_first(lambda: refuse_place(config.run.out, overwrite))
         images = open_images(config.data.sources, config.data.limit or None)
         config = _anchored(config)
         ready = _agreed(resolve(config, len(images), native_side(images), device))
         check(ready, console)
+        refuse_longer_than_run(ready.config, len(images), USUAL_WARMUP, console)
         method = _prepared(ready, images, device, console)
         ready = fitted(ready, method, images, device)
-        path = Path(ready.config.run.out)
-        processes.on_first(lambda: RunFolder.create(path, overwrite) and None)
-        run = RunFolder(path, writes=distributed.rank() == 0)
+        needed = checkpoint.bytes_needed(method, ready.config.optim.name)
+        processes.on_first(lambda: refuse_full(Path(ready.config.run.out), needed, "checkpoints", ROOM))
+        path = processes.on_first(lambda: _begun(ready, images, device, overwrite))
+        ready, run = _placed(ready, path), RunFolder(path, writes=distributed.rank() == 0)
         with _held(run, console):
-            processes.on_first(lambda: _begin(run, ready, images, device))
             announce(ready, method, images, console)
             return Session(ready, method, images, run, device, console).go(start=0)
 
@@ -75,13 +87,32 @@ def _pretrain_here(values: dict[str, Any], choice: tuple[bool, bool], overwrite:
     return str(pretrain(config, Console(*choice), overwrite))
 
 
-def _begin(run: RunFolder, ready: Resolved, images: ImageSet, device: torch.device) -> None:
-    """What stands in a run's folder before the first step."""
-    run.update(status="running", **describe(images, ready.info, device))
-    repeat = command("sslkit", "pretrain", "-c", run.path / "config.toml")
+def _begun(ready: Resolved, images: ImageSet, device: torch.device, overwrite: bool) -> Path:
+    """The run's new folder, with what stands there before the first step."""
+    out = Path(ready.config.run.out)
+    if "run.out" in ready.reasons:  # its number was free a while ago; this takes the one that is free now
+        run = RunFolder.claim(out.parent, out.name.rpartition("-")[0])
+    else:
+        run = RunFolder.create(out, overwrite)
+    with begun(run):
+        run.update(status="running", **describe(images, ready.info, device))
+        write_settings(run.path, _placed(ready, run.path).config)
+        list_images(images, run.path)
+    return run.path
+
+
+def _placed(ready: Resolved, path: Path) -> Resolved:
+    """The same in this folder."""
+    config = ready.config
+    return replace(ready, config=replace(config, run=replace(config.run, out=str(path))))
+
+
+def write_settings(path: Path, config: PretrainConfig) -> None:
+    """config.toml of a run's folder."""
+    repeat = command("sslkit", "pretrain", "-c", path / "config.toml")
     header = f"sslkit {sslkit.__version__}: `{repeat}` repeats this run"
-    (run.path / "config.toml").write_text(configuration.dump(ready.config, header), encoding="utf-8")
-    list_images(images, run.path)
+    with replacing(path / "config.toml") as unfinished:
+        unfinished.write_text(configuration.dump(config, header), encoding="utf-8")
 
 
 @contextmanager
@@ -205,10 +236,9 @@ def check(ready: Resolved, console: Console) -> None:
         problem = f"a batch of {run.batch_size} images can't be shared by {run.devices} processes alike"
         raise UserError(problem, f"--batch-size {run.batch_size // run.devices * run.devices or run.devices}")
     part = run.batch_size // run.devices
-    memory = min(run.micro_batch or part, part)
-    last = part % memory or memory
-    if min(memory, last) < method.minimum_batch:
-        problem = f"{name} compares the images of a batch, and gets {min(memory, last)} at once"
+    memory, fewest = min(run.micro_batch or part, part), _fewest(run)
+    if fewest < method.minimum_batch:
+        problem = f"{name} compares the images of a batch, and gets {fewest} at once"
         raise UserError(problem, f"--batch-size and --micro-batch of at least {method.minimum_batch}")
     if method.couples_images and memory < part:
         console.warn(
@@ -238,7 +268,15 @@ def started(ready: Resolved, images: ImageSet, device: torch.device, console: Co
     """
     method = _built(ready, device)
     _start_weights(ready, method, images, console)
+    if _fewest(ready.config.run) == 1:
+        run, one = ready.config.run, to_device(sample(method, images, 1), device)
+        cure = cure_of_one(run.batch_size, run.devices)
+        refuse_one_value(method, one, Clock(0, 1, 1, run.seed), device, run.precision, cure)
     return method
+
+
+def _fewest(run: Run) -> int:
+    return fewest_at_once(run.batch_size, run.micro_batch, run.devices)
 
 
 def _built(ready: Resolved, device: torch.device) -> Method:

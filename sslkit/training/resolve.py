@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from timm.models import is_model_in_modules
@@ -21,10 +20,15 @@ from sslkit.paths import next_folder
 from sslkit.timm_models import named_patch
 from sslkit.training.choices import Chooser, reading_workers
 from sslkit.training.device import pick_precision
+from sslkit.training.run import RUNS
 from sslkit.weights import Architecture, architecture
 
 IMAGES_SEEN = {"cuda": 20_000_000, "mps": 3_000_000, "cpu": 300_000}
 """How many views a run looks at by default: an hour or so on such a device."""
+
+
+USUAL_WARMUP = 15
+"""One of so many epochs is warm-up, as in the paper."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,11 @@ def resolve(config: PretrainConfig, count: int, native: int, device: torch.devic
         max(5, min(800, IMAGES_SEEN.get(device.type, 300_000) // count)),
         "a first guess; the clock decides" if config.run.max_time else f"{count:,} images",
     )
-    choice("schedule.warmup_epochs", round(epochs / 15, 2), "a fifteenth of the epochs, as in the paper")
+    choice(
+        "schedule.warmup_epochs",
+        round(epochs / USUAL_WARMUP, 2),
+        "a fifteenth of the epochs, as in the paper",
+    )
     choice("run.precision", pick_precision(config.run.precision, device), "what the chip multiplies fastest")
     choice("run.device", str(device), "found here")
     choice("run.micro_batch", 0, "the whole batch, or what fits a GPU")
@@ -82,7 +90,7 @@ def resolve(config: PretrainConfig, count: int, native: int, device: torch.devic
     )
     choice(
         "run.out",
-        str(next_folder(Path("runs"), f"{short_name(config.method_name)}-{_plain(backbone)}")),
+        str(next_folder(RUNS, f"{short_name(config.method_name)}-{_plain(backbone)}")),
         "the next free name",
     )
     method, kind = load(config.method_name), _kind(backbone)

@@ -11,10 +11,11 @@ import json
 import math
 import os
 import platform
+import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,22 @@ import torch
 import sslkit
 from sslkit import config as configuration
 from sslkit.backbones import Encoder
-from sslkit.config import PretrainConfig
+from sslkit.config import AUTO, PretrainConfig
 from sslkit.console import command, counted
 from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError, nearest_path
 from sslkit.files import replacing, write_json
 from sslkit.methods import card, load
 from sslkit.methods.base import Info, Method
-from sslkit.paths import make_folder, next_folder
+from sslkit.paths import claim_folder, make_folder, next_folder, refuse_unwritable
 from sslkit.training import checkpoint
 from sslkit.training.locks import refuse_if_locked
 from sslkit.weights import ENCODER_FILE, is_finetuning, write_encoder
 
 FORMAT = 1
+ROOM = "choose an --out on another disk, or make room"
+RUNS = Path("runs")
+"""Where runs go that nobody has named a folder for."""
 
 
 class RunFolder:
@@ -57,8 +61,16 @@ class RunFolder:
         """
         refuse(path, overwrite)
         if overwrite and path.exists():
-            path.rename(next_folder(path.parent, f"{path.name}-old"))
-        make_folder(path)
+            _move_aside(path)
+        return cls._filled(make_folder(path))
+
+    @classmethod
+    def claim(cls, parent: Path, stem: str) -> RunFolder:
+        """A new, empty run folder PARENT/STEM-N, under a number that no other command gets."""
+        return cls._filled(claim_folder(parent, stem))
+
+    @classmethod
+    def _filled(cls, path: Path) -> RunFolder:
         (path / "checkpoints").mkdir()
         (path / "pictures").mkdir()
         return cls(path)
@@ -84,7 +96,7 @@ class RunFolder:
     def facts(self) -> dict[str, Any]:
         """run.json."""
         try:
-            facts: dict[str, Any] = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+            facts: dict[str, Any] = json.loads((self.path / "run.json").read_text(encoding="utf-8-sig"))
         except (ValueError, RecursionError) as problem:
             raise UserError(f"{self.path / 'run.json'} can't be read: {problem}") from None
         if not isinstance(facts, dict):
@@ -141,12 +153,7 @@ def refuse(path: Path, overwrite: bool = False) -> None:
     Raises:
         UserError: it exists, is in use, is too long a name, or no place where this process may write.
     """
-    try:  # the longest name that a run will write
-        (path / "checkpoints" / "step-00000000.tmp-00000000" / "optimizer.safetensors").lstat()
-    except FileNotFoundError:
-        pass
-    except OSError as problem:
-        raise UserError(f"can't create {path}: {problem.strerror}", "choose another folder") from None
+    refuse_unwritable(path)
     refuse_if_locked(path)
     if (path / "run.json").is_file():
         if not overwrite:
@@ -157,12 +164,39 @@ def refuse(path: Path, overwrite: bool = False) -> None:
     elif os.path.lexists(path):
         cure = "choose another folder; nothing is overwritten"
         raise UserError(f"{path} exists" + (" and is no run" if overwrite else ""), cure)
-    above = next(parent for parent in path.absolute().parents if parent.exists())
-    try:  # by making one: permissions alone don't tell of file systems that are read-only
-        os.rmdir(tempfile.mkdtemp(prefix=".sslkit-", dir=above))
-    except OSError as problem:
-        cure = "choose another folder"
-        raise UserError(f"can't create {path}: {above}: {problem.strerror}", cure) from None
+
+
+def refuse_place(out: str, overwrite: bool = False) -> None:
+    """`refuse` for the setting `run.out`; where it is left to the tool, whether a run can lie below runs/."""
+    if out == AUTO:
+        refuse_unwritable(RUNS / "run-1", "--out")
+    else:
+        refuse(Path(out), overwrite)
+
+
+@contextmanager
+def begun(run: RunFolder) -> Iterator[RunFolder]:
+    """Inside is written what stands in a new run's folder before the first step: all of it, or none stays.
+
+    Raises:
+        UserError: the disk refuses.
+    """
+    try:
+        yield run
+    except BaseException as problem:
+        shutil.rmtree(run.path, ignore_errors=True)
+        if not isinstance(problem, OSError):
+            raise
+        reason = problem.strerror or problem
+        raise UserError(f"{run.path}: {reason}", "make room, or choose another --out", code=1) from None
+
+
+def _move_aside(path: Path) -> None:
+    """A run that is there becomes PATH-old-N."""
+    try:
+        path.rename(next_folder(path.parent, f"{path.name}-old"))
+    except OSError as problem:  # another command was faster, or the folder above is read-only
+        raise UserError(f"{path} can't be moved aside: {problem.strerror}", "choose another --out") from None
 
 
 def read_configuration(path: Path) -> PretrainConfig:

@@ -33,7 +33,7 @@ from sslkit.training.launch import say_writing
 from sslkit.training.memory import OutOfMemory, images_at_once
 from sslkit.training.optim import pretraining
 from sslkit.training.pictures import due, write_panels
-from sslkit.training.resolve import Resolved, interval, seconds_of
+from sslkit.training.resolve import USUAL_WARMUP, Resolved, interval, seconds_of
 from sslkit.training.run import RunFolder
 from sslkit.training.signals import Interrupted, Wishes, listening
 from sslkit.training.writer import Writer, save_due
@@ -173,7 +173,7 @@ class Session:
             self.books.tell_unread()
         if planned:
             self.clock = replace(self.clock, steps=max(planned, done))
-            self.schedule.plan(self.clock.steps, self.clock.steps // 15)
+            self.schedule.plan(self.clock.steps, self.clock.steps // USUAL_WARMUP)
         if save:
             wishes.save = False
         return stop, bool(save)

@@ -16,14 +16,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from itertools import count, islice, repeat
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sslkit.backbones import Encoder
-from sslkit.config import AUTO, PretrainConfig
+from sslkit.config import PretrainConfig
 from sslkit.console import SILENT, Console
 from sslkit.data.cached import Source, pick_source
 from sslkit.data.decode import native_side
@@ -40,8 +39,9 @@ from sslkit.training.pictures import PICTURED
 from sslkit.training.pretrain import check, started
 from sslkit.training.progress import announce
 from sslkit.training.rates import Rates, Rehearsal
-from sslkit.training.resolve import Resolved, refuse_times, resolve, seconds_of
-from sslkit.training.run import refuse
+from sslkit.training.resolve import USUAL_WARMUP, Resolved, refuse_times, resolve, seconds_of
+from sslkit.training.run import refuse_place
+from sslkit.training.spans import refuse_longer_than_run
 
 WARM = 2
 """Steps that are not timed."""
@@ -226,8 +226,7 @@ def rehearse(config: PretrainConfig, console: Console = SILENT, steps: int = 5) 
     Raises:
         UserError: anything that `pretrain` would refuse before its first step.
     """
-    if config.run.out != AUTO:
-        refuse(Path(config.run.out))
+    refuse_place(config.run.out)
     bench = at_the_door(config, console)
     config, batch = bench.config, bench.config.run.batch_size
     model, loader, whole = bench.model(steps, WARM), bench.loader(steps), bench.whole(steps)
@@ -285,6 +284,7 @@ def at_the_door(config: PretrainConfig, console: Console, with_bare: bool = Fals
     images = open_images(config.data.sources, config.data.limit or None)
     ready = resolve(config, len(images), native_side(images), device)
     check(ready, console)
+    refuse_longer_than_run(ready.config, len(images), USUAL_WARMUP, console)
     bench = Workbench(ready, images, device, console, with_bare)
     announce(replace(ready, config=bench.config), bench.method, images, console)
     bench.decode(console)

@@ -182,7 +182,7 @@ def read_calibration(path: Path) -> tuple[Bin, ...]:
 
 def _rows(path: Path) -> list[list[str]]:
     try:
-        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             rows = list(csv.reader(file))
     except OSError as problem:
         raise UserError(

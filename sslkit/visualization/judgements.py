@@ -209,7 +209,7 @@ def _most_called(file: Path) -> dict[str, str]:
     """Class → the other class that most of its images were called, with their number."""
     wrong: dict[str, Counter[str]] = {}
     try:
-        with file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
+        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
             for row in csv.DictReader(lines):
                 if row["label"] != row["predicted"]:
                     wrong.setdefault(row["label"], Counter())[row["predicted"]] += 1

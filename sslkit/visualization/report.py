@@ -57,7 +57,7 @@ class Page:
     def width(self) -> int:
         """Of the features; 0 until the encoder is written."""
         try:
-            return int(json.loads((self.run / "config.json").read_text(encoding="utf-8"))["num_features"])
+            return int(json.loads((self.run / "config.json").read_text(encoding="utf-8-sig"))["num_features"])
         except (OSError, ValueError, KeyError, TypeError):
             return 0
 
@@ -208,7 +208,7 @@ def _stored(run: Path) -> dict[str, Any]:
     found = {}
     for file in (run / f"{name}.json" for name in ("probe", "finetune")):
         try:
-            found[file.stem] = json.loads(file.read_text(encoding="utf-8"))
+            found[file.stem] = json.loads(file.read_text(encoding="utf-8-sig"))
         except FileNotFoundError:
             continue
         except (OSError, ValueError, RecursionError) as problem:

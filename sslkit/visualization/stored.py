@@ -53,7 +53,7 @@ def probe_document(run: Path) -> dict[str, Any] | None:
     """What the latest `probe` of a run has found, or None. Raises UserError for a damaged file."""
     file = run / "probe.json"
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = json.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as problem:

@@ -20,6 +20,9 @@ from matplotlib.patches import Circle, Rectangle
 from matplotlib.ticker import LogLocator, NullLocator
 from torch import Tensor
 
+from sslkit.files import beside
+from sslkit.paths import put
+
 DPI = 150
 INK, MUTED, RULE = "#1a1a1a", "#5c6066", "#d5d7da"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -217,23 +220,14 @@ def number(value: float) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".")
 
 
-def free_path(path: Path) -> Path:
-    """`path`, or with -2, -3, … before its ending: nothing that exists is overwritten."""
-    candidate, count = path, 1
-    while candidate.exists():
-        count += 1
-        candidate = path.with_name(f"{path.stem}-{count}{path.suffix}")
-    return candidate
-
-
 def save_missing(draw: Callable[[], Figure], path: Path) -> Path:
     """Draw and write what is not there yet, for pictures of results that are final; returns `path`."""
     return path if path.is_file() else save(draw(), path)
 
 
 def save(figure: Figure, path: Path, dpi: int = DPI) -> Path:
-    """Write a PNG under the first free name; returns that name."""
-    target = free_path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=dpi, format="png")
-    return target
+    """Write a PNG as `path`, or with -2, -3, … before its ending where that is taken; returns its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with beside(path) as unfinished:
+        figure.savefig(unfinished, dpi=dpi, format="png")
+        return put(unfinished, path)

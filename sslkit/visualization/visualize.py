@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from sslkit.console import SILENT, Console
 from sslkit.data.folders import mark_drawn
 from sslkit.errors import UserError, nearest
+from sslkit.paths import refuse_unwritable, writable
 from sslkit.visualization.kinds import GROUPS, KINDS, refusal
 from sslkit.visualization.style import save
 from sslkit.visualization.subject import COUNT, LIMIT, Subject
@@ -53,10 +54,10 @@ def visualize(
         console=console,
     )  # fmt: skip
     wanted = _wanted(kinds, subject)
+    folder = out or _own_folder(subject, console)
+    _check_folder(folder)
     if wanted != ["curves"]:
         subject.prepare()
-    folder = out or (subject.run.path / "pictures" if subject.run else Path(f"pictures-{subject.name}"))
-    _check_folder(folder)
     figures = _drawn(wanted, subject, named=bool(kinds))
     written = []
     for kind, figure in figures.items():
@@ -98,10 +99,22 @@ def _wanted(kinds: Sequence[str], subject: Subject) -> list[str]:
     return [kind for kind in KINDS if refusal(kind, subject) is None]
 
 
+def _own_folder(subject: Subject, console: Console) -> Path:
+    """RUN/pictures; where there is no run, or one that can't be written, pictures-NAME beside it."""
+    if subject.run is None:
+        return Path(f"pictures-{subject.name}")
+    inside, here = subject.run.path / "pictures", Path(f"pictures-{subject.title}")
+    if writable(inside if inside.is_dir() else subject.run.path):
+        return inside
+    console.say(f"{subject.run.path} can't be written: the pictures go to {here}")
+    return here
+
+
 def _check_folder(folder: Path) -> None:
+    """Refuse at the door a folder where no picture can be written; nothing is made yet."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file, a folder for the pictures expected", "choose another --out")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise UserError(f"can't create {folder}: {problem.strerror}", "choose another --out") from None
+    if not folder.is_dir():
+        refuse_unwritable(folder, "--out")
+    elif not writable(folder):
+        raise UserError(f"{folder} can't be written", "choose another --out")
