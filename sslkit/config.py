@@ -242,8 +242,8 @@ def read(path_or_recipe: str, recipes: Path = RECIPES) -> dict[str, Any]:
     try:
         return loads(read_text(path))
     except (ValueError, RecursionError, OSError) as problem:  # TOML, UTF-8, or numbers of 5,000 digits
-        cure = "sslkit methods mfm --toml prints a valid one"
-        raise UserError(f"{path} is not readable TOML: {problem}", cure) from None
+        told = f"{path} is not readable TOML: {problem}"
+        raise UserError(told, "sslkit methods mfm --toml prints a valid one") from None
 
 
 def read_again(path_or_recipe: str, recipes: Path = RECIPES) -> dict[str, Any]:
@@ -258,9 +258,8 @@ def loads(text: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for section, entries in tomllib.loads(text).items():
         if not isinstance(entries, dict):
-            raise UserError(
-                f"setting {section!r} stands outside a section", "write it under [data], [optim], …"
-            )
+            told = f"setting {section!r} stands outside a section"
+            raise UserError(told, "write it under [data], [optim], …")
         values |= {f"{section}.{key}": value for key, value in entries.items()}
     return values
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -48,3 +49,9 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """A document of numbers, texts and lists; a path becomes its text. Raises OSError."""
     with replacing(path) as unfinished:
         unfinished.write_text(json.dumps(document, indent=1, default=str) + "\n", encoding="utf-8")
+
+
+def sha256(file: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

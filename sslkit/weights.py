@@ -6,7 +6,6 @@ config.json beside it, a foreign file (sslkit.foreign), `timm/NAME` (the only ne
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -278,12 +277,6 @@ def tensors_for(encoder: Encoder, model: Any) -> dict[str, Tensor]:
             num_prefix_tokens=0 if model.no_embed_class else model.num_prefix_tokens,
         )
     return tensors
-
-
-def sha256(file: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _umask() -> int:

@@ -19,7 +19,7 @@ FLOORS = [
     {"allocator", "config", "earlier", "checking", "distributed", "processes", "place"}
     | {"errors", "keyed", "paths", "files", "console"},
     {"augment", "blocks", "frequency", "data", "initialization"}
-    | {"backbones", "timm_models", "model_config", "weights", "foreign"},
+    | {"backbones", "timm_models", "model_config", "weights", "foreign", "saved"},
     {"methods", "exporting"},
     {"training"},
     {"evaluation"},
@@ -104,8 +104,9 @@ def light_modules() -> list[Path]:
             "config",
             "earlier",
             "checking",
-            "errors",
             "console",
+            "errors",
+            "files",
             "place",
             "request",
         )

@@ -36,6 +36,10 @@ CHEAPER = {
         "0",
         "--pictures",
         "1",
+        "--save-every",
+        "1e",
+        "-s",
+        "schedule.warmup_epochs=0.1",  # a recipe's is longer than such a run
     ],
     "finetune": ["--epochs", "1", "--batch-size", "2", "--workers", "0"],  # a share of 0.1 leaves 2 images
     "probe": ["--workers", "0"],

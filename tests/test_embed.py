@@ -24,8 +24,9 @@ from sslkit.errors import UserError
 from sslkit.evaluation import gallery
 from sslkit.evaluation.embed import embed
 from sslkit.evaluation.vector_files import check_target
+from sslkit.files import sha256
 from sslkit.training.pretrain import pretrain
-from sslkit.weights import sha256, write_encoder
+from sslkit.weights import write_encoder
 
 EXACT = {"size": 32, "workers": 0, "device": "cpu", "precision": "float32"}
 

@@ -35,11 +35,12 @@ from sslkit.evaluation.vector_files import (
     write_vectors,
     write_whole,
 )
+from sslkit.files import sha256
 from sslkit.foreign import is_foreign
 from sslkit.paths import numbered_names, refuse_full
 from sslkit.training.choices import reading_workers
 from sslkit.training.device import Precision, pick_device, pick_precision
-from sslkit.weights import encoder_file, load_encoder, sha256
+from sslkit.weights import encoder_file, load_encoder
 
 NEIGHBOURS = 5
 DEFAULT = Path("features.safetensors")

@@ -21,10 +21,11 @@ from sslkit.backbones import Encoder
 from sslkit.data.decode import UnreadableImage
 from sslkit.data.sources import ImageSet, open_images
 from sslkit.errors import UserError
+from sslkit.files import sha256
 from sslkit.foreign import is_foreign
 from sslkit.methods import short_name
 from sslkit.paths import claim_folder, make_folder, refuse_unwritable
-from sslkit.weights import encoder_file, header_of, sha256
+from sslkit.weights import encoder_file, header_of
 
 TOLERANCE = 1e-4
 """Largest difference of one feature, float32, above which an export has failed."""

@@ -24,15 +24,16 @@ from torch import Tensor, nn
 
 import sslkit
 from sslkit.errors import UserError, first_line
+from sslkit.files import sha256
+from sslkit.saved import as_json, committed, fault
 from sslkit.training import generators
 from sslkit.training.locks import alive
 from sslkit.training.optim import match_memory_
-from sslkit.weights import save, sha256
+from sslkit.weights import save
 
 FORMAT = 2
 KEEP = 2
 """Verified checkpoints that stay when older ones are pruned."""
-FILES = {"model.safetensors", "optimizer.safetensors", "state.json"}
 
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: lambda state: {"sslkit": "0.1", "config": {}, "micro_batch": 0, **state, "format": 2},
@@ -73,8 +74,8 @@ def bytes_needed(method: nn.Module, optimizer: str) -> int:
     Args:
         optimizer: "adamw", which keeps two numbers for each weight that is trained; others keep one.
     """
-    weights = sum(tensor.nbytes for tensor in method.state_dict().values())
-    trained = sum(parameter.nbytes for parameter in method.parameters() if parameter.requires_grad)
+    weights: int = sum(tensor.nbytes for tensor in method.state_dict().values())
+    trained: int = sum(parameter.nbytes for parameter in method.parameters() if parameter.requires_grad)
     return (KEEP + 1) * (weights + trained * (2 if optimizer == "adamw" else 1)) + weights
 
 
@@ -152,11 +153,6 @@ def _temporary(final: Path) -> Path:
     return final.with_name(f"{final.name}.tmp-{os.getpid()}")
 
 
-def committed(folder: Path) -> list[Path]:
-    """Checkpoints by name, newest first, verified or not."""
-    return sorted((path for path in folder.glob("step-????????") if path.is_dir()), reverse=True)
-
-
 def newest(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that verifies, and one line for each newer one that does not.
 
@@ -183,34 +179,6 @@ def _sweep(folder: Path) -> None:
         owner = left.name.rpartition("-")[2]
         if owner.isdecimal() and not alive(int(owner)):
             shutil.rmtree(left, ignore_errors=True)
-
-
-def whole(folder: Path) -> Path | None:
-    """The newest checkpoint that verifies; changes nothing, so that a running run can be looked at."""
-    return next((path for path in committed(folder) if not fault(path)), None)
-
-
-def fault(path: Path) -> str:
-    """Why a checkpoint can't be trusted; empty if it can."""
-    try:
-        text = (path / "manifest.json").read_text(encoding="utf-8")
-        manifest = json.loads(text)
-        if text != _as_json(manifest):
-            return "manifest.json: not as it was written"
-        if missing := FILES - manifest["files"].keys():
-            return f"manifest.json: nothing about {min(missing)}"
-        for name, facts in manifest["files"].items():
-            if not (path / name).is_file():
-                return f"{name} is missing"
-            if (path / name).stat().st_size != facts["bytes"]:
-                return f"{name} has {(path / name).stat().st_size} bytes, not {facts['bytes']}"
-            if sha256(path / name) != facts["sha256"]:
-                return f"{name} has another SHA-256"
-        if manifest["format"] != json.loads((path / "state.json").read_bytes())["format"]:
-            return "manifest.json: another format than in state.json"  # the one number without a hash
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
-        return f"manifest.json: {problem!r}"
-    return ""
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -280,12 +248,8 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
-def _as_json(content: dict[str, Any]) -> str:
-    return json.dumps(content, indent=1) + "\n"
-
-
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(_as_json(content), encoding="utf-8")
+    path.write_text(as_json(content), encoding="utf-8")
     _flush(path)
 
 

@@ -33,6 +33,7 @@ from sslkit.files import replacing, write_json
 from sslkit.methods import card, load
 from sslkit.methods.base import Info, Method
 from sslkit.paths import claim_folder, make_folder, next_folder, refuse_unwritable
+from sslkit.saved import whole
 from sslkit.training import checkpoint
 from sslkit.training.locks import refuse_if_locked
 from sslkit.weights import ENCODER_FILE, is_finetuning, write_encoder
@@ -252,7 +253,7 @@ def load_method(path: Path) -> Method:
         UserError: not a run, or one that has saved nothing yet.
     """
     run = RunFolder.open(Path(path))
-    found = checkpoint.whole(run.path / "checkpoints")
+    found = whole(run.path / "checkpoints")
     if found is None:
         cure = command("sslkit", "pretrain", "--resume", path)
         raise UserError(f"run {path} has saved nothing yet", f"train on: {cure}")

@@ -31,12 +31,12 @@ from sslkit.errors import UserError
 from sslkit.methods.base import Clock
 from sslkit.training import checkpoint
 from sslkit.training.acceleration import accelerate_, fitted
+from sslkit.training.beginning import check, started
 from sslkit.training.device import autocast, pick_device, to_device
 from sslkit.training.engine import Step, train
 from sslkit.training.flops import counted_flops, peak_flops
 from sslkit.training.optim import build_optimizer, parameter_groups, pretraining
 from sslkit.training.pictures import PICTURED
-from sslkit.training.pretrain import check, started
 from sslkit.training.progress import announce
 from sslkit.training.rates import Rates, Rehearsal
 from sslkit.training.resolve import USUAL_WARMUP, Resolved, refuse_times, resolve, seconds_of
