@@ -15,6 +15,7 @@ from torch import nn
 
 from sslkit.backbones import Encoder
 from sslkit.errors import UserError
+from sslkit.files import sha256
 from sslkit.methods import load
 from sslkit.methods.base import Info
 from sslkit.training.run import RunFolder
@@ -25,7 +26,6 @@ from sslkit.weights import (
     load_encoder,
     load_into,
     save,
-    sha256,
     write_encoder,
 )
 
