@@ -15,6 +15,16 @@ from sslkit.errors import UserError, first_line
 
 PACKAGES = ("torch", "torchvision", "timm", "Pillow", "safetensors", "numpy")
 
+NEWEST_TESTED = {
+    "torch": "2.14.1",
+    "torchvision": "0.29.1",
+    "timm": "1.0.31",
+    "Pillow": "13.0.0",
+    "safetensors": "0.8.0",
+    "numpy": "2.4.6",
+}
+"""With these the suite passed on 2026-11-30 (`make test`), and with the lower bounds (`make test-oldest`)."""
+
 MODULES = ("torch", "torchvision", "timm", "PIL.Image", "safetensors.torch", "numpy")
 """What is imported to see that the packages work together."""
 
@@ -30,6 +40,7 @@ def package_findings() -> Iterator[Finding]:
             yield Finding(
                 name, "error", "not installed", f"pip install '{name}{wanted.get(name.lower(), '')}'"
             )
+    yield _tested(wanted)
     yield from _pair()
     yield _imports()
 
@@ -102,6 +113,28 @@ def _version(name: str, version: str, wanted: str) -> Finding:
         else f"make a new environment with Python {wanted}"
     )
     return Finding.judged(name, within(version, wanted), text, cure, "error")
+
+
+def _tested(wanted: dict[str, str]) -> Finding:
+    """The versions that the suite was seen to pass with, and what is newer here, which no bound forbids."""
+    ranges = (
+        f"{name} {wanted.get(name.lower(), '').strip('>=')} and {NEWEST_TESTED[name]}"
+        for name in NEWEST_TESTED
+    )
+    text = f"the suite passed with {', '.join(ranges)}"
+    newer = [
+        f"{name} {version}"
+        for name in NEWEST_TESTED
+        if (version := _installed(name)) and numbers(version) > numbers(NEWEST_TESTED[name])
+    ]
+    return Finding("tested", "ok", f"{text}; newer here: {', '.join(newer)}" if newer else text)
+
+
+def _installed(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def _pair() -> Iterator[Finding]:
