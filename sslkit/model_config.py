@@ -13,6 +13,7 @@ from torch import Tensor
 from sslkit.backbones import Encoder
 from sslkit.console import counted
 from sslkit.errors import UserError
+from sslkit.foreign.known import refuse_transformers
 from sslkit.timm_models import Stem
 
 LARGEST = 4096
@@ -27,6 +28,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The config.json that timm and sslkit share; "sslkit" is a section that timm does not read."""
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
+        refuse_transformers(folder, config)
         _check_config(config)
     except (AttributeError, ValueError, KeyError, TypeError, IndexError, OSError, RecursionError) as problem:
         reason = str(problem) if isinstance(problem, ValueError) else repr(problem)

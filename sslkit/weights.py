@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from sslkit.backbones import VIT_MODULES, Encoder, check_size
 from sslkit.console import SILENT, Console, command
 from sslkit.errors import UserError, nearest_path
-from sslkit.foreign import ForeignWeights, is_foreign, read_foreign, read_safetensors
+from sslkit.foreign import ForeignWeights, is_foreign, read_foreign, read_safetensors, refuse_transformers
 from sslkit.model_config import read_config, side_of, stem_of, timm_config, without_head
 from sslkit.timm_models import Stem, native_size
 
@@ -74,8 +74,9 @@ def load_encoder(
         return Encoder(name, size or native_size(name), pretrained=kind == "timm").eval()
     if is_foreign(source):
         found = read_foreign(Path(source), backbone, trust)
-        encoder = _from_foreign(Path(source), found, size)
-        console.facts(found.facts())
+        encoder = _from_foreign(Path(source), found, size, backbone)
+        blocks = getattr(encoder.model, "blocks", None) if encoder.family == "vit" else None
+        console.facts(found.facts(blocks[0].attn.num_heads if blocks is not None else 0))
         return encoder
     file = encoder_file(Path(source))
     config, tensors = read_config(file.parent), read_safetensors(file)
@@ -110,7 +111,7 @@ def _from_folder(file: Path, config: dict[str, Any], tensors: dict[str, Tensor],
     return encoder.eval()
 
 
-def _from_foreign(file: Path, found: ForeignWeights, size: int | None) -> Encoder:
+def _from_foreign(file: Path, found: ForeignWeights, size: int | None, named: str) -> Encoder:
     """The encoder of a foreign file, with ImageNet's mean and standard deviation."""
     shape, pooled_first = found.shape, "fc_norm.weight" in found.tensors
     keeps_grid = "pos_embed" in found.tensors
@@ -118,6 +119,8 @@ def _from_foreign(file: Path, found: ForeignWeights, size: int | None) -> Encode
     heads = shape.heads or None
     encoder = Encoder(shape.name, built, patch_size=patch, heads=heads, fc_norm=pooled_first, stem=shape.stem)
     cure = f"is it another backbone? Its layout: {found.layout}; --backbone NAME says which it is"
+    if named:
+        cure = f"is it another backbone than {named}, or only a part of one? Its layout: {found.layout}"
     _fill_(encoder, found.tensors, file, size or shape.size, cure)
     return encoder.eval()
 
@@ -186,6 +189,8 @@ def _nothing_there(path: Path) -> UserError:
         verb, made = ("finetune", "classifier") if is_finetuning(path) else ("pretrain", "encoder")
         cure = command("sslkit", verb, "--resume", path)
         return UserError(f"run {path} has no {made} yet", f"finish it: {cure}")
+    with suppress(OSError, ValueError, RecursionError):
+        refuse_transformers(path, json.loads((path / "config.json").read_text(encoding="utf-8-sig")))
     cure = "give a run folder such as runs/mfm-…-1, or timm/NAME, or random/NAME"
     if not path.exists() and timm.is_model(str(path).split(".")[0]):
         cure = f"timm/{path} for published weights, random/{path} for none"

@@ -229,7 +229,7 @@ def test_another_size_resamples_the_position_embedding(tmp_path: Path, vit: Any)
         ("wide_resnet50_2", {}, None),  # a ResNet by its names, and not one of the usual widths
         ("resnext50_32x4d", {}, None),
         ("resnet50d", {}, None),
-        ("vit_small_patch14_reg4_dinov2", {}, None),
+        ("vit_small_patch14_reg4_dinov2", {}, ("vit_small_patch14_reg4_dinov2", 518, 0, "standard")),
         ("deit_tiny_distilled_patch16_224", {}, None),
         ("test_vit", {}, None),
         ("convnext_atto", {}, None),

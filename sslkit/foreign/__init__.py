@@ -9,18 +9,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import timm
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.models import is_model_in_modules
 from torch import Tensor
 
 from sslkit.console import command
 from sslkit.errors import UserError
 from sslkit.foreign.headers import check_header
-from sslkit.foreign.layouts import recognised, unwrapped
+from sslkit.foreign.known import refuse_known, refuse_transformers
+from sslkit.foreign.layouts import bare, recognised, unwrapped
 from sslkit.foreign.pickles import read_pickle
 from sslkit.foreign.shapes import Shape, shape_of
 
-__all__ = ["ForeignWeights", "is_foreign", "read_foreign", "read_safetensors"]
+__all__ = ["ForeignWeights", "is_foreign", "read_foreign", "read_safetensors", "refuse_transformers"]
 
 PICKLES = (".pt", ".pth", ".bin", ".tar", ".ckpt")
 """Endings of what torch.save wrote; MoCo's files are called .pth.tar."""
@@ -35,15 +38,18 @@ class ForeignWeights:
     unused: dict[str, int]  # group of names → how many tensors were left in the file
     shape: Shape
 
-    def facts(self) -> dict[str, str]:
-        """What was taken, for people."""
+    def facts(self, heads: int = 0) -> dict[str, str]:
+        """What was taken, for people; `heads` are those of a ViT that was built for it."""
         shape = self.shape
         extras = f", patches of {shape.patch_size} px" if shape.patch_size else ""
         extras += ", small stem" if shape.stem == "small" else ""
         left = ", ".join(f"{group} ({count})" for group, count in self.unused.items())
+        whose = "the layout's" if shape.heads else "timm's for this name: no tensor tells their number"
+        attention = {"heads": f"{heads} of attention, {whose}"} if heads else {}
         return {
             "layout": self.layout,
             "backbone": f"{shape.name} at {shape.size} px{extras}, images normalised as ImageNet's",
+            **attention,
             "taken": f"{len(self.tensors)} tensors",
             "left": left or "nothing",
         }
@@ -67,12 +73,17 @@ def read_foreign(file: Path, backbone: str = "", trust: bool = False) -> Foreign
         UserError: the file can't be read, holds no backbone, or needs a name.
     """
     document = read_safetensors(file) if file.suffix == ".safetensors" else read_pickle(file, trust)
-    layout = recognised(*unwrapped(document))
+    container, tensors = unwrapped(document)
+    named = backbone.split(".")[0]
+    own = timm.is_model(named) and is_model_in_modules(named, {"beit", "eva"})
+    if not own:  # else it is timm's own form of them
+        refuse_known(file, bare(tensors))
+    layout = recognised(container, tensors, split_biases=own)
     if not layout.tensors:
         raise UserError(f"{file} holds no tensors of a backbone", "give a file with a model's state dict")
     if sum(tensor.nbytes for tensor in layout.tensors.values()) > file.stat().st_size:
         raise UserError(f"{file} claims tensors that are larger than itself", "the file is damaged")
-    shape = shape_of(layout.tensors, backbone)
+    shape = shape_of(layout.tensors, backbone, layout.heads)
     if shape is None:
         first = ", ".join(sorted(layout.tensors)[:3])
         begun = command("sslkit", "export", file)

@@ -13,7 +13,13 @@ from torch import Tensor
 from sslkit.timm_models import Stem, named_patch, native_size
 
 VITS = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "large", (1280, 32): "huge"}
-"""(width, depth) → name. The number of heads has no shape; these widths are always divided as timm does."""
+"""(width, depth) → name. The number of heads has no shape: a layout may say it, else it is timm's."""
+
+DINOV2 = {(384, 12): "small", (768, 12): "base", (1024, 24): "large", (1536, 40): "giant"}
+"""The same of DINOv2, whose blocks have a LayerScale."""
+
+MEAN_ONLY = {**VITS, (1408, 40): "giant"}
+"""The same of ViTs without a class token, such as I-JEPA's: timm calls them gap, for what pools them."""
 
 RESNETS = {
     (2, 2, 2, 2, "basic"): "resnet18",
@@ -35,24 +41,36 @@ class Shape:
     heads: int = 0  # of a ViT's attention; 0: the name's own
 
 
-def shape_of(tensors: Mapping[str, Tensor], backbone: str = "") -> Shape | None:
-    """The model, of the name `backbone` if one is given; None where a name has to be given."""
+def shape_of(tensors: Mapping[str, Tensor], backbone: str = "", heads: int = 0) -> Shape | None:
+    """The model, of the name `backbone` if one is given; None where a name has to be given.
+
+    heads: of a ViT's attention, where the layout has another number than timm's model of that name.
+    """
     name = backbone or _vit(tensors) or _resnet(tensors)
     if not name:
         return None
     size, patch = _grid(tensors) or (native_size(name), 0)
     stem = _dimensions(tensors, "conv1.weight")[2:] == (3, 3) and "layer1.0.conv1.weight" in tensors
-    return Shape(name, size, 0 if patch == named_patch(name) else patch, "small" if stem else "standard")
+    own = 0 if patch == named_patch(name) else patch
+    return Shape(name, size, own, "small" if stem else "standard", heads)
 
 
 def _vit(tensors: Mapping[str, Tensor]) -> str:
     """A ViT by width, depth and patch; "" if it is none of the usual ones."""
     embedding = _dimensions(tensors, "patch_embed.proj.weight")
-    plain = _grid(tensors) and "cls_token" in tensors and "reg_token" not in tensors
-    size = VITS.get((embedding[0], _count(tensors, "blocks"))) if plain else None
+    if not _grid(tensors):
+        return ""
+    kind, patch = (embedding[0], _count(tensors, "blocks")), embedding[2]
+    registers, scaled = _dimensions(tensors, "reg_token"), "blocks.0.ls1.gamma" in tensors
+    if "cls_token" not in tensors:
+        names = (f"vit_{MEAN_ONLY.get(kind)}_patch{patch}_gap_{side}" for side in (224, 448))
+        return next((name for name in names if not registers and not scaled and timm.is_model(name)), "")
+    if scaled and patch == 14 and kind in DINOV2 and registers[1:2] in ((), (4,)):
+        return f"vit_{DINOV2[kind]}_patch14_{'reg4_' if registers else ''}dinov2"
+    size = None if registers else VITS.get(kind)
     if size is None:
         return ""
-    name = f"vit_{size}_patch{embedding[2]}_224"
+    name = f"vit_{size}_patch{patch}_224"
     return name if timm.is_model(name) else f"vit_{size}_patch{14 if size == 'huge' else 16}_224"
 
 
@@ -71,9 +89,11 @@ def _grid(tensors: Mapping[str, Tensor]) -> tuple[int, int] | None:
     embedding, position = (_dimensions(tensors, name) for name in ("patch_embed.proj.weight", "pos_embed"))
     if len(embedding) != 4 or len(position) != 3 or embedding[2] != embedding[3]:
         return None
-    prefix = "cls_token" in tensors
-    side = math.isqrt(max(0, position[1] - prefix))
-    return (side * embedding[2], embedding[2]) if side and side**2 + prefix == position[1] else None
+    for prefix in (int("cls_token" in tensors), 0):  # timm's models with registers have no position for it
+        side = math.isqrt(max(0, position[1] - prefix))
+        if side and side**2 + prefix == position[1]:
+            return side * embedding[2], embedding[2]
+    return None
 
 
 def _count(tensors: Mapping[str, Tensor], stage: str) -> int:
