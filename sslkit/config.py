@@ -136,8 +136,8 @@ class Run:
     devices: int = setting(1, "processes that train together, one device each", low=1)
     patience: int = setting(600, "seconds after which a process that says nothing counts as lost", low=1)
     max_time: str = setting("", "fit the schedule to this time (30m, 8h) instead of epochs; empty: no limit")
-    precision: Literal["float32", "tf32", "bfloat16"] = setting(
-        AUTO, "of matrix products and convolutions; auto: bfloat16 where the chip has it", auto=True
+    precision: Literal["float32", "tf32", "bfloat16", "float16"] = setting(
+        AUTO, "of matrix products and convolutions; auto: what the chip multiplies fastest", auto=True
     )
     save_every: str = setting(
         "10m", "time between checkpoints (30s, 10m, 2h), or epochs (5e), or steps (500)"

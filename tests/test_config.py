@@ -108,7 +108,11 @@ def test_every_setting_has_a_sentence() -> None:
         ("data.sources", [1], "data.sources: 1 is not a text"),
         ("data.max_bad", 1.01, "data.max_bad: 1.01 is not <= 1"),
         ("schedule.epochs", 0, "schedule.epochs: 0 is not >= 1"),
-        ("run.precision", "float64", "run.precision: 'float64' is not one of auto, float32, bfloat16"),
+        (
+            "run.precision",
+            "float64",
+            "run.precision: 'float64' is not one of auto, float32, tf32, bfloat16, float16",
+        ),
         ("method.low_share", 2, "method.low_share: 2.0 is not <= 1"),
         ("method.radius", 0, "method.radius: 0.0 is not > 0"),
         ("model.init", "caf\udce9", "model.init: 'caf\\udce9' is not Unicode, which TOML needs"),
@@ -343,7 +347,7 @@ def test_a_recipe_says_where_it_is_from_and_builds(file: Path) -> None:
         ("data.size", 100_000, "a whole number from 8 to 4096, or auto; the default is auto"),
         ("optim.lr", -1, "a number above 0, or auto; the default is auto"),
         ("run.micro_batch", "many", "a whole number of 0 or more, or auto; the default is 0"),
-        ("run.precision", "fp16", "did you mean 'bfloat16'?"),
+        ("run.precision", "fp16", "did you mean 'float16'?"),
         ("data.cache", "on", "known: auto, memory, off"),
     ],
 )

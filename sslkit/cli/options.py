@@ -24,7 +24,7 @@ Settings = Annotated[
     typer.Option("-s", "--set", metavar="KEY=VALUE", help="Any setting, e.g. -s optim.clip=1.0"),
 ]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
-Precision = Annotated[str | None, typer.Option("--precision", help="auto, float32, tf32 or bfloat16.")]
+Precision = Annotated[str | None, typer.Option("--precision", help="auto, float32, tf32, bfloat16, float16.")]
 Compile = Annotated[
     bool | None, typer.Option("--compile", help="torch.compile: a minute first, then faster steps.")
 ]

@@ -89,8 +89,8 @@ class Run:
     )
     seed: int = setting(0, "of new weights, order, augmentation, and the images that are drawn", low=0)
     device: str = setting(AUTO, "cpu, cuda, cuda:1, mps", auto=True)
-    precision: Literal["float32", "tf32", "bfloat16"] = setting(
-        AUTO, "of matrix products and convolutions; auto: bfloat16 where the chip has it", auto=True
+    precision: Literal["float32", "tf32", "bfloat16", "float16"] = setting(
+        AUTO, "of matrix products and convolutions; auto: what the chip multiplies fastest", auto=True
     )
     log_every: int = setting(AUTO, "steps between two lines of metrics", low=1, auto=True)
 

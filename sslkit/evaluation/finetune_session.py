@@ -29,7 +29,7 @@ from sslkit.evaluation.outcome import (
 )
 from sslkit.evaluation.scores import Scores, scores
 from sslkit.methods.base import Clock
-from sslkit.training import checkpoint
+from sslkit.training import checkpoint, scaling
 from sslkit.training.acceleration import search_convolutions
 from sslkit.training.engine import Step, train
 from sslkit.training.memory import OutOfMemory, images_at_once, note_at_once
@@ -37,6 +37,7 @@ from sslkit.training.nonfinite import NonFinite
 from sslkit.training.progress import less_at_once
 from sslkit.training.resolve import interval
 from sslkit.training.run import RunFolder
+from sslkit.training.scaling import scaler_for
 from sslkit.training.signals import Interrupted, Wishes, listening
 from sslkit.training.skipped import Skipped
 from sslkit.training.writer import Writer, save_due
@@ -70,7 +71,7 @@ class FinetuneSession:
         self.nonfinite = NonFinite(run, self.clock.steps, _indices)
         self.writer = Writer(run.path / "checkpoints", self.device.type != "cpu", console)
         self.save_every, self.saved = interval(config.run.save_every), time.monotonic()
-        self.micro_batch = config.run.micro_batch
+        self.micro_batch, self.scaler = config.run.micro_batch, scaler_for(config.run.precision, self.device)
         self.best: dict[str, float] | None = None
 
     def restore(self) -> int:
@@ -79,12 +80,10 @@ class FinetuneSession:
         Raises:
             UserError: the images or the network are not those of the run.
         """
-        facts = self.run.facts
-        then = facts.get("data", {}).get("fingerprint"), facts.get("validation")
+        then = self.run.facts.get("data", {}).get("fingerprint"), self.run.facts.get("validation")
         if then != (self.parts.training.fingerprint, image_facts(self.parts.validation)):
-            raise UserError(
-                f"the images have changed since {self.run.path} began", "restore them, or begin anew"
-            )
+            problem = f"the images have changed since {self.run.path} began"
+            raise UserError(problem, "restore them, or begin anew")
         found, notices = checkpoint.newest(self.run.path / "checkpoints")
         for notice in notices:
             self.console.warn(notice)
@@ -97,6 +96,7 @@ class FinetuneSession:
         if state["step"] > self.clock.steps:
             problem = f"{self.run.path} is at step {state['step']} of now only {self.clock.steps}"
             raise UserError(problem, "more schedule.epochs")
+        scaling.restore_(self.scaler, state)
         self.best = state.get("best")
         self.run.forget_after(state["step"])
         return int(state["step"])
@@ -147,6 +147,7 @@ class FinetuneSession:
                 clip=config.optim.clip,
                 clip_by=config.optim.clip_by,
                 micro_batch=self.micro_batch,
+                scaler=self.scaler,
             )
             try:
                 for step in self._logged(steps, bar):
@@ -237,8 +238,8 @@ class FinetuneSession:
         return probabilities, torch.tensor(images.labels, dtype=torch.int64)[kept], kept
 
     def _save(self, step: int) -> None:
-        asked = {"run.micro_batch": self.config.run.micro_batch}
-        state = {"micro_batch": self.micro_batch, "config": asked, "best": self.best}
+        known = {"config": {"run.micro_batch": self.config.run.micro_batch}, **scaling.state_of(self.scaler)}
+        state = {**known, "micro_batch": self.micro_batch, "best": self.best}
         self.writer.save(step, self.classifier, self.optimizer, state)
         self.run.update(step=step)
         self.saved = time.monotonic()

@@ -15,7 +15,7 @@ from sslkit import place
 from sslkit.config import AUTO
 from sslkit.errors import UserError, nearest
 
-Precision = Literal["float32", "tf32", "bfloat16"]
+Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 
 
 def pick_device(wanted: str = AUTO) -> torch.device:
@@ -70,7 +70,8 @@ def idle_within(seconds: float, device: torch.device) -> bool:
 
 
 def pick_precision(wanted: str, device: torch.device) -> Precision:
-    """ "auto": bfloat16 where the chip multiplies it natively, else float32.
+    """ "auto": bfloat16 where the chip multiplies it natively, float16 where a GPU has only that (V100, T4),
+    else float32.
 
     Raises:
         UserError: no such precision, or not on this device.
@@ -81,16 +82,24 @@ def pick_precision(wanted: str, device: torch.device) -> Precision:
     if wanted == "tf32" and not _ampere(device):
         problem = f"--precision tf32 (run.precision): {device.type} has none, NVIDIA's GPUs do from Ampere on"
         raise UserError(problem, "float32")
+    if wanted == "float16" and device.type not in ("cuda", "cpu"):
+        raise UserError(f"--precision float16 (run.precision) is not tried on {device.type}", "float32")
     if wanted != AUTO:
         return wanted  # type: ignore[return-value]
     if device.type == "cuda":
-        return "bfloat16" if _ampere(device) else "float32"
+        return "bfloat16" if _ampere(device) else "float16" if _volta(device) else "float32"
     return "bfloat16" if device.type == "cpu" and _cpu_has_bfloat16() else "float32"
 
 
 def _ampere(device: torch.device) -> bool:
     """Whether it is an NVIDIA GPU that multiplies bfloat16 and TF32: of compute capability 8.0 or newer."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
+
+
+def _volta(device: torch.device) -> bool:
+    """Whether it multiplies float16 much faster than float32. GTX 16xx do not, though as new as the T4."""
+    new = torch.cuda.get_device_capability(device)[0] >= 7
+    return new and "GTX 16" not in torch.cuda.get_device_name(device)
 
 
 def _cpu_has_bfloat16() -> bool:
@@ -111,7 +120,8 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     """
     if device.type == "cuda":
         _round_float32(precision == "tf32")
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+    half = precision in ("bfloat16", "float16")
+    return torch.autocast(device.type, getattr(torch, precision)) if half else nullcontext()
 
 
 def _round_float32(to_tf32: bool) -> None:

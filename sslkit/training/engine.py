@@ -30,6 +30,7 @@ from sslkit.training.device import Precision, autocast, to_device
 from sslkit.training.memory import Buffers, OutOfMemory, fewer
 from sslkit.training.norms import one_value
 from sslkit.training.optim import CosineSchedule, clip_gradients_, update_if
+from sslkit.training.scaling import scaled, scaler_for, spared
 
 _BUFFERS = next(
     name
@@ -49,7 +50,8 @@ class Step:
     lr: float  # the largest of the groups
     wait: float  # seconds spent waiting for the batch
     bad: list[tuple[str, str]]  # unreadable images met: (path, reason)
-    finite: Tensor = field(default_factory=lambda: torch.tensor(True))  # else the update was left out
+    finite: Tensor = field(default_factory=lambda: torch.tensor(True))  # else the update was left out;
+    # in float16 a gradient that overflowed by its scale counts as finite, though its update is left out too
     index: Tensor | None = None  # int64 [B], the batch's images
     micro_batch: int = 0  # images at once in memory; 0: the whole batch
 
@@ -66,6 +68,7 @@ def train(
     clip: float = 0.0,
     clip_by: str = "all",
     micro_batch: int = 0,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> Iterator[Step]:
     """Train while there are `clocks`, one yielded `Step` per update.
 
@@ -79,6 +82,7 @@ def train(
         micro_batch: images at once in memory, gradients are accumulated; 0: the whole batch. Losses that
             pool over the batch (MFM's) are then pooled over the micro-batch. It is halved for good when
             memory runs out; the batch of a step stays what it is.
+        scaler: of float16, for those who save its state; without one it begins anew.
 
     Raises:
         OutOfMemory: even for the method's smallest batch; or, with several processes, in one of them, as the
@@ -87,6 +91,7 @@ def train(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     source = iter(batches)
     module, buffers = together(method, device), Buffers(method)
+    scaler = scaler or scaler_for(precision, device)
     method.train()
     for now in clocks:
         asked = time.perf_counter()
@@ -96,15 +101,20 @@ def train(
         with buffers.kept(now):
             moved, whole = to_device(batch, device), len(batch["index"])
             parts = split(moved, micro_batch)
-            while (outputs := accumulated(module, parts, now, device, precision)) is None:
+            while (outputs := accumulated(module, parts, now, device, precision, scaler)) is None:
                 optimizer.zero_grad(set_to_none=True)
                 buffers.restore_()
                 micro_batch = fewer(len(parts[0]["index"]), whole, getattr(method, "minimum_batch", 1), now)
                 parts = split(moved, micro_batch)
+            if scaler is not None:
+                scaler.unscale_(optimizer)
             grad_norm = clip_gradients_(parameters, clip, clip_by)
             metrics, embedding = _gathered(outputs, [len(part["index"]) / whole for part in parts])
             finite = distributed.agreed(grad_norm.isfinite() & metrics["loss"].isfinite())
         _update(optimizer, method, now, finite)
+        if scaler is not None:
+            finite = spared(finite, metrics["loss"], scaler)
+            scaler.update()
         rate = max(group["lr"] for group in optimizer.param_groups)
         yield Step(
             now,
@@ -148,9 +158,14 @@ def split(batch: Batch, size: int) -> list[Batch]:
 
 
 def accumulated(
-    module: Any, parts: list[Batch], clock: Clock, device: torch.device, precision: Precision
+    module: Any,
+    parts: list[Batch],
+    clock: Clock,
+    device: torch.device,
+    precision: Precision,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> list[dict[str, Tensor]] | None:
-    """The gradients of all parts, added up; None if memory ran out on the way.
+    """The gradients of all parts, added up, scaled if there is a scaler; None if memory ran out on the way.
 
     Processes exchange gradients once, in the last part.
     """
@@ -160,7 +175,7 @@ def accumulated(
     try:
         for part, context in zip(parts, alone, strict=True):
             with context():
-                outputs.append(_backward(module, part, clock, device, precision, whole))
+                outputs.append(_backward(module, part, clock, device, precision, whole, scaler))
         return outputs
     except Exception as problem:
         if one_value(problem):  # of a batch that was halved where memory ran out
@@ -194,12 +209,19 @@ def _update(optimizer: torch.optim.Optimizer, method: Any, clock: Clock, finite:
 
 
 def _backward(
-    module: Any, batch: Batch, clock: Clock, device: torch.device, precision: Precision, whole: int
+    module: Any,
+    batch: Batch,
+    clock: Clock,
+    device: torch.device,
+    precision: Precision,
+    whole: int,
+    scaler: torch.amp.GradScaler | None,
 ) -> dict[str, Tensor]:
     """One micro-batch's gradients, by its share of `whole` images, added to `.grad`; returns the outputs."""
     with autocast(device, precision):
         outputs: dict[str, Tensor] = module(batch, clock)
-    (outputs["loss"] * (len(batch["index"]) / whole)).backward()  # type: ignore[no-untyped-call]
+    loss = outputs["loss"] * (len(batch["index"]) / whole)
+    scaled(loss, scaler).backward()  # type: ignore[no-untyped-call]
     return {name: value.detach() for name, value in outputs.items()}
 
 

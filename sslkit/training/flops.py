@@ -46,7 +46,7 @@ def peak_flops(device: torch.device, precision: str) -> float:
     """FLOP/s that the device could do at most: a GPU's by its data sheet, a CPU's measured; 0: unknown."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        return known_peak(name) if precision == "bfloat16" else 0.0
+        return known_peak(name) if precision in ("bfloat16", "float16") else 0.0
     return _measured_peak(precision) if device.type == "cpu" else 0.0
 
 
@@ -58,7 +58,7 @@ def known_peak(name: str) -> float:
 
 def _measured_peak(precision: str, side: int = 2048, repeats: int = 5) -> float:
     """The best of several products of two square matrices."""
-    matrix = torch.rand(side, side, dtype=torch.bfloat16 if precision == "bfloat16" else torch.float32)
+    matrix = torch.rand(side, side, dtype=getattr(torch, precision))
     best = float("inf")
     for _ in range(repeats):
         began = time.perf_counter()

@@ -24,6 +24,7 @@ from sslkit.distributed import rank, world
 from sslkit.errors import UserError
 from sslkit.methods import short_name
 from sslkit.methods.base import Clock, Method
+from sslkit.training import scaling
 from sslkit.training.books import Books
 from sslkit.training.changes import settings_of
 from sslkit.training.deadline import Deadline
@@ -35,6 +36,7 @@ from sslkit.training.optim import pretraining
 from sslkit.training.pictures import due, write_panels
 from sslkit.training.resolve import USUAL_WARMUP, Resolved, interval, seconds_of
 from sslkit.training.run import RunFolder
+from sslkit.training.scaling import scaler_for
 from sslkit.training.signals import Interrupted, Wishes, listening
 from sslkit.training.writer import Writer, save_due
 
@@ -64,6 +66,7 @@ class Session:
         self.clock = Clock(0, config.schedule.epochs * per_epoch, per_epoch, config.run.seed)
         self.optimizer, self.schedule = pretraining(method, config, self.clock)
         self.deadline = Deadline(seconds_of(config.run.max_time)) if config.run.max_time else None
+        self.scaler = scaler_for(config.run.precision, device)
         self.save_every = interval(config.run.save_every)
         self.saved = time.monotonic()
         self.books = Books(run, config, method, self.clock, len(self.images), console, self._indices)
@@ -71,7 +74,8 @@ class Session:
         self.fingerprint = run.facts["data"]["fingerprint"]
 
     def go_on_from(self, state: Mapping[str, Any]) -> None:
-        """What a checkpoint knows of the run beside weights: images at once, and the time that was used."""
+        """What a checkpoint knows beside weights: images at once, float16's scale, the time that was used."""
+        scaling.restore_(self.scaler, state)
         self.books.micro_batch = images_at_once(self.run, self.config.run.micro_batch, state)
         if self.deadline and state:
             self.deadline = Deadline(seconds_of(self.config.run.max_time), state["seconds"])
@@ -133,6 +137,7 @@ class Session:
                 clip=config.optim.clip,
                 clip_by=config.optim.clip_by,
                 micro_batch=self.books.micro_batch,
+                scaler=self.scaler,
             )
             try:
                 with processes.watched(lambda: done):
@@ -189,6 +194,7 @@ class Session:
             "data": self.fingerprint,
             "world": world(),
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            **scaling.state_of(self.scaler),
         }
         if self.deadline:
             state |= {"seconds": self.deadline.used, "steps": self.clock.steps}
