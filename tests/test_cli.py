@@ -80,7 +80,7 @@ BAD = [
     (
         ["embed", "random/resnet10t", "fractal:4", "--size", "32", "--precision", "fp16"],
         "--precision: 'fp16'",
-        "bfloat16",
+        "float16",
     ),
     (["pretrain", "photos", "--device", "tpu9"], "no device 'tpu9' here", "--device"),
     (["pretrain", "photos", *SMALL, "--size", "40"], "can't take images of 40 px", "try --size"),
