@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
-from timm.layers import DropPath
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from timm.layers import DropPath, resample_abs_pos_embed
 from torch import Tensor, nn
 
 from sslkit import config as configuration
+from sslkit import pretrain
 from sslkit.backbones import Encoder
 from sslkit.config import Optim, Schedule, flat
 from sslkit.evaluation.classifier import build_model, optimisation
@@ -19,7 +25,14 @@ from sslkit.evaluation.finetune_config import finetune_config
 from sslkit.methods import default_configuration, load, names
 from sslkit.methods.base import Clock, Info, Method
 from sslkit.request import pretrain_config
-from sslkit.training.optim import CosineSchedule, optimizer_and_schedule, pretraining
+from sslkit.training.optim import (
+    CosineSchedule,
+    build_optimizer,
+    layer_scales,
+    optimizer_and_schedule,
+    parameter_groups,
+    pretraining,
+)
 
 SMALL = {
     "mfm": {},
@@ -58,7 +71,7 @@ DRAWING = [  # of each kind of timm's families whose entry drops something while
     ("ghostnet_050", 64),  # a function, by the model's drop_rate
     ("legacy_seresnet18", 64),
     ("rexnet_100", 64),
-    ("test_vit_relpos", 160),
+    ("vit_relpos_small_patch16_224", 224),
 ]
 
 
@@ -336,3 +349,80 @@ def test_mae_s_fine_tuning_has_the_official_rate_in_every_layer_and_step() -> No
 def test_fine_tuning_is_mfm_s_by_default() -> None:
     schedule = finetune_config("RUN", "x").schedule
     assert (schedule.cosine_after_warmup, schedule.min_lr_by_layer) == (False, False)
+
+
+# ------------------------------------------------------------- what differs, and is said in docs/fidelity.md
+
+
+def test_a_swin_s_layers_are_timm_s_but_for_eleven_tensors() -> None:
+    """Their get_swin_layer: merging belongs to the stage before it, the last norm to the head."""
+    model = timm.create_model(SWIN, img_size=64, num_classes=5)
+    before = [0, 2, 4, 10]
+
+    def official(name: str) -> int:
+        stage = re.match(r"layers\.(\d+)\.(?:blocks\.(\d+))?", name)
+        if stage is None:
+            return 0 if name.startswith("patch_embed") else 13
+        return before[int(stage[1])] + (int(stage[2]) + 1 if stage[2] else 0)
+
+    scales = layer_scales(model, 0.8)
+    other = {name for name, scale in scales.items() if abs(scale - 0.8 ** (13 - official(name))) > 1e-9}
+    assert len(scales) == 173
+    assert len(other) == 11
+    assert all(".downsample." in name or name.startswith("norm.") for name in other)
+
+
+def test_simmim_s_mask_token_has_no_weight_decay() -> None:
+    method = made("simmim", "test_vit", 64)
+    groups = parameter_groups(method, 0.05, method.overrides)
+    decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}  # type: ignore[attr-defined]
+    assert decays[id(method.mask_token)] == 0.0
+
+
+def test_dino_s_small_crops_have_antialiased_positions() -> None:
+    """The official interpolate_pos_encoding keeps more of what is finer than the smaller grid."""
+    torch.manual_seed(0)
+    encoder = Encoder("vit_tiny_patch16_224", 224)
+    position = encoder.model.pos_embed.detach()
+    grid = position[:, 1:].reshape(1, 14, 14, -1).permute(0, 3, 1, 2)
+    plain = F.interpolate(grid, scale_factor=6.1 / 14, mode="bicubic").flatten(2).transpose(1, 2)
+    timm_s = resample_abs_pos_embed(position, [6, 6], [14, 14], num_prefix_tokens=1)[:, 1:]
+    assert timm_s.std() < 0.7 * plain.std()
+
+
+@pytest.mark.parametrize("change", [1.0, 0.8])
+def test_lars_is_the_official_one_at_a_constant_rate(change: float) -> None:
+    """lars_optimizer.py has the rate inside the momentum: v = m v + rate · trust · g, w = w - v."""
+    torch.manual_seed(0)
+    weight, gradients = nn.Parameter(torch.randn(4, 3)), torch.randn(12, 4, 3)
+    official, velocity = weight.detach().clone(), torch.zeros(4, 3)
+    groups: list[dict[str, object]] = [{"params": [weight], "weight_decay": 1e-12}]
+    optimizer = build_optimizer(groups, Optim(name="lars", lr=1.0, weight_decay=1e-12), 1.0)
+    for step, gradient in enumerate(gradients):
+        rate = change**step
+        optimizer.param_groups[0]["lr"] = rate
+        weight.grad = gradient.clone()
+        optimizer.step()
+        velocity = 0.9 * velocity + rate * 0.001 * official.norm() / gradient.norm() * gradient
+        official = official - velocity
+    apart = float((weight.detach() - official).norm() / official.norm())
+    assert apart < 1e-6 if change == 1.0 else apart > 1e-4
+
+
+def test_shared_batch_norm_is_torch_s_in_one_process(tmp_path: Any) -> None:
+    made_runs = [
+        pretrain(
+            "fractal:8",
+            method="simclr",
+            backbone="test_resnet",
+            size=64,
+            epochs=1,
+            batch_size=4,
+            pictures=0,
+            out=tmp_path / str(shared),
+            settings=[f"model.sync_norm={str(shared).lower()}", "data.workers=0", "run.device='cpu'"],
+        )
+        for shared in (True, False)
+    ]
+    first, second = (load_file(Path(run) / "encoder.safetensors") for run in made_runs)
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())

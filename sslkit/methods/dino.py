@@ -8,8 +8,9 @@ output always wins, and sharpened, so that not all are equal; either alone colla
 0 or to a loss of log K ("chance" 1). The teacher is what is exported.
 
 Differs from the official code: the head reads the vector that is exported, for a ViT the mean of the patch
-tokens, not the class token; the last layer is float32; the blur's kernel ends at a tenth of the side; the
-student has no stochastic depth (official: 0.1). Small sets get fewer outputs, images up to 64 px no blur.
+tokens, not the class token; small crops get antialiased positions; the last layer is float32; the blur's
+kernel ends at a tenth of the side; the student has no stochastic depth (official: 0.1). Small sets get fewer
+outputs, images up to 64 px no blur.
 """
 
 from __future__ import annotations

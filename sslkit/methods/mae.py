@@ -8,7 +8,7 @@ tokens at the hidden places, and predicts every patch. The loss is the squared e
 each patch brought to mean 0 and variance 1. The decoder is dropped in the end.
 
 Differs from the official code: pixels are normalised per patch by default (the flag --norm_pix_loss, set in
-its recipe), class and mask token have no weight decay, and the schedule is sslkit's. The encoder's position
+its recipe), and class and mask token have no weight decay. The encoder's position
 embedding is timm's tensor, filled with the official fixed sines and cosines and frozen.
 """
 

@@ -10,8 +10,8 @@ The negatives wait in a queue, so a small batch has as many as a large one. Vers
 Differs from the official default: the queue is at most half of the images, or it would hold old keys of the
 very image that is asked for; it is written round its end, so any batch will do; the momentum is lower in runs
 of fewer than 5,000 steps; no blur up to 64 px, as usual on CIFAR-10; a ViT, which MoCo v3 showed to work,
-gets AdamW, with a trained patch embedding (v3 freezes it). In one process nothing can be shuffled, and batch
-norm uses the whole batch.
+gets AdamW, with a trained patch embedding (v3 freezes it) and no decay of positions and class token. In one
+process nothing can be shuffled, and batch norm uses the whole batch.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ loss is the mean over all 2 B views, half of the sum that the official code retu
 Differs from the official default: the images' sides decide the kernel of the blur as there, but the colour
 strength is 0.5 and the blur is off for images up to 64 px, as the paper does on CIFAR-10; small batches get
 SGD, because LARS at its rate for 4,096 images hardly moves (the recipes hold the paper's); a ViT, which the
-paper does not have, gets AdamW.
+paper does not have, gets AdamW. Images are normalised as ImageNet's; contrast, crops and blur are
+torchvision's.
 """
 
 from __future__ import annotations
