@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sslkit import verbs
 from sslkit.console import Console
 from sslkit.errors import UserError
+from sslkit.evaluation.classifier import build_model
 from sslkit.foreign import pickles
 from sslkit.foreign.known import KNOWN, TRANSFORMERS, refuse_known
 from sslkit.foreign.layouts import recognised, unwrapped
@@ -216,6 +217,11 @@ NAMED = [
         "",
     ),
     ({"vit.encoder.layer.0.output.dense.weight": (8, 8)}, "a model of Hugging Face transformers", ""),
+    (
+        {"vision_model.embeddings.patch_embedding.weight": (8, 3, 4, 4)},
+        "a model of Hugging Face transformers",
+        "",
+    ),
     ({"embeddings.cls_token": (1, 1, 384)}, "a model of Hugging Face transformers", ""),
 ]
 
@@ -300,6 +306,23 @@ def test_a_resnet_of_numbered_children_opens(tmp_path: Path) -> None:
     assert encoder.name == "resnet18"
     with torch.no_grad():
         assert torch.allclose(encoder.vector(images), backbone((images - MEAN) / STD).flatten(1), atol=1e-5)
+
+
+@pytest.mark.parametrize("module", ["model", "net", "teacher_backbone"])
+def test_a_backbone_in_a_training_module_opens(tmp_path: Path, module: str) -> None:
+    """As Lightning saves what a module calls its network; lightly's DINO has a student beside the teacher."""
+    model = drawn(timm.create_model("resnet18", num_classes=0))
+    state = {**prefixed(f"{module}.", model.state_dict()), "student_backbone.conv1.weight": torch.ones(1)}
+    torch.save({"state_dict": state, "pytorch-lightning_version": "2.0"}, tmp_path / "epoch.ckpt")
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        vector = load_encoder(tmp_path / "epoch.ckpt").vector(images)
+        assert torch.allclose(vector, model((images - MEAN) / STD), atol=1e-5)
+
+
+def test_a_classifier_of_such_weights_keeps_the_heads(moco_v3: tuple[Any, Path]) -> None:
+    model, _, _ = build_model(load_encoder(moco_v3[1]), 3, 32, scratch=False)
+    assert model.get_submodule("blocks.0.attn").num_heads == 12
 
 
 def test_a_hint_does_not_repeat_what_was_given(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ KNOWN = (
         "a model of Hugging Face transformers",
         "its names are not timm's",
         _named(
-            r"(^|\.)(embeddings\.(cls_token|patch_embeddings\.)|embedder\.embedder\.|encoder\.layer\.\d+\.)"
+            r"(^|\.)(embeddings\.(cls_token|class_embedding|patch_embeddings?\.)|embedder\.embedder\.|encoder\.layer\.\d+\.)"
         ),
         {},
     ),

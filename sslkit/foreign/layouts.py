@@ -31,6 +31,10 @@ MOCO_V3_HEADS = {384: 12}
 """Width → attention heads that differ from timm's: MoCo v3's ViT-S has 12, as its ViT-B (vits.py of
 github.com/facebookresearch/moco-v3); timm's ViT-S has 6."""
 
+MODULES = ("teacher_backbone", "model", "net")
+"""Attributes of a training module that hold the backbone, as lightly's DINO and people's own modules call it;
+a teacher before what follows it."""
+
 COMPUTED = re.compile(r"(relative_position_index|attn_mask)$")
 """Buffers that a model computes for itself."""
 
@@ -99,6 +103,8 @@ def _layout(container: str, names: Mapping[str, Tensor]) -> tuple[str, str]:
         return ("DINO" if container in ("teacher", "student") else "a backbone with a head"), "backbone."
     if any(name.startswith("decoder_") for name in begins):
         return "MAE", ""
+    if module := next((name for name in MODULES if name in begins), ""):
+        return "a backbone in a training module", f"{module}."
     if "encoder" in begins:
         return ("SimMIM" if "encoder.mask_token" in names else "MFM"), "encoder."
     return ("torchvision" if "layer1" in begins else "timm"), ""
