@@ -206,6 +206,7 @@ def test_a_model_without_checkpointing_is_refused() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch's own look while it compiles
+@pytest.mark.filterwarnings("ignore:Skipping serialization:UserWarning")  # torch 2.6
 def test_compiled_encoders_keep_names_and_gradients() -> None:
     case = Case("mfm", "test_vit")
     method = case.build()
