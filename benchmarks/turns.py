@@ -2,6 +2,8 @@
 
     python benchmarks/turns.py allocator --backbone resnet50 --size 96
     python benchmarks/turns.py allocator --backbone vit_tiny_patch16_224 --size 96 --precision float32
+    python benchmarks/turns.py depthwise --backbone tf_efficientnet_lite0 --size 128 --batch 32
+    python benchmarks/turns.py precision --backbone convnext_tiny --size 96 --batch 32
 
 Prints, for each side, the median time of a step (the engine's whole one on a batch in memory: loss, gradient,
 optimizer), page faults a step and the peak of resident memory, and the ratio of the two sides over the turns.
@@ -21,6 +23,8 @@ from typing import IO, Any
 
 SIDES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "allocator": ({"keep": False}, {"keep": True}),
+    "depthwise": ({"fast": False}, {"fast": True}),
+    "precision": ({"precision": "float32"}, {"precision": "bfloat16"}),
 }
 """What is compared: the options of the older and the newer side."""
 
@@ -36,9 +40,12 @@ def side(options: dict[str, Any]) -> None:
 
     from sslkit.config import build_pretrain
     from sslkit.methods import card
+    from sslkit.training import acceleration
     from sslkit.training.speed import at_the_door
 
     torch.set_num_threads(options["threads"])
+    if not options["fast"]:  # torch's own gradients of depthwise convolutions
+        acceleration.take_fast_gradients_ = lambda network: 0
     known = card(options["method"])
     values = {
         **known.facts["defaults"],
@@ -110,7 +117,7 @@ def main() -> None:
     common = {
         name: getattr(given, name) for name in ("method", "backbone", "size", "batch", "precision", "threads")
     }
-    usual = {"keep": True}
+    usual = {"keep": True, "fast": True}
     processes = [started({**usual, **common, **options}) for options in SIDES[given.what]]
     found: list[list[dict[str, float]]] = [[], []]
     for _ in range(given.turns):

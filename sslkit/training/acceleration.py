@@ -17,6 +17,7 @@ from sslkit.data.loader import pretraining_loader
 from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError, first_line
 from sslkit.methods.base import Batch, Clock, Method
+from sslkit.training.depthwise import take_fast_gradients_
 from sslkit.training.device import to_device
 from sslkit.training.engine import accumulated, split
 from sslkit.training.memory import smaller
@@ -36,6 +37,9 @@ def accelerate_(network: nn.Module, config: PretrainConfig, device: torch.device
     """
     encoders = [module for module in network.modules() if isinstance(module, Encoder)]
     search_convolutions(device)
+    if device.type == "cpu" and config.run.precision == "bfloat16" and not config.run.compile:
+        for encoder in encoders:
+            take_fast_gradients_(encoder.model)
     for encoder in encoders if config.model.checkpointing else []:
         encoder.checkpoint_activations_()
     if config.run.compile:
