@@ -45,7 +45,7 @@ def side(options: dict[str, Any]) -> None:
 
     torch.set_num_threads(options["threads"])
     if not options["fast"]:  # torch's own gradients of depthwise convolutions
-        acceleration.take_fast_gradients_ = lambda network: 0
+        setattr(acceleration, "take_fast_gradients_", lambda network: 0)  # noqa: B010
     known = card(options["method"])
     values = {
         **known.facts["defaults"],

@@ -27,13 +27,13 @@ def take_fast_gradients_(network: nn.Module) -> int:
     """
     layers = [module for module in network.modules() if is_depthwise(module)]
     for layer in layers:
-        layer.forward = partial(_forward, layer)  # type: ignore[method-assign]
+        layer.forward = partial(_forward, layer)
     return len(layers)
 
 
 def is_depthwise(module: nn.Module) -> bool:
     """Whether it is a plain convolution, or timm's with TensorFlow's padding, of each channel by itself."""
-    return (
+    return bool(
         type(module) in (nn.Conv2d, Conv2dSame)
         and 1 < module.groups == module.in_channels  # type: ignore[operator]
         and module.dilation == (1, 1)
