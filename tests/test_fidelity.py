@@ -20,6 +20,7 @@ from sslkit import config as configuration
 from sslkit import pretrain
 from sslkit.backbones import Encoder
 from sslkit.config import Optim, Schedule, flat
+from sslkit.errors import UserError
 from sslkit.evaluation.classifier import build_model, optimisation
 from sslkit.evaluation.finetune_config import finetune_config
 from sslkit.methods import default_configuration, load, names
@@ -344,6 +345,13 @@ def test_mae_s_fine_tuning_has_the_official_rate_in_every_layer_and_step() -> No
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 assert group["lr"] == pytest.approx(rate * 0.65 ** (13 - layers[id(parameter)]), rel=1e-9)
+
+
+def test_a_recipe_of_pre_training_is_told_from_one_of_fine_tuning() -> None:
+    with pytest.raises(UserError) as error:
+        finetune_config("RUN", "x", config="mfm-vit-b16")
+    assert error.value.message == "mfm-vit-b16 is a recipe of pretrain"
+    assert "mae-vit-b16, mae-vit-h14, mae-vit-l16" in error.value.hint
 
 
 def test_fine_tuning_is_mfm_s_by_default() -> None:

@@ -157,7 +157,7 @@ def finetune_config(
     Raises:
         UserError: unknown or impossible setting, unreadable file.
     """
-    file = configuration.read_again(config, configuration.FINETUNING_RECIPES) if config is not None else {}
+    file = _file(config) if config is not None else {}
     given = {
         name: str(value) if isinstance(value, Path) else value
         for name, value in (flags or {}).items()
@@ -180,6 +180,17 @@ def finetune_config(
     if not wanted.robustness.measure and (useless := {"robust_limit", "attacks"}.intersection(given)):
         raise UserError(f"--{min(useless).replace('_', '-')} belongs to --robust", "add --robust")
     return wanted
+
+
+def _file(config: str) -> dict[str, Any]:
+    """The settings of a file, or of a recipe of fine-tuning."""
+    recipes = configuration.FINETUNING_RECIPES
+    before = configuration.RECIPES / f"{config}.toml"
+    if before.is_file() and not (recipes / before.name).is_file() and not Path(config).is_file():
+        known = ", ".join(sorted(recipe.stem for recipe in recipes.glob("*.toml")))
+        cure = f"leave -c out for MFM's official fine-tuning; there are {known}"
+        raise UserError(f"{config} is a recipe of pretrain", cure)
+    return configuration.read_again(config, recipes)
 
 
 def from_values(
