@@ -261,6 +261,32 @@ def adamw(network: Any) -> torch.optim.Optimizer:
     return build_optimizer(parameter_groups(network, 0.05, {}), Optim(name="adamw", weight_decay=0.05), 1e-2)
 
 
+@pytest.mark.parametrize("name", ["fastvit_t8", "mobileone_s0", "repvgg_a0", "resnet18", "convnext_atto"])
+def test_layers_that_end_the_process_are_laid_out_otherwise(name: str) -> None:
+    encoder = Encoder(name, 64)
+    convolutions = [m for m in encoder.modules() if isinstance(m, torch.nn.Conv2d)]
+    fatal = any(m.kernel_size == (1, 1) and m.stride != (1, 1) and m.in_channels < 16 for m in convolutions)
+    assert fatal is name.startswith(("fastvit", "mobileone", "repvgg"))
+    kernel = next(m.weight for m in convolutions if m.kernel_size[0] > 1 and m.weight.shape[1] > 1)
+    assert kernel.is_contiguous(memory_format=torch.channels_last) is not fatal
+
+
+FATAL = """
+import torch
+from sslkit.backbones import Encoder
+torch.manual_seed(0)
+encoder = Encoder("fastvit_t8", 256).train()
+encoder.vector(torch.rand(4, 3, 256, 256)).mean().backward()
+print("alive")
+"""
+
+
+@pytest.mark.slow
+def test_a_step_of_fastvit_in_float32_does_not_end_the_process() -> None:
+    done = subprocess.run([sys.executable, "-c", FATAL], capture_output=True, text=True, check=False)
+    assert done.stdout == "alive\n", done.stderr
+
+
 @pytest.mark.parametrize("saved_as", [torch.channels_last, torch.contiguous_format])
 def test_a_checkpoint_fits_either_memory_format(saved_as: torch.memory_format, tmp_path: Path) -> None:
     """Fused updates read a parameter and its state in the order of memory: both must have one order."""

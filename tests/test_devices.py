@@ -36,7 +36,9 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
     monkeypatch.setattr(
         torch.cuda,
         "set_device",
-        lambda device: chosen.append(torch.device("cuda", 0) if device == 0 else torch.device(device)),
+        lambda device: chosen.append(
+            torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+        ),
     )
     monkeypatch.setattr(torch, "zeros", lambda *size, device: torch.empty(size, device="meta"))
     return chosen

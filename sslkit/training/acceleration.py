@@ -37,6 +37,9 @@ def accelerate_(network: nn.Module, config: PretrainConfig, device: torch.device
     """
     encoders = [module for module in network.modules() if isinstance(module, Encoder)]
     search_convolutions(device)
+    for encoder in encoders:
+        if device.type == "cuda" and encoder.family == "cnn":  # also those that a CPU can't train so
+            encoder.model.to(memory_format=torch.channels_last)
     if device.type == "cpu" and config.run.precision == "bfloat16" and not config.run.compile:
         for encoder in encoders:
             take_fast_gradients_(encoder.model)
