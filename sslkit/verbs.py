@@ -46,8 +46,8 @@ def pretrain(
         method: name of a method, or a file with one; "mfm" by default.
         config: a TOML file or a recipe's name.
         settings: "section.key=value" texts, as after --set.
-        resume: continue this run instead; nothing else is needed, and only `allow_data_change` and `devices`
-            are allowed.
+        resume: continue this run instead; nothing else is needed, and only `epochs` (another length, for a
+            run that is complete too), `allow_data_change` and `devices` are allowed.
         allow_data_change: resume although the images have changed.
         overwrite: a run that is already at `out` is moved aside, to OUT-old-1.
         flags: the words of PRETRAIN_FLAGS, e.g. `epochs=100, batch_size=256`; None means not given.
@@ -57,7 +57,7 @@ def pretrain(
     """
     given = {name: value for name, value in flags.items() if value is not None}
     if resume is not None:
-        devices = given.pop("devices", None)
+        free = {name: given.pop(name, None) for name in ("devices", "epochs")}
         if data or given or method or config or settings or overwrite:
             raise UserError(
                 "--resume goes alone: the run knows its own settings",
@@ -65,7 +65,7 @@ def pretrain(
             )
         from sslkit.training.pretrain import resume as continue_run
 
-        run = continue_run(Path(resume), console, allow_data_change, devices)
+        run = continue_run(Path(resume), console, allow_data_change, **free)
     else:
         if allow_data_change:
             raise UserError("--allow-data-change belongs to --resume", "sslkit pretrain --resume RUN")

@@ -29,6 +29,7 @@ from sslkit.errors import UserError, nearest_path
 from sslkit.foreign import ForeignWeights, is_foreign, read_foreign, read_safetensors, refuse_transformers
 from sslkit.model_config import read_config, side_of, stem_of, timm_config, without_head
 from sslkit.timm_models import Stem, native_size
+from sslkit.unfinished import newest_file, open_unfinished, told
 
 ENCODER_FILE = "encoder.safetensors"
 EXPORT_FILE = "model.safetensors"  # the name timm and the Hugging Face hub look for
@@ -55,8 +56,9 @@ def load_encoder(
     """An `Encoder` from any SOURCE, in evaluation mode.
 
     Args:
-        source: a run folder, an exported folder, a .safetensors file with its config.json beside it, a
-            foreign file (.pt, .pth, .bin, or .safetensors alone), `timm/NAME` (published weights) or
+        source: a run folder (one that has not ended gives its newest checkpoint), an exported folder, a
+            .safetensors file with its config.json beside it, a foreign file (.pt, .pth, .bin, or .safetensors
+            alone), `timm/NAME` (published weights) or
             `random/NAME`. Of a classifier, fine-tuned here or by others, all but the last layer is taken.
         size: side of the images, pixels; by default the one the weights were made for.
         seed: of the weights of `random/NAME`.
@@ -78,13 +80,16 @@ def load_encoder(
         blocks = getattr(encoder.model, "blocks", None) if encoder.family == "vit" else None
         console.facts(found.facts(blocks[0].attn.num_heads if blocks is not None else 0))
         return encoder
+    if (unfinished := open_unfinished(Path(source))) is not None:
+        console.say(told(unfinished.file))
+        return _from_folder(unfinished.file, unfinished.config, unfinished.tensors, size)
     file = encoder_file(Path(source))
     config, tensors = read_config(file.parent), read_safetensors(file)
     if not config.get("num_classes"):
         return _from_folder(file, config, tensors, size)
-    tensors, told = without_head(file, config, tensors)
+    tensors, left = without_head(file, config, tensors)
     encoder = _from_folder(file, config, tensors, size)
-    console.facts({"weights": f"{source}: {told}"})
+    console.facts({"weights": f"{source}: {left}"})
     return encoder
 
 
@@ -161,13 +166,19 @@ def architecture(source: str, backbone: str = "") -> Architecture:
     if is_foreign(source):
         shape = read_foreign(Path(source), backbone).shape
         return Architecture(shape.name, shape.size, shape.patch_size, shape.stem, shape.heads)
-    config = read_config(encoder_file(Path(source)).parent)
+    unfinished = open_unfinished(Path(source))
+    config = unfinished.config if unfinished else read_config(encoder_file(Path(source)).parent)
     patch, heads = (int(config.get("model_args", {}).get(key, 0)) for key in ("patch_size", "num_heads"))
     return Architecture(str(config["architecture"]), side_of(config), patch, stem_of(config), heads)
 
 
 def encoder_file(path: Path) -> Path:
-    """The file with the encoder's weights behind a run folder, an exported folder or the file itself."""
+    """The file with the encoder's weights behind a run folder, an exported folder or the file itself.
+
+    That of a run that has not ended is in its newest checkpoint. Raises UserError: there is none.
+    """
+    if (newest := newest_file(path)) is not None:
+        return newest
     candidates = [path] if path.suffix == ".safetensors" else [path / ENCODER_FILE, path / EXPORT_FILE]
     for file in candidates:
         if file.is_file() and (file.parent / "config.json").is_file():

@@ -19,7 +19,7 @@ FLOORS = [
     {"allocator", "config", "earlier", "checking", "distributed", "processes", "place"}
     | {"errors", "keyed", "paths", "files", "console"},
     {"augment", "blocks", "frequency", "data", "initialization"}
-    | {"backbones", "timm_models", "model_config", "weights", "foreign", "saved"},
+    | {"backbones", "timm_models", "model_config", "weights", "foreign", "saved", "unfinished"},
     {"methods", "exporting"},
     {"training"},
     {"evaluation"},

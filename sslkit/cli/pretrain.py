@@ -45,7 +45,8 @@ def pretrain(
         bool, typer.Option("--dry-run", help="Time a few steps, say what the run would take, write nothing.")
     ] = False,
     resume: Annotated[
-        str | None, typer.Option("--resume", metavar="RUN", help="Continue a run; goes alone.")
+        str | None,
+        typer.Option("--resume", metavar="RUN", help="Continue a run; alone, or with --epochs: longer."),
     ] = None,
     allow_data_change: Annotated[
         bool, typer.Option("--allow-data-change", help="Resume although the images have changed.")

@@ -25,6 +25,7 @@ from sslkit.files import sha256
 from sslkit.foreign import is_foreign
 from sslkit.methods import short_name
 from sslkit.paths import claim_folder, make_folder, refuse_unwritable
+from sslkit.unfinished import folder_of
 from sslkit.weights import encoder_file, header_of
 
 TOLERANCE = 1e-4
@@ -140,7 +141,9 @@ def provenance(source: str | Path, encoder: Encoder) -> dict[str, str]:
         return facts
     file = encoder_file(Path(source))
     kept = {key: value for key, value in header_of(file)[2].items() if key not in ("format", *facts)}
-    return {**_run_facts(file.parent), **kept, **facts}
+    folder = folder_of(file)
+    step = {} if folder == file.parent else {"checkpoint": file.parent.name}
+    return {**_run_facts(folder), **kept, **facts, **step}
 
 
 def _run_facts(folder: Path) -> dict[str, str]:
@@ -162,7 +165,7 @@ def _run_images(source: Path) -> ImageSet | None:
     if _is_model_name(source):
         return None
     try:
-        settings = configuration.read(str(encoder_file(source).parent / "config.toml"))
+        settings = configuration.read(str(folder_of(encoder_file(source)) / "config.toml"))
         return open_images([str(name) for name in settings.get("data.sources", [])])
     except UserError:
         return None

@@ -24,6 +24,7 @@ from sslkit.training.beginning import built, check, held, start_weights, started
 from sslkit.training.changes import image_changes, list_images, setting_changes, settings_of
 from sslkit.training.device import kind, pick_device
 from sslkit.training.launch import launch
+from sslkit.training.longer import lengthen, refuse_epochs, refuse_fewer, with_epochs
 from sslkit.training.progress import announce
 from sslkit.training.resolve import USUAL_WARMUP, Resolved, refuse_times, resolve
 from sslkit.training.run import (
@@ -107,42 +108,53 @@ def _agreed(ready: Resolved) -> Resolved:
 
 
 def resume(
-    path: Path, console: Console = SILENT, allow_data_change: bool = False, devices: int | None = None
+    path: Path,
+    console: Console = SILENT,
+    allow_data_change: bool = False,
+    devices: int | None = None,
+    epochs: int | None = None,
 ) -> Path:
     """Continue a run at the very step of its newest whole checkpoint.
 
     Args:
         allow_data_change: go on although the images are not those the run began with.
         devices: processes that train together from here on; None: as many as before.
+        epochs: of the whole run from here on, for one that is complete too; see `training.longer`.
 
     Raises:
         UserError: not a run, already complete, in use, or its images or its network have changed.
     """
     run = RunFolder.open(path)
-    if run.facts.get("status") == "completed":
-        raise UserError(
-            f"{path} is already complete",
-            f"{command('sslkit', 'probe', path)} DATA, or {command('pretrain', '--init', path)} to go on",
-        )
     config = read_configuration(path / "config.toml")
+    if run.facts.get("status") == "completed" and epochs is None:
+        more = command("sslkit", "pretrain", "--resume", path, "--epochs", str(2 * config.schedule.epochs))
+        cure = f"{more} trains on; {command('sslkit', 'probe', path)} DATA tells how good it is"
+        raise UserError(f"{path} is already complete", cure)
+    refuse_epochs(epochs)
     count = devices or config.run.devices
     if count > 1 and not place.placed():
-        return Path(launch(_resume_here, (str(path), console.choice, allow_data_change), count))
+        return Path(launch(_resume_here, (str(path), console.choice, allow_data_change, epochs), count))
     device = pick_device(config.run.device)
     with processes.joined(device, config.run.patience), processes.watched(lambda: 0):
         run.writes = distributed.rank() == 0
         with held(run, console):
-            return _resumed(run, config, device, console, allow_data_change)
+            return _resumed(run, config, device, console, allow_data_change, epochs)
 
 
-def _resume_here(path: str, choice: tuple[bool, bool], allow_data_change: bool) -> str:
+def _resume_here(path: str, choice: tuple[bool, bool], allow_data_change: bool, epochs: int | None) -> str:
     """`resume` in a process of its own, with what can be sent there."""
-    return str(resume(Path(path), Console(*choice), allow_data_change))
+    return str(resume(Path(path), Console(*choice), allow_data_change, epochs=epochs))
 
 
 def _resumed(
-    run: RunFolder, config: PretrainConfig, device: torch.device, console: Console, allow_data_change: bool
+    run: RunFolder,
+    before: PretrainConfig,
+    device: torch.device,
+    console: Console,
+    allow_data_change: bool,
+    epochs: int | None,
 ) -> Path:
+    config = before if epochs is None else with_epochs(before, epochs)
     data = run.facts["data"]
     images = open_images(config.data.sources, config.data.limit or None)
     if images.fingerprint != data["fingerprint"]:
@@ -153,19 +165,18 @@ def _resumed(
     for notice in notices:
         console.warn(notice)
     state = checkpoint.read_state(found) if found else {}
-    for change in setting_changes(state.get("config", {}), settings_of(config)):
+    for change in setting_changes(state.get("config", {}), settings_of(before)):
         console.warn(f"config.toml has changed since step {state['step']}: {change}")
     method = built(ready, device)
     accelerate_(method, ready.config, device)
     session = Session(ready, method, images, run, device, console)
     session.go_on_from(state)
     start = checkpoint.restore(found, method, session.optimizer)["step"] if found else 0
-    if start > session.clock.steps:
-        raise UserError(
-            f"{run.path} is at step {start} of now only {session.clock.steps}", "more schedule.epochs"
-        )
+    refuse_fewer(run, start, session.clock, epochs)
     if found is None:
         start_weights(ready, method, images, console)
+    if epochs is not None:
+        processes.on_first(lambda: lengthen(run, before, config, start, session, console))
     run.forget_after(start)
     run.update(status="running")
     console.say(f"resuming {run.path} at step {start} of {session.clock.steps}")

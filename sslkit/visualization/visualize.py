@@ -11,6 +11,7 @@ from sslkit.console import SILENT, Console
 from sslkit.data.folders import mark_drawn
 from sslkit.errors import UserError, nearest
 from sslkit.paths import refuse_unwritable, writable
+from sslkit.unfinished import newest_file, told
 from sslkit.visualization.kinds import GROUPS, KINDS, refusal
 from sslkit.visualization.style import save
 from sslkit.visualization.subject import COUNT, LIMIT, Subject
@@ -57,6 +58,8 @@ def visualize(
     folder = out or _own_folder(subject, console)
     _check_folder(folder)
     if wanted != ["curves"]:
+        if subject.run is not None and (newest := newest_file(subject.run.path)) is not None:
+            console.say(told(newest))
         subject.prepare()
     figures = _drawn(wanted, subject, named=bool(kinds))
     written = []
