@@ -32,7 +32,8 @@ def has_ended(run: Path) -> bool:
     """Whether a folder is a run's that is complete, or no run's at all."""
     try:
         facts = json.loads((run / "run.json").read_text(encoding="utf-8-sig"))
-        return facts.get("kind", "pretrain") != "pretrain" or facts.get("status", "completed") == "completed"
+        kind, status = facts.get("kind", "pretrain"), facts.get("status", "completed")
+        return bool(kind != "pretrain" or status == "completed")
     except (OSError, ValueError, RecursionError, AttributeError):
         return True
 

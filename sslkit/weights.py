@@ -56,10 +56,9 @@ def load_encoder(
     """An `Encoder` from any SOURCE, in evaluation mode.
 
     Args:
-        source: a run folder (one that has not ended gives its newest checkpoint), an exported folder, a
-            .safetensors file with its config.json beside it, a foreign file (.pt, .pth, .bin, or .safetensors
-            alone), `timm/NAME` (published weights) or
-            `random/NAME`. Of a classifier, fine-tuned here or by others, all but the last layer is taken.
+        source: a run folder (one that has not ended: its newest checkpoint), an exported folder, a .safetensors
+            file with its config.json, a foreign file (.pt, .pth, .bin, or .safetensors alone), `timm/NAME` or
+            `random/NAME`. Of a classifier all but the last layer is taken.
         size: side of the images, pixels; by default the one the weights were made for.
         seed: of the weights of `random/NAME`.
         backbone: timm's name for a foreign file whose shapes don't tell it.
@@ -173,10 +172,7 @@ def architecture(source: str, backbone: str = "") -> Architecture:
 
 
 def encoder_file(path: Path) -> Path:
-    """The file with the encoder's weights behind a run folder, an exported folder or the file itself.
-
-    That of a run that has not ended is in its newest checkpoint. Raises UserError: there is none.
-    """
+    """The file with the encoder's weights behind a run (if not ended: its newest checkpoint) or a folder."""
     if (newest := newest_file(path)) is not None:
         return newest
     candidates = [path] if path.suffix == ".safetensors" else [path / ENCODER_FILE, path / EXPORT_FILE]
