@@ -56,9 +56,9 @@ def load_encoder(
     """An `Encoder` from any SOURCE, in evaluation mode.
 
     Args:
-        source: a run folder (one that has not ended: its newest checkpoint), an exported folder, a .safetensors
-            file with its config.json, a foreign file (.pt, .pth, .bin, or .safetensors alone), `timm/NAME` or
-            `random/NAME`. Of a classifier all but the last layer is taken.
+        source: a run folder (one that has not ended: its newest checkpoint), an exported folder, a
+            .safetensors file with its config.json, a foreign file (.pt, .pth, .bin, .safetensors alone),
+            `timm/NAME` or `random/NAME`. Of a classifier all but the last layer is taken.
         size: side of the images, pixels; by default the one the weights were made for.
         seed: of the weights of `random/NAME`.
         backbone: timm's name for a foreign file whose shapes don't tell it.
