@@ -84,6 +84,7 @@ class Model:
     checkpointing: bool = setting(
         False, "keep only the inputs of blocks and compute the rest again: less memory, one more pass forward"
     )
+    memory_format: Literal["channels_last", "contiguous"] = setting(AUTO, "of a CNN and its maps", auto=True)
 
 
 @dataclass(frozen=True)
@@ -198,9 +199,7 @@ def build_pretrain(
 
 def refuse_unknown(values: Mapping[str, Any], sections: Mapping[str, type]) -> None:
     """Every key of `values` must be "section.field" of one of `sections`."""
-    known = [
-        f"{name}.{item.name}" for name, section in sections.items() for item in dataclasses.fields(section)
-    ]
+    known = [f"{name}.{one.name}" for name, part in sections.items() for one in dataclasses.fields(part)]
     for key in values:
         if key in known or (key in RETIRED and values[key] == RETIRED[key]):
             continue

@@ -26,6 +26,7 @@ from sslkit.training import checkpoint
 from sslkit.training.acceleration import accelerate_, fitting_micro_batch, pieces
 from sslkit.training.engine import train
 from sslkit.training.optim import CosineSchedule, build_optimizer, parameter_groups
+from sslkit.training.resolve import resolve
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 
@@ -269,6 +270,38 @@ def test_layers_that_end_the_process_are_laid_out_otherwise(name: str) -> None:
     assert fatal is name.startswith(("fastvit", "mobileone", "repvgg"))
     kernel = next(m.weight for m in convolutions if m.kernel_size[0] > 1 and m.weight.shape[1] > 1)
     assert kernel.is_contiguous(memory_format=torch.channels_last) is not fatal
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "written"),
+    [
+        ("resnet10t", "auto", "channels_last"),
+        ("resnet10t", "contiguous", "contiguous"),
+        ("repvgg_a0", "auto", "contiguous"),
+        ("test_vit", "auto", "contiguous"),
+    ],
+)
+def test_memory_format_is_resolved_and_followed(name: str, asked: str, written: str) -> None:
+    known = card("mfm")
+    own = {"model.backbone": name, "data.size": 64, "model.memory_format": asked, "run.batch_size": 4}
+    config = resolve(
+        build_pretrain("mfm", known.Config, {**known.facts["defaults"], **own}), 64, 64, CPU
+    ).config
+    assert config.model.memory_format == written
+    encoder = Encoder(name, 64, patch_size=config.model.patch_size or None)
+    accelerate_(encoder, config, CPU)
+    kernels = [p for p in encoder.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1]
+    assert kernels[1 if len(kernels) > 1 else 0].is_contiguous() is (written == "contiguous")
+
+
+def test_what_would_end_the_process_is_refused() -> None:
+    known = card("mfm")
+    own = {"model.backbone": "repvgg_a0", "data.size": 64, "model.memory_format": "channels_last"}
+    config = resolve(
+        build_pretrain("mfm", known.Config, {**known.facts["defaults"], **own}), 64, 64, CPU
+    ).config
+    with pytest.raises(UserError, match="repvgg_a0 in channels_last would end the process"):
+        accelerate_(Encoder("repvgg_a0", 64), config, CPU)
 
 
 FATAL = """

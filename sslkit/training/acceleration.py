@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sslkit import distributed, processes
-from sslkit.backbones import Encoder
+from sslkit.backbones import Encoder, breaks_channels_last
 from sslkit.config import PretrainConfig
 from sslkit.data.loader import pretraining_loader
 from sslkit.data.sources import ImageSet
@@ -33,13 +33,12 @@ def accelerate_(network: nn.Module, config: PretrainConfig, device: torch.device
     Names, weights and results stay; a copy made before (a teacher) is an encoder of its own.
 
     Raises:
-        UserError: the backbone can't be checkpointed, or nothing can be compiled here.
+        UserError: the backbone can't be checkpointed or laid out so, or nothing can be compiled here.
     """
     encoders = [module for module in network.modules() if isinstance(module, Encoder)]
     search_convolutions(device)
     for encoder in encoders:
-        if device.type == "cuda" and encoder.family == "cnn":  # also those that a CPU can't train so
-            encoder.model.to(memory_format=torch.channels_last)
+        _lay_out(encoder, config.model.memory_format, device)
     if device.type == "cpu" and config.run.precision == "bfloat16" and not config.run.compile:
         for encoder in encoders:
             take_fast_gradients_(encoder.model)
@@ -49,6 +48,15 @@ def accelerate_(network: nn.Module, config: PretrainConfig, device: torch.device
         require_compiler(device)
         for piece in (piece for encoder in encoders for piece in pieces(encoder)):
             piece.compile()  # in place: the module keeps its name, class and state
+
+
+def _lay_out(encoder: Encoder, memory_format: str, device: torch.device) -> None:
+    last = memory_format == "channels_last"
+    if last and device.type == "cpu" and breaks_channels_last(encoder.model):
+        problem = f"model.memory_format: {encoder.name} in channels_last would end the process on a CPU"
+        raise UserError(problem, "-s model.memory_format=contiguous, or auto")
+    if encoder.family == "cnn":
+        encoder.model.to(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def search_convolutions(device: torch.device) -> None:

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import torch
 from timm.models import is_model_in_modules
 
-from sslkit.backbones import VIT_MODULES
+from sslkit.backbones import VIT_MODULES, breaks_channels_last, family
 from sslkit.config import AUTO, PretrainConfig, Run
 from sslkit.errors import UserError
 from sslkit.methods import load, short_name
 from sslkit.methods.base import Info
 from sslkit.paths import next_folder
-from sslkit.timm_models import named_patch
+from sslkit.timm_models import Stem, create_model, named_patch
 from sslkit.training.choices import Chooser, reading_workers
 from sslkit.training.device import pick_precision
 from sslkit.training.run import RUNS
@@ -81,6 +81,7 @@ def resolve(config: PretrainConfig, count: int, native: int, device: torch.devic
         "a fifteenth of the epochs, as in the paper",
     )
     choice("run.precision", pick_precision(config.run.precision, device), "what the chip multiplies fastest")
+    choice("model.memory_format", *_memory_format(backbone, choice.config.model.stem, device))
     choice("run.device", str(device), "found here")
     choice("run.micro_batch", 0, "the whole batch, or what fits a GPU")
     choice("data.workers", reading_workers(not large), "processor cores")
@@ -146,6 +147,20 @@ def _patch_size(backbone: str, size: int) -> tuple[int, str]:
     if size // patch > 14:  # more tokens than the paper's: rather let the size be refused
         return 0, "the model's own"
     return patch, f"{size // patch} × {size // patch} tokens at {size} px"
+
+
+def _memory_format(backbone: str, stem: Stem, device: torch.device) -> tuple[str, str]:
+    """What `Encoder` does by itself; on a GPU also what only a CPU can't train."""
+    try:
+        with torch.device("meta"):
+            model = create_model(backbone, stem, num_classes=0)
+    except Exception:  # not every model can be built without values; what is wrong with it is told when it is
+        return "channels_last" if _kind(backbone) == "cnn" else "contiguous", "usual for its kind"
+    if family(model) != "cnn":
+        return "contiguous", "it is no CNN"
+    if device.type != "cuda" and breaks_channels_last(model):
+        return "contiguous", "a CPU can't train it in channels_last"
+    return "channels_last", "the faster one for a CNN"
 
 
 def _learning_rate(batch: int, reference: int) -> tuple[float, str]:
