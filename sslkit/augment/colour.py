@@ -39,7 +39,7 @@ def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
 
 def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     """images [B, 3, H, W] in [0, 1] with HSV's hue turned by shift [B], turns in [-0.5, 0.5]."""
-    return _turn_hue(checked(images, shift=shift), shift)
+    return _turn_hue(checked(images, shift=shift), shift).clamp_(0, 1)
 
 
 def grayscale(images: Tensor) -> Tensor:
@@ -124,6 +124,8 @@ def _blend_and_turn(images: Tensor, before: Tensor, hue: Tensor, after: Tensor) 
     for weights in before.unbind(1):
         images = _blend(images, weights)
     images = _turn_hue(images, hue)
+    if after.shape[1] == 0 or host_may_ask(images):  # elsewhere a blend follows, and it clamps
+        images.clamp_(0, 1)
     for weights in after.unbind(1):
         images = _blend(images, weights)
     return images
@@ -132,6 +134,11 @@ def _blend_and_turn(images: Tensor, before: Tensor, hue: Tensor, after: Tensor) 
 def _blend(images: Tensor, weights: Tensor) -> Tensor:
     """The sum of an image, its luma and its mean luma with the weights [B, 3], clamped to [0, 1]."""
     own, grey, level = weights[:, :, None, None, None].unbind(1)
+    if not host_may_ask(images):  # a pass over the pixels less, and one rounding
+        red, green, blue = images.chunk(3, dim=1)
+        reds = torch.add(red, green, alpha=_GREEN / _RED).add_(blue, alpha=_BLUE / _RED)  # luma / _RED
+        level, grey = reds.mean((2, 3), keepdim=True) * (level * _RED), grey * _RED
+        return torch.addcmul(torch.addcmul(level, reds, grey), images, own).clamp_(0, 1)
     luma = _luma(images)
     mean = luma.mean((2, 3), keepdim=True)
     return torch.addcmul(luma.mul_(grey).add_(mean * level), images, own).clamp_(0, 1)
@@ -156,7 +163,8 @@ def _luma(images: Tensor) -> Tensor:
 
 
 def _turn_hue(images: Tensor, shift: Tensor) -> Tensor:
-    """From RGB to RGB: the extremes say what HSV would, and no pixel asks which of its channels is largest.
+    """From RGB to RGB, which rounding may leave by little: the extremes say what HSV would, and no pixel asks
+    which of its channels is largest.
 
     With channels scaled so that the extremes are 0 and 1, the hue is 1 + green + blue - red sixths of a turn
     away from red, towards green where green > blue. Back again, a channel is 1 within a sixth of a turn of
@@ -172,7 +180,7 @@ def _turn_hue(images: Tensor, shift: Tensor) -> Tensor:
     # Fractions of positive numbers, which are 0.5 at the channel's own hue.
     own = 2.5 - torch.arange(3, device=images.device)[:, None, None] / 3
     distance = (turns + own).frac_().sub_(0.5).abs_().clamp_(1 / 6, 1 / 3)  # [B, 3, H, W], turns
-    return torch.addcmul(highest + chroma, chroma, distance, value=-6).clamp_(0, 1)
+    return torch.addcmul(highest + chroma, chroma, distance, value=-6)
 
 
 def apply_(images: Tensor, chosen: Tensor, operation: Callable[..., Tensor], *parameters: Tensor) -> None:

@@ -227,7 +227,7 @@ def _clip_each_(gradients: list[Tensor], limit: float) -> None:
     for gradient in gradients:
         alike.setdefault(gradient.shape, []).append(gradient)
     norms = torch.stack(torch._foreach_norm([one for same in alike.values() for one in same]))
-    scales = (limit / (norms + 1e-6)).clamp(max=1).split([len(same) for same in alike.values()])
+    scales = torch.split((limit / (norms + 1e-6)).clamp(max=1), [len(same) for same in alike.values()])
     for (shape, same), scale in zip(alike.items(), scales, strict=True):
         factors = scale.view(-1, *[1] * len(shape)).expand(len(same), *shape)
         if len(same) > 1:
