@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sslkit.augment.resample import crop_resize_batch, cubic, weights
+from sslkit.augment.resample import crop_resize_batch, cubic, most_taps, weights
 
 
 def one_by_one(images: Tensor, boxes: Tensor, flips: Tensor, size: int) -> Tensor:
@@ -81,7 +81,7 @@ def test_an_autocast_around_changes_nothing() -> None:
 
 def test_weights_are_integers_of_sixteen_bits_that_add_up() -> None:
     lengths = torch.arange(1, 257)
-    first, taps, bits = weights(lengths, 32)
+    first, taps, bits = weights(lengths, 32, 256)
     assert torch.equal(taps, taps.round())
     assert taps.abs().max() < 2**15
     # Rounding moves each weight by half a unit at most.
@@ -90,6 +90,35 @@ def test_weights_are_integers_of_sixteen_bits_that_add_up() -> None:
     assert ((taps.amax((1, 2)) * 2 + 1 >= 2**15) | (bits == 22)).all()
     assert (first >= 0).all()
     assert (first < lengths[:, None]).all()
+
+
+@pytest.mark.parametrize("size", [7, 32, 224])
+def test_no_crop_needs_more_pixels_than_the_longest(size: int) -> None:
+    """The number of taps is known without a look at the boxes; of longer images it only adds zeros."""
+    for longest in (1, 32, 97, 256):
+        lengths = torch.arange(1, longest + 1)
+        scale = lengths.double()[:, None] / size
+        center, support = scale * (torch.arange(size) + 0.5), 2 * scale.clamp(min=1)
+        first = (center - support + 0.5).long().clamp(min=0)
+        last = torch.minimum((center + support + 0.5).long(), lengths[:, None])
+        assert (last - first).max() <= most_taps(longest, size)
+    several = [weights(lengths, size, most) for most in (256, 400)]
+    assert torch.equal(several[0][0], several[1][0])
+    assert torch.equal(several[0][1], several[1][1][..., : several[0][1].shape[-1]])
+    assert several[1][1][..., several[0][1].shape[-1] :].count_nonzero() == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_a_gpu_gives_the_same_pixels_and_is_never_waited_for() -> None:
+    images, boxes, flips = random_case(64, 96, 80, seed=4)
+    expected = crop_resize_batch(images, boxes, flips, 32)
+    on_device = images.cuda(), boxes.cuda(), flips.cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        ours = crop_resize_batch(*on_device, 32)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(ours.cpu(), expected)
 
 
 def test_cubic_interpolates() -> None:

@@ -254,8 +254,13 @@ def _cut_out(
     """Batches in which each sketched view [B, 5] has become uint8 [B, 3, S, S] on the device of `whole`."""
     with closing(sketches) as batches:
         for batch in batches:
-            images = whole[batch["index"].to(whole.device)]
+            images = whole[_sent(batch["index"], whole.device)]
             for name, view in views.items():
-                sketch = batch[name]
+                sketch = _sent(batch[name], whole.device)
                 batch[name] = crop_resize_batch(images, sketch[:, :4], sketch[:, 4].bool(), view.size)
             yield batch
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device; CUDA is not waited for."""
+    return tensor.to(device, non_blocking=device.type == "cuda")
