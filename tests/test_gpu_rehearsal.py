@@ -1,0 +1,89 @@
+"""What a step asks of a GPU, held on torch's real CUDA code over a stand-in that computes nothing.
+
+benchmarks/gpu-rehearsal measures; the limits are here. A limit is lowered with the figures, never raised
+without a reason.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+TOOL = Path(__file__).parents[1] / "benchmarks" / "gpu-rehearsal"
+LIMITS = {  # a ViT-S/16, 256 images of 224 px: launches, of which outside the encoder, GiB that those move
+    "mfm": (900, 150, 9),
+    "mae": (1400, 650, 75),
+    "simmim": (900, 120, 6),
+    "simclr": (1130, 275, 30),
+    "moco": (1300, 290, 31),
+    "byol": (2350, 385, 34),
+    "dino": (2450, 510, 75),
+}
+CURRENT = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 14)
+"""Launches are counted where they were measured: an earlier torch has other kernels."""
+
+
+def lacking() -> str:
+    """Why nothing can be rehearsed here; empty if it can."""
+    if not sys.platform.startswith("linux"):
+        return "the stand-in for CUDA is for Linux"
+    if torch.version.cuda is None:
+        return "this torch is no CUDA build"
+    if torch.cuda.is_available():
+        return "here is a GPU: benchmarks/gpu-rehearsal/gpu_check.sh"
+    missing = [tool for tool in ("gcc", "nm") if shutil.which(tool) is None]
+    return f"no {' and no '.join(missing)}" if missing else ""
+
+
+pytestmark = pytest.mark.skipif(bool(lacking()), reason=lacking())
+
+
+@pytest.fixture(scope="module")
+def table(request: pytest.FixtureRequest) -> Any:
+    """table.py with these words → its figures by name; one process for each choice of words."""
+    folder = request.config.cache.mkdir("gpu-rehearsal")
+    environment = {
+        **os.environ,
+        "GPU_REHEARSAL_CACHE": str(folder),
+        "PYTHONPATH": os.pathsep.join([str(TOOL.parents[1]), os.environ.get("PYTHONPATH", "")]),
+        "OMP_NUM_THREADS": "1",
+    }
+
+    @functools.cache
+    def measured(*words: str) -> dict[str, dict[str, Any]]:
+        command = [sys.executable, str(TOOL / "table.py"), "--json", *words]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        rows = [json.loads(line) for line in done.stdout.splitlines()]
+        return {row["name"]: row for row in rows}
+
+    return measured
+
+
+@pytest.mark.slow
+def test_no_method_waits_and_none_launches_more(table: Any) -> None:
+    rows = {name.split()[0]: row for name, row in table("--only", "vit_small").items()}
+    assert LIMITS.keys() < rows.keys()
+    assert not {name: row["waits"] for name, row in rows.items() if row["waits"]}
+    if not CURRENT:
+        return
+    for name, limits in LIMITS.items():
+        found = rows[name]["launches"], rows[name]["outside"], rows[name]["bytes"] / 2**30
+        assert all(one <= limit for one, limit in zip(found, limits, strict=True)), (name, found, limits)
+
+
+@pytest.mark.slow
+def test_no_option_of_mfm_waits(table: Any) -> None:
+    """Nor do two micro-batches, nor views that are cut out of images on the device."""
+    rows = table("--options")
+    assert len(rows) > 15
+    assert not {name: row["waits"] for name, row in rows.items() if row["waits"]}
