@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from multiprocessing import connection, parent_process
+from multiprocessing import connection, parent_process, resource_tracker
 from typing import Any
 
 import torch
@@ -28,6 +28,9 @@ from sslkit.training.signals import Interrupted
 
 GRACE = 20.0
 """Seconds that the others have to save and end by themselves when one has failed."""
+STOPPING = 5.0
+"""The same where one has stopped because it was asked to: it has saved by then, if there was something."""
+STOPS = (signal.SIGINT, signal.SIGTERM)
 WRITING = 600.0
 """The same where one of them has said that it is writing: storage may be slow."""
 
@@ -56,10 +59,16 @@ def launch(work: Callable[..., Any], arguments: tuple[Any, ...], count: int) -> 
         place = {**environment, "RANK": number, "LOCAL_RANK": number}
         processes.append(context.Process(target=_begin, args=(place, theirs, work, arguments)))
         ends.append(ours)
-    with _passed_on(processes):
-        for process in processes:
-            process.start()
+    with _passed_on(processes) as asked:
+        if sys.platform != "win32":  # before: it opens the ears again that `_later` has closed
+            resource_tracker.ensure_running()
+        with _later():  # who is being started would not hear of it, and the server that forks would die of it
+            for process in processes:
+                process.start()
         outcomes = _outcomes(processes, ends)
+    finished = all(outcome and outcome[0] == "done" for outcome in outcomes)
+    if asked and not finished and not _own_errors(outcomes):
+        raise Interrupted(128 + asked[0])
     return _judged(outcomes, [process.exitcode for process in processes])
 
 
@@ -90,13 +99,45 @@ def _begin(place: Mapping[str, Any], end: Any, work: Callable[..., Any], argumen
     threading.Thread(target=_follow_parent, daemon=True).start()
     if "OMP_NUM_THREADS" not in os.environ:  # they share the cores
         torch.set_num_threads(max(1, usable_cores() // place["LOCAL_WORLD_SIZE"]))
+    asked: list[int] = []
     try:
+        _listen(asked)
         outcome: Outcome = ("done", work(*arguments))
     except UserError as problem:
         outcome = ("error", (problem.message, problem.hint, problem.code))
     except Interrupted as stop:
         outcome = ("stopped", stop.code)
+    except Exception:
+        if not asked:  # else what fails because the others have stopped
+            raise
+        outcome = ("stopped", 128 + asked[0])
     end.send(outcome)
+
+
+def _listen(asked: list[int]) -> None:
+    """Until the loop listens itself, a signal ends this process at once: there is nothing to save yet."""
+
+    def stop(number: int, frame: object) -> None:
+        asked.append(number)
+        raise Interrupted(128 + number)
+
+    for number in STOPS:
+        signal.signal(number, stop)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+
+
+@contextmanager
+def _later() -> Iterator[None]:
+    """Signals to stop that come inside are heard at its end; processes that begin inside do not hear them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _follow_parent() -> None:
@@ -114,10 +155,12 @@ def _free_port() -> int:
 
 
 @contextmanager
-def _passed_on(processes: list[Any]) -> Iterator[None]:
-    """Signals to this process become signals to all of them."""
+def _passed_on(processes: list[Any]) -> Iterator[list[int]]:
+    """Signals to this process become signals to all of them; yields those to stop that have come."""
+    asked: list[int] = []
 
     def pass_on(number: int, frame: object) -> None:
+        asked.extend([number] if number in STOPS else [])
         for process in processes:
             if process.pid is not None and process.is_alive():
                 with suppress(ProcessLookupError):
@@ -125,11 +168,11 @@ def _passed_on(processes: list[Any]) -> Iterator[None]:
 
     numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
     if threading.current_thread() is not threading.main_thread():  # signals are somebody else's business
-        yield
+        yield asked
         return
     old = {number: signal.signal(number, pass_on) for number in numbers}
     try:
-        yield
+        yield asked
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
@@ -157,6 +200,8 @@ def _outcomes(processes: list[Any], ends: list[Any]) -> list[Outcome | None]:
             failed = processes[number].exitcode not in (0, None)
             if failed or (outcomes[number] or ("",))[0] == "error":
                 failed_at = min(failed_at, time.monotonic())
+            if (outcomes[number] or ("",))[0] == "stopped":
+                failed_at = min(failed_at, time.monotonic() + STOPPING - GRACE)
         patience = WRITING if any(processes[number].is_alive() for number in writing) else GRACE
         if time.monotonic() > failed_at + patience:
             for number, process in enumerate(processes):
@@ -171,12 +216,17 @@ def _outcomes(processes: list[Any], ends: list[Any]) -> list[Outcome | None]:
     return outcomes
 
 
+def _own_errors(outcomes: list[Outcome | None]) -> list[Any]:
+    """What went wrong, but for those that only lost the others."""
+    errors = [outcome[1] for outcome in outcomes if outcome and outcome[0] == "error"]
+    return [error for error in errors if "lost contact" not in error[0]]
+
+
 def _judged(outcomes: list[Outcome | None], codes: list[int | None]) -> Any:
     """The first process's result, or what went wrong first: a death explains what the others then saw."""
     dead = [number for number, outcome in enumerate(outcomes) if outcome is None and codes[number] != 0]
     errors = [content for outcome in outcomes if outcome for kind, content in [outcome] if kind == "error"]
-    own = [error for error in errors if "lost contact" not in error[0]]
-    if own:
+    if own := _own_errors(outcomes):
         raise UserError(*own[0])
     if dead:
         code = codes[dead[0]] or 0
