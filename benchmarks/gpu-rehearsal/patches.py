@@ -19,6 +19,8 @@ ON_THE_HOST = ("cholesky", "eigh", "eigvalsh", "inv", "lstsq", "qr", "svd")
 def compiled_on_the_way() -> None:
     """What NVRTC or cuDNN compile when it is first used: here there is no device to compile for."""
     torch.special.entr = lambda p: torch.where(p > 0, p, 1.0)
+    # cuDNN's search times what it finds; here no algorithm ever runs.
+    setattr(type(torch.backends.cudnn), "benchmark", property(lambda _: False, lambda _, __: None))  # noqa: B010
     torch.backends.cuda.enable_cudnn_sdp(False)  # FlashAttention, one launch as well, is in torch itself
     try:
         torch.nn.functional.conv2d(
