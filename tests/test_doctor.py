@@ -14,7 +14,7 @@ import torch
 
 from sslkit import verbs
 from sslkit.cli import app
-from sslkit.diagnosis import broken_import, machine, packages
+from sslkit.diagnosis import broken_import, machine, operations, packages
 
 ROOT = Path(__file__).parents[1]
 
@@ -193,3 +193,14 @@ def test_versions_that_the_suite_passed_with_are_told(monkeypatch: pytest.Monkey
         assert f"{name} {wanted[name.lower()].strip('>=')} and {packages.NEWEST_TESTED[name]}" in found.text
     monkeypatch.setitem(packages.NEWEST_TESTED, "torch", "2.5")
     assert f"newer here: torch {torch.__version__.split('+')[0]}" in packages._tested(wanted).text
+
+
+def test_operations_of_a_device_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that lacks one or computes other values is told."""
+    cpu = torch.device("cpu")
+    assert operations.operations_finding(cpu).state == "ok"
+    lacking = operations.operations_finding(torch.device("meta"))  # where no value is
+    assert lacking.state == "error"
+    assert "keyed draws: " in lacking.text
+    monkeypatch.setattr(operations, "to_device", lambda batch, device: {"image": batch["image"] + 1})
+    assert operations.operations_finding(cpu).text == "copies: other values than on the CPU"

@@ -14,6 +14,7 @@ import torch
 from sslkit.console import counted
 from sslkit.data.workers import usable_cores
 from sslkit.diagnosis.finding import Finding
+from sslkit.diagnosis.operations import operations_finding
 from sslkit.errors import first_line
 from sslkit.training.choices import reading_workers
 from sslkit.training.device import pick_device, pick_precision
@@ -30,6 +31,7 @@ def machine_findings(runs: Path) -> Iterator[Finding]:
     for device in devices():
         yield _device(device)
         yield fft_finding(device)
+        yield operations_finding(device)
     yield _choice()
     yield _cores()
     yield from _memory()
