@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import sys
 import time
@@ -101,14 +102,12 @@ class Console:
 
     def result(self, text: str, document: Mapping[str, Any] | None = None) -> None:
         """The command's result → stdout: `text`, or with --json the `document`."""
-        self._write(
-            sys.stdout, json.dumps(document, default=str) if self.json and document is not None else text
-        )
+        self._write(sys.stdout, as_json(document) if self.json and document is not None else text)
 
     def event(self, document: Mapping[str, Any]) -> None:
         """One JSON line while training → stdout, only with --json."""
         if self.json:
-            self._write(sys.stdout, json.dumps(document, default=str))
+            self._write(sys.stdout, as_json(document))
 
     @contextmanager
     def copied_to(self, log: Path) -> Iterator[None]:
@@ -201,6 +200,32 @@ def visible(text: str) -> str:
     name become Python's escapes, e.g. "\\n" and "\\x1b".
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def without_strays(text: str) -> str:
+    """The bytes of a file name that are no UTF-8 as U+FFFD, the sign for what can't be shown."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
+
+
+def readable(text: str) -> str:
+    """What a picture can hold: stray bytes and control characters as U+FFFD, on one line."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)
+
+
+def named(name: str) -> str:
+    """A class's name in a sentence: in quotes where it could be taken for a number, or for none at all."""
+    shown = without_strays(name)
+    plain = shown.isprintable() and shown == shown.strip() and any(map(str.isalpha, shown))
+    return shown if plain else repr(shown)
+
+
+def as_json(document: Any, **layout: Any) -> str:
+    """JSON in ASCII; stray bytes of file names, which no other reader of JSON takes, as U+FFFD."""
+    text = json.dumps(document, default=str, **layout)
+    if "\\ud" not in text:  # neither a stray byte nor half of a letter beyond 16 bits
+        return text
+    whole = json.dumps(document, default=str, ensure_ascii=False)
+    return json.dumps(json.loads(without_strays(whole)), **layout)
 
 
 def counted(number: int, one: str, many: str = "") -> str:

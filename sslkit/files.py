@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from sslkit.console import as_json
 
 
 @contextmanager
@@ -48,7 +49,7 @@ def read_text(path: Path) -> str:
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """A document of numbers, texts and lists; a path becomes its text. Raises OSError."""
     with replacing(path) as unfinished:
-        unfinished.write_text(json.dumps(document, indent=1, default=str) + "\n", encoding="utf-8")
+        unfinished.write_text(as_json(document, indent=1) + "\n", encoding="utf-8")
 
 
 def sha256(file: Path) -> str:

@@ -24,7 +24,7 @@ from timm.models import is_model_in_modules
 from torch import Tensor, nn
 
 from sslkit.backbones import VIT_MODULES, Encoder, check_size
-from sslkit.console import SILENT, Console, command
+from sslkit.console import SILENT, Console, command, without_strays
 from sslkit.errors import UserError, nearest_path
 from sslkit.foreign import ForeignWeights, is_foreign, read_foreign, read_safetensors, refuse_transformers
 from sslkit.model_config import read_config, side_of, stem_of, timm_config, without_head
@@ -226,7 +226,8 @@ def write_encoder(encoder: Encoder, folder: Path, file: str, metadata: dict[str,
 def save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """A safetensors file with the permissions the umask asks for (the library itself always writes 0600)."""
     own = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-    save_file(own, path, metadata={"format": "pt", **(metadata or {})})
+    facts = {name: without_strays(value) for name, value in (metadata or {}).items()}
+    save_file(own, path, metadata={"format": "pt", **facts})
     _sort_metadata_(path)
     path.chmod(0o666 & ~_umask())
 

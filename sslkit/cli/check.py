@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sslkit.cli import options
-from sslkit.console import Console, counted, nearby, visible
+from sslkit.console import Console, counted, named, nearby, visible
 
 if TYPE_CHECKING:
     from sslkit.data.audit import Audit, Finding
@@ -56,8 +56,8 @@ def _lines(audit: Audit) -> list[str]:
         (most, *_, least) = audit.classes.items()
         lines += ["classes"]
         lines += [
-            f"  {len(audit.classes)}, from {least[1]:,} images ({visible(least[0])}) to {most[1]:,} "
-            f"({visible(most[0])})"
+            f"  {len(audit.classes)}, from {least[1]:,} images ({visible(named(least[0]))}) to {most[1]:,} "
+            f"({visible(named(most[0]))})"
         ]
     lines += [f"  {visible(note)}" for note in audit.notes]
     if huge := seen.huge():

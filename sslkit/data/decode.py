@@ -170,7 +170,7 @@ def native_side(images: ImageSet, sample: int = 64) -> int:
     if not sides:
         raise UserError(
             f"{images.name}: none of {len(chosen)} sampled images can be read; the last: {reason}",
-            hint="open one of them in a viewer; sslkit reads " + ", ".join(FORMATS) + ", …",
+            hint="open one of them in a viewer; sslkit reads " + ", ".join(FORMATS) + " and others",
         )
     return round(statistics.median(sides))
 
@@ -232,7 +232,7 @@ def _check_size(path: str, width: int, height: int) -> None:
 def _reason(error: Exception) -> str:
     """One printable line for any exception."""
     if isinstance(error, UnidentifiedImageError):
-        return "not an image of a known format (" + ", ".join(FORMATS) + ", …), or a damaged header"
+        return "not an image of a known format (" + ", ".join(FORMATS) + " and others), or a damaged header"
     if isinstance(error, Image.DecompressionBombError):
         return f"more than {MAX_PIXELS // 2**20} megapixels"
     if isinstance(error, OSError) and error.strerror:

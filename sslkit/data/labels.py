@@ -11,15 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sslkit import keyed
-from sslkit.console import counted
+from sslkit.console import counted, named
 from sslkit.data import fractal, packed
 from sslkit.data.folders import folder_names, refuse_no_images
 from sslkit.data.layout import LAYOUTS, Layout, Part, folders_of, read_layout
 from sslkit.data.left_out import LeftOut
 from sslkit.data.listing import look_through
 from sslkit.data.names import Names
-from sslkit.data.sources import ImageSet, found_in, none_found, rows_of
+from sslkit.data.sources import ImageSet, found_in, none_found
 from sslkit.data.splits import HELD_OUT, role_of, roles
+from sslkit.data.tables import is_table, read_table
 from sslkit.errors import UserError, nearest_path
 
 VALIDATION_SHARE = 0.2
@@ -50,7 +51,7 @@ def open_labelled(source: str, seed: int = 0) -> tuple[ImageSet, ImageSet]:
         raise UserError(f"{source}: no such file or folder", cure)
     if os.path.isdir(source):
         return _open_folder(source, seed)
-    if source.lower().endswith(".csv"):
+    if is_table(source):
         return _open_table(source, seed)
     raise UserError(f"{source}: no labels", hint=LAYOUTS)
 
@@ -101,7 +102,7 @@ def _one_class(source: str, part: Part, relative: Iterable[str]) -> UserError:
     (name,) = part.classes
     folder = os.path.join(source, part.folder)
     if beside := sorted(folder_names(folder) - part.classes - set(roles(folder_names(folder)))):
-        problem = f"{source}: only one class folder ({name}) holds images; {beside[0]!r} holds none"
+        problem = f"{source}: only one class folder ({named(name)}) holds images; {beside[0]!r} holds none"
         return UserError(problem, "add its images, or other class folders")
     start = f"{part.folder}{name}/"
     inside = {
@@ -110,7 +111,7 @@ def _one_class(source: str, part: Part, relative: Iterable[str]) -> UserError:
         if one.startswith(start) and "/" in one[len(start) :]
     }
     cure = f"give {os.path.join(folder, name)} for the classes in it" if len(inside) > 1 else LAYOUTS
-    return UserError(f"{source}: only one class ({name}), two or more expected", cure)
+    return UserError(f"{source}: only one class ({named(name)}), two or more expected", cure)
 
 
 def empty_class_folders(source: str) -> list[str]:
@@ -143,7 +144,7 @@ def class_numbers(originals: Names) -> tuple[NDArray[np.int64], list[str]]:
 
 
 def _open_table(source: str, seed: int) -> tuple[ImageSet, ImageSet]:
-    rows = rows_of(source)
+    rows, note = read_table(source)
     if "label" not in rows[0]:
         raise UserError(
             f"{source}: no labels, there is no column `label`", hint="columns found: " + ", ".join(rows[0])
@@ -154,8 +155,10 @@ def _open_table(source: str, seed: int) -> tuple[ImageSet, ImageSet]:
             f"{source}: {unlabelled} of {len(rows)} rows have an empty `label`",
             "fill it in, or remove the rows",
         )
+    said = (note,) if note else ()
     if "split" not in rows[0]:
-        return _divide(source, _labelled(rows), None, seed)
+        first, second = _divide(source, _labelled(rows), None, seed)
+        return replace(first, notes=said), second
     splits = Counter(row["split"] for row in rows)
     known = {name: role for name in splits if (role := role_of(name))}
     strange = next((name for name in splits if name not in known), None)
@@ -169,7 +172,7 @@ def _open_table(source: str, seed: int) -> tuple[ImageSet, ImageSet]:
     first, second = _divide(source, trained, held_out, seed)
     others = sorted(set(known) - training - chosen)
     told = ", ".join(f"split {name!r} ({counted(splits[name], 'image')})" for name in others)
-    return replace(first, notes=(*first.notes, *([f"not used: {told}"] if told else []))), second
+    return replace(first, notes=(*said, *([f"not used: {told}"] if told else []))), second
 
 
 def _labelled(rows: Iterable[dict[str, str]]) -> Labelled:
@@ -191,7 +194,7 @@ def _divide(
     """Both parts with class numbers; a missing validation part is taken out of the training part."""
     classes = tuple(sorted({label for _, label in training}))
     if len(classes) < 2:
-        found = f"only one class ({classes[0]})" if classes else "no training images"
+        found = f"only one class ({named(classes[0])})" if classes else "no training images"
         raise UserError(f"{source}: {found}, two or more expected", hint=LAYOUTS)
     first = _numbered(source, training, classes)
     if held_out is None:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import heapq
 import itertools
@@ -30,6 +29,7 @@ from sslkit.data.left_out import LeftOut
 from sslkit.data.listing import Found, look_through
 from sslkit.data.names import Names, common_folder
 from sslkit.data.picture import Picture
+from sslkit.data.tables import is_table, lines_of, rows_of
 from sslkit.errors import UserError, nearest_path
 
 _NOT_FILES = (b"fractal:", b"pack:")
@@ -168,30 +168,8 @@ def none_found(source: str, found: Iterable[Found] = ()) -> UserError:
     """The error for a folder without images, with what was found in their place."""
     left_out = LeftOut.of(found)
     there = f" among {counted(left_out.count, 'file')}: {left_out.kinds}" if left_out.passed else ""
-    looked = "looked in all folders for files ending in " + " ".join(ENDINGS) + " …"
+    looked = "looked in all folders for files ending in " + " ".join(ENDINGS) + " and others"
     return UserError(f"{source}: no images found{there}", left_out.cure or looked)
-
-
-def rows_of(table: str) -> list[dict[str, str]]:
-    """Rows of a .csv file with a header that has `path`; `path` is made absolute, relative to the table.
-
-    Raises:
-        UserError: not readable as a table, no `path` column, a row without path, files that are missing.
-    """
-    try:
-        # Bytes that are not UTF-8 survive in names; a byte-order mark from spreadsheets does not.
-        with open(table, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            rows = [{key: value or "" for key, value in row.items() if key} for row in csv.DictReader(file)]
-    except (OSError, csv.Error) as error:
-        raise UserError(
-            f"{table}: can't be read as a table: {error}", "a .csv has one row per image, separated by commas"
-        ) from error
-    if not rows:
-        raise UserError(f"{table}: no rows", hint="a .csv needs a header with `path`, and one row per image")
-    if "path" not in rows[0]:
-        raise UserError(f"{table}: no column `path`", hint="columns found: " + ", ".join(rows[0]))
-    paths = _existing(table, [row["path"] for row in rows])
-    return [{**row, "path": path} for row, path in zip(rows, paths, strict=True)]
 
 
 def _found_at(source: str) -> Found:
@@ -203,13 +181,12 @@ def _found_at(source: str) -> Found:
         raise UserError(f"{source}: no such file or folder", cure)
     if os.path.isdir(source):
         return _found_in_folder(source)
-    ending = os.path.splitext(source)[1].lower()
-    if ending not in (".csv", ".txt"):
+    if not is_table(source) and not source.lower().endswith(".txt"):
         raise UserError(
             f"{source}: not a folder, a .txt list or a .csv table",
             hint="give the folder that holds the images",
         )
-    listed = [row["path"] for row in rows_of(source)] if ending == ".csv" else _lines_of(source)
+    listed = [row["path"] for row in rows_of(source)] if is_table(source) else lines_of(source)
     return _listed(Names(sorted(set(listed), key=os.fsencode)))
 
 
@@ -236,32 +213,6 @@ def _found_in_folder(source: str) -> Found:
     if not found.images:
         raise none_found(source, [found])
     return found
-
-
-def _lines_of(listing: str) -> list[str]:
-    try:
-        with open(listing, encoding="utf-8-sig", errors="surrogateescape") as file:
-            lines = [line.rstrip("\n") for line in file]
-    except OSError as error:
-        raise UserError(f"{listing}: can't be read: {error.strerror}") from error
-    named = [line for line in lines if line.strip()]
-    if not named:
-        raise UserError(f"{listing}: no images found", hint="a .txt list holds one path a line")
-    return _existing(listing, named)
-
-
-def _existing(listing: str, names: Sequence[str]) -> list[str]:
-    """`names` made absolute, relative to the list they stand in; UserError unless all are files."""
-    folder = os.path.dirname(os.path.abspath(listing))
-    paths = [os.path.normpath(os.path.join(folder, name)) if name else "" for name in names]
-    missing = [name for name, path in zip(names, paths, strict=True) if not os.path.isfile(path)]
-    if missing:
-        kind = "a .csv is read as a table" if listing.lower().endswith(".csv") else "a .txt is read as a list"
-        raise UserError(
-            f"{listing}: {len(missing)} of {len(names)} files are missing, the first is {missing[0]!r}",
-            hint=f"{kind} of images; its paths are relative to {folder}",
-        )
-    return paths
 
 
 def _relative(paths: Names) -> Iterator[bytes]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from sslkit.backbones import Encoder
+from sslkit.console import as_json
 from sslkit.errors import UserError
 from sslkit.evaluation.classifier import classifier_arguments, classifier_name
 from sslkit.evaluation.robustness import resized
@@ -79,5 +79,5 @@ def write_classifier(
         "classifier": head,
         "label_names": list(classes),
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    (folder / "classes.json").write_text(json.dumps(list(classes), indent=1) + "\n", encoding="utf-8")
+    (folder / "config.json").write_text(as_json(config, indent=2) + "\n", encoding="utf-8")
+    (folder / "classes.json").write_text(as_json(list(classes), indent=1) + "\n", encoding="utf-8")

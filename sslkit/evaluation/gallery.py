@@ -18,7 +18,8 @@ from sslkit.data import fractal, packed
 from sslkit.data.labels import layout_of
 from sslkit.data.layout import Ambiguous
 from sslkit.data.loader import evaluation_loader
-from sslkit.data.sources import ImageSet, rows_of
+from sslkit.data.sources import ImageSet
+from sslkit.data.tables import is_table, rows_of
 from sslkit.errors import UserError, nearest
 from sslkit.training.device import Precision, autocast, to_device
 
@@ -141,7 +142,7 @@ def class_names(sources: Sequence[str], images: ImageSet, console: Console = SIL
 
 def _namer(source: str) -> Callable[[str], str]:
     """A function from an image's path to its class, "" where `source` doesn't tell. Raises UserError."""
-    if source.lower().endswith(".csv") and os.path.isfile(source):
+    if is_table(source) and os.path.isfile(source):
         rows = {row["path"]: row.get("label", "") for row in rows_of(source)}
         return lambda path: rows.get(path, "")
     if not os.path.isdir(source):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import sslkit
 from sslkit import config as configuration
 from sslkit.backbones import Encoder
-from sslkit.console import Console, command, counted, nearby
+from sslkit.console import Console, command, counted, named, nearby
 from sslkit.data.sources import ImageSet
 from sslkit.evaluation.classifier_files import write_classifier
 from sslkit.evaluation.finetune_config import FinetuneConfig
@@ -200,7 +200,9 @@ def report(result: FinetuneResult, console: Console) -> None:
         rows["top-5"] = f"{found.top5:.2f} %"
     rows["macro-F1"] = f"{found.macro_f1:.2f} %, balanced accuracy {found.balanced:.2f} %"
     rows["calibration"] = f"error {found.calibration_error:.3f} (expected, 15 bins)"
-    rows["worst"] = ", ".join(f"{name} {percent:.0f} % of {count}" for name, percent, count in found.worst)
+    rows["worst"] = ", ".join(
+        f"{named(name)} {percent:.0f} % of {count}" for name, percent, count in found.worst
+    )
     if result.best is not None:
         best = result.best
         rows["weights"] = (

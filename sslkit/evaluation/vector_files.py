@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from sslkit import weights
-from sslkit.console import command
+from sslkit.console import as_json, command, without_strays
 from sslkit.errors import UserError
 from sslkit.files import beside
 from sslkit.paths import put
@@ -80,7 +79,7 @@ def write_vectors(made: Vectors, file: Path) -> Path:
     """
     file = write_whole(file, lambda target: WRITERS[file.suffix](made, target))
     if file.suffix == ".csv":
-        text = json.dumps({**made.facts, "classes": made.classes}, indent=1) + "\n"
+        text = as_json({**made.facts, "classes": made.classes}, indent=1) + "\n"
         write_whole(sidecar(file), lambda target: _write_text(target, text))
     return file
 
@@ -105,7 +104,7 @@ def _safetensors(made: Vectors, file: Path) -> None:
     tensors = {"vectors": torch.from_numpy(made.vectors), "names": torch.from_numpy(names)}
     if made.labels is not None:
         tensors["labels"] = torch.from_numpy(made.labels)
-    weights.save(tensors, file, {**made.facts, "classes": json.dumps(made.classes)})
+    weights.save(tensors, file, {**made.facts, "classes": as_json(made.classes)})
 
 
 def _npz(made: Vectors, file: Path) -> None:
@@ -130,9 +129,12 @@ def _parquet(made: Vectors, file: Path) -> None:
     flat = arrow.array(made.vectors.reshape(-1))
     columns = {"path": arrow.array([os.fsencode(name).decode(errors="replace") for name in made.names])}
     if made.labels is not None:
-        columns["label"] = arrow.array([class_of(made, row)[0] for row in range(len(made.names))])
+        columns["label"] = arrow.array(
+            [without_strays(class_of(made, row)[0]) for row in range(len(made.names))]
+        )
     columns["vector"] = arrow.FixedSizeListArray.from_arrays(flat, made.vectors.shape[1])
-    table = arrow.table(columns).replace_schema_metadata(made.facts)
+    facts = {name: without_strays(value) for name, value in made.facts.items()}
+    table = arrow.table(columns).replace_schema_metadata(facts)
     parquet.write_table(table, file)
 
 

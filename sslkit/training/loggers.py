@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from sslkit.config import PretrainConfig, flat
-from sslkit.console import Console
+from sslkit.console import Console, without_strays
 from sslkit.errors import UserError, first_line
 from sslkit.training.run import RunFolder
 from sslkit.training.signals import Interrupted
@@ -65,7 +65,7 @@ class TensorBoard:
         make: Any = SummaryWriter  # partly without types, in some versions
         self._writer = make(self.where, purge_step=start + 1)
         settings = "\n".join(f"    {key} = {value}" for key, value in flat(config).items())
-        self._writer.add_text("settings", settings, start)
+        self._writer.add_text("settings", without_strays(settings), start)
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         for name, value in figures.items():

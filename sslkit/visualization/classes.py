@@ -26,6 +26,7 @@ from sslkit.visualization.style import (
     Sheet,
     legend,
     number,
+    plain,
     save_missing,
 )
 
@@ -204,5 +205,4 @@ def _chosen(counts: Tensor) -> list[int]:
 
 def _short(name: str) -> str:
     """A class name for an axis: printable, without matplotlib's formulas, and not too long."""
-    shown = "".join(letter if letter.isprintable() else "?" for letter in name)
-    return (shown if len(shown) <= _NAME else shown[: _NAME - 1] + "…").replace("$", r"\$")
+    return plain(name if len(name) <= _NAME else name[: _NAME - 1] + "…")

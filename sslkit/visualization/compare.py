@@ -87,7 +87,7 @@ def _alike(runs: Sequence[Compared]) -> bool:
 
 
 def _label(run: Compared) -> str:
-    return shortened(run.name, LETTERS).replace("$", r"\$")
+    return shortened(run.name, LETTERS)
 
 
 def _kinds(runs: Sequence[Compared]) -> dict[str, str]:
@@ -198,7 +198,7 @@ def _table(sheet: Sheet, top: float, rows: Sequence[tuple[str, str, str, str]]) 
     for line, cells in enumerate([head, *rows]):
         for place, (left, cell) in enumerate(zip(lefts, cells, strict=True)):
             most = 44 if place == 0 else 34
-            shown = shortened(cell, most).replace("$", r"\$")
+            shown = shortened(cell, most)
             sheet.write(
                 left, top + 0.24 * line, shown, size=SMALL + (line == 0) * (TEXT - SMALL),
                 colour=MUTED if place == 3 and line else "#1a1a1a", weight="normal" if line else "bold",
@@ -215,9 +215,7 @@ def _pictures(sheet: Sheet, top: float, runs: Sequence[Compared], blocks: Sequen
     for order, (run, count) in enumerate(zip(runs, blocks, strict=True)):
         limit = max(8, int(count * 15))
         name = shortened(run.name, limit)
-        sheet.write(
-            left, top + 0.22, name.replace("$", r"\$"), size=TEXT, weight="bold", colour=colour_of(order)
-        )
+        sheet.write(left, top + 0.22, name, size=TEXT, weight="bold", colour=colour_of(order))
         for place, (title, made) in enumerate(run.pictures.items()):
             for row, picture in enumerate(made):
                 x = left + place * (CELL + GAP)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sslkit.console import SILENT, Console, counted
 from sslkit.errors import first_line
-from sslkit.visualization.style import COLOURS, MARGIN, MUTED, RULE, SMALL, TEXT, Sheet, colour_of
+from sslkit.visualization.style import COLOURS, MARGIN, MUTED, RULE, SMALL, TEXT, Sheet, colour_of, plain
 
 SIDE = 5.2  # of a map, inches
 FLAT = 0.45  # of its width: a frame's least height
@@ -179,7 +179,7 @@ def _dots(axes: Axes, places: Points, labels: Sequence[str]) -> None:
     for order, name in enumerate(own):
         colour, marker = colour_of(order), MARKERS[order // len(COLOURS) % len(MARKERS)]
         short = name if len(name) <= 14 else name[:13] + "…"
-        text = short.replace("$", r"\$").removeprefix("_")  # matplotlib hides names that begin with _
+        text = plain(short).removeprefix("_")  # matplotlib hides names that begin with _
         x, y = places[named == name].T
         axes.scatter(x, y, s=14, color=colour, marker=marker, alpha=0.8, linewidths=0, label=text)
     axes.legend(fontsize=SMALL, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), handletextpad=0.2)

@@ -82,11 +82,10 @@ def _cosine(value: float) -> str:
 
 def _name(sheet: Sheet, left: float, top: float, label: str, colour: str = INK) -> None:
     short = label if len(label) <= LETTERS else label[: LETTERS - 1] + "…"
-    # A name may hold $, which would begin a formula.
     sheet.write(
         left + CELL / 2,
         top + CELL + 0.17,
-        short.replace("$", r"\$"),
+        short,
         size=SMALL,
         colour=colour,
         align="center",

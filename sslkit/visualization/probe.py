@@ -17,7 +17,6 @@ from sslkit.files import replacing
 from sslkit.visualization.stored import FIGURES, robustness_figures
 from sslkit.visualization.style import (
     COLOURS,
-    DPI,
     INK,
     MARGIN,
     MUTED,
@@ -27,6 +26,7 @@ from sslkit.visualization.style import (
     legend_below,
     plain_ticks,
     shortened,
+    write,
 )
 
 PLOT = 2.6  # height of a curve's plot, inches
@@ -75,7 +75,7 @@ def write_result(result: ProbeResult, folder: Path, pictures: Path | None = None
             (beside / f"{name}.png").unlink(missing_ok=True)
         for name, figure in made.items():
             with replacing(beside / f"{name}.png") as unfinished:
-                figure.savefig(unfinished, dpi=DPI, format="png")
+                write(figure, unfinished)
     except OSError as problem:
         raise UserError(f"{folder}: the result can't be written: {problem.strerror}", code=1) from None
 

@@ -45,8 +45,8 @@ def draw_robustness(result: RobustnessResult, folder: Path) -> None:
 
 
 def _plain(name: str) -> str:
-    """A name that a picture can bear: matplotlib takes what is between dollars for mathematics."""
-    return visible(name).replace("$", r"\$")
+    """A name that a picture can bear."""
+    return visible(name)
 
 
 def probe_document(run: Path) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ Figures are made with matplotlib's objects alone: no pyplot, no window, no setti
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from matplotlib.patches import Circle, Rectangle
 from matplotlib.ticker import LogLocator, NullLocator
 from torch import Tensor
 
+from sslkit.console import readable
 from sslkit.files import beside
 from sslkit.paths import put
 
@@ -80,7 +82,8 @@ class Sheet:
         self.figure.text(
             x,
             y,
-            text,
+            readable(text.replace(r"\$", "$")),
+            parse_math=False,
             fontsize=size,
             color=colour,
             fontweight=weight,
@@ -180,7 +183,14 @@ def colour_of(order: int) -> str:
 
 def shortened(name: str, longest: int) -> str:
     """The end of a long name, `longest` letters: runs differ there."""
-    return name if len(name) <= longest else "…" + name[-longest + 1 :]
+    return plain(name if len(name) <= longest else "…" + name[-longest + 1 :])
+
+
+def plain(name: str) -> str:
+    """A name on an axis or in a legend: what can be shown, and no formula, as matplotlib sees between
+    dollars.
+    """
+    return readable(name).replace("$", r"\$")
 
 
 def plain_ticks(axis: Axis) -> None:
@@ -229,5 +239,12 @@ def save(figure: Figure, path: Path, dpi: int = DPI) -> Path:
     """Write a PNG as `path`, or with -2, -3, … before its ending where that is taken; returns its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with beside(path) as unfinished:
-        figure.savefig(unfinished, dpi=dpi, format="png")
+        write(figure, unfinished, dpi)
         return put(unfinished, path)
+
+
+def write(figure: Figure, path: Path, dpi: int = DPI) -> None:
+    """A PNG file. A class's name may be in letters that the font lacks: they are boxes, which says enough."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        figure.savefig(path, dpi=dpi, format="png")
