@@ -6,32 +6,21 @@ plain timm model with `num_classes=0`, so its state dict is what timm opens.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
-import timm
 import torch
-from timm.layers import resample_abs_pos_embed
-from timm.models import VisionTransformer, checkpoint_seq, is_model_in_modules
+from timm.models import SwinTransformer, SwinTransformerV2
 from torch import Tensor, nn
 
 from sslkit.checking import refuse_huge
 from sslkit.errors import UserError
-from sslkit.timm_models import Stem, create_model, without_dropout_
+from sslkit.feature_maps import as_map, as_nchw, final_map
+from sslkit.timm_models import Stem, create_model, is_vit, timm_arguments, without_dropout_
+from sslkit.tokens import Tokens, tokens_of
+from sslkit.trial import check_size, outline, outline_of_vit
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-VIT_MODULES = {"vision_transformer", "vision_transformer_hybrid", "deit"}
-"""timm's files whose models are `VisionTransformer`; a name that begins with vit_ may be another class."""
-
-
-class Tokens(NamedTuple):
-    """What a vision transformer makes of an image, after its final norm."""
-
-    prefix: Tensor  # [B, p, D]: class and register tokens
-    patch: Tensor  # [B, n, D]: patch tokens in raster order, or those kept
 
 
 class Encoder(nn.Module):
@@ -44,7 +33,8 @@ class Encoder(nn.Module):
         patch_size: for vision transformers, a patch other than the name's (small images).
         heads: for vision transformers, another number of attention heads than the name's; no shape tells it.
         fc_norm: for vision transformers, the last norm is that of the mean, as in a fine-tuned classifier;
-            tokens and maps go through none.
+            tokens and maps go through none. None: pooling and norm of an `Eva` are those of timm's entry, as
+            its published weights need them.
         stem: for ResNets, "small" keeps the resolution of small images: `timm_models.shrink_stem_`.
         pretrained: load timm's published weights; the only network use.
 
@@ -67,12 +57,15 @@ class Encoder(nn.Module):
         *,
         patch_size: int | None = None,
         heads: int | None = None,
-        fc_norm: bool = False,
+        fc_norm: bool | None = False,
         stem: Stem = "standard",
         pretrained: bool = False,
     ) -> None:
         super().__init__()
+        fc_norm = None if pretrained else fc_norm
         refuse_huge(name, size)
+        # A ViT takes any size; others are tried before anything is made.
+        found = None if is_vit(name) else outline(name, size, patch_size, stem)
         self.name, self.size, self.stem = name, size, stem
         self.arguments = timm_arguments(name, size, patch_size, fc_norm, heads)
         self.model = create_model(name, stem, pretrained=pretrained, num_classes=0, **self.arguments)
@@ -80,16 +73,28 @@ class Encoder(nn.Module):
         published = self.model.pretrained_cfg if pretrained else {}
         self.register_buffer("mean", _per_channel(published.get("mean", IMAGENET_MEAN)))
         self.register_buffer("std", _per_channel(published.get("std", IMAGENET_STD)))
-        self.family = family(self.model)
+        found = found or outline_of_vit(self.model)
+        self.family, self.width, self.stride = found.family, found.width, found.stride
+        self.layout = found.layout
+        check_size(name, size, self.stride)
         if self.family == "cnn" and not breaks_channels_last(self.model):
             # A pixel's channels side by side: a ResNet-50 in bfloat16 on a CPU trains twice as fast.
-            self.model.to(memory_format=torch.channels_last)
-        self.width = int(self.model.num_features)
-        self.stride = _stride(self.model)
-        check_size(name, size, self.stride)
+            lay_out_(self.model, torch.channels_last)
 
     mean: Tensor
     std: Tensor
+
+    @property
+    def map_shape(self) -> tuple[int, ...]:
+        """(C, h, w) of `maps` at the encoder's size; () of a model that gives none."""
+        if self.family == "vit":
+            return self.width, self.size // self.stride, self.size // self.stride
+        return outline(self.name, self.size, self.arguments.get("patch_size"), self.stem).map
+
+    @property
+    def hides_patches(self) -> bool:
+        """Whether `masked_map` takes it."""
+        return self.family == "vit" or isinstance(self.model, SwinTransformer | SwinTransformerV2)
 
     def normalize(self, images: Tensor) -> Tensor:
         """Minus mean, by std, per channel; shape unchanged."""
@@ -124,26 +129,14 @@ class Encoder(nn.Module):
         Args:
             images: float [B, 3, H, W] in [0, 1].
             layers: timm's indices of intermediate layers (negative from the end); None gives the final
-                map alone, after the model's last norm.
+                map alone, after the model's last norm where that is one of maps.
         """
         if layers is not None:
             maps: list[Tensor] = self.model.forward_intermediates(
                 self.normalize(images), indices=list(layers), intermediates_only=True, output_fmt="NCHW"
             )
             return maps
-        features = self.model.forward_features(self.normalize(images))
-        return [self._as_map(features, images.shape[-2] // self.stride)]
-
-    def _as_map(self, features: Tensor, rows: int) -> Tensor:
-        """Whatever timm's `forward_features` returns → [B, C, h, w]."""
-        if self.family == "vit":
-            patch = features[:, self.model.num_prefix_tokens :]
-            return patch.transpose(1, 2).reshape(len(patch), self.width, rows, -1)
-        if features.ndim != 4:
-            raise UserError(
-                f"{self.name} gives no feature maps", "take a ViT, ResNet, ConvNeXt or Swin, e.g. resnet50"
-            )
-        return features.permute(0, 3, 1, 2) if self.family == "swin" else features
+        return [final_map(self.model, self.normalize(images), self.layout)]
 
     def tokens(
         self,
@@ -165,25 +158,7 @@ class Encoder(nn.Module):
                 f"{self.name} has no tokens",
                 "methods that hide patches need a ViT, e.g. vit_small_patch16_224",
             )
-        model = self.model
-        x = model.patch_embed(self.normalize(images))  # [B, h, w, D]: dynamic_img_size keeps the grid
-        grid = (x.shape[1], x.shape[2])
-        x = x.flatten(1, 2)
-        if mask is not None:
-            if mask_token is None:
-                raise ValueError("tokens: a mask needs a mask_token [D]")
-            x = torch.where(mask[..., None], mask_token.to(x.dtype), x)
-        prefix_position, patch_position = self._positions(grid)
-        x = x + patch_position
-        if keep is not None:
-            x = x.gather(1, keep[..., None].expand(-1, -1, x.shape[-1]))
-        prefix = [t.expand(len(x), -1, -1) for t in (model.cls_token, model.reg_token) if t is not None]
-        if prefix:
-            x = torch.cat([torch.cat(prefix, dim=1) + prefix_position, x], dim=1)
-        x = model.norm_pre(x)
-        x = model.norm(checkpoint_seq(model.blocks, x) if model.grad_checkpointing else model.blocks(x))
-        count = model.num_prefix_tokens
-        return Tokens(x[:, :count], x[:, count:])
+        return tokens_of(self.model, self.normalize(images), mask, mask_token, keep)
 
     def masked_map(self, images: Tensor, mask: Tensor, mask_token: Tensor) -> Tensor:
         """The final map [B, C, h, w] where hidden patches enter as `mask_token`; ViT and Swin (SimMIM).
@@ -193,73 +168,33 @@ class Encoder(nn.Module):
             mask: bool [B, H / p, W / p], True = hidden, p the side of the first embedding's patches.
             mask_token: [D], of that embedding's width.
         """
-        rows = images.shape[-2] // self.stride
         if self.family == "vit":
-            tokens = self.tokens(images, mask.flatten(1), mask_token)
-            return self._as_map(torch.cat(tokens, dim=1), rows)
+            grid = (images.shape[-2] // self.stride, images.shape[-1] // self.stride)
+            return as_map(self.tokens(images, mask.flatten(1), mask_token).patch, grid)
         model = self.model
         x = model.patch_embed(self.normalize(images))  # [B, H / p, W / p, D]
         x = torch.where(mask[..., None], mask_token.to(x.dtype), x)
-        return self._as_map(model.norm(model.layers(x)), rows)
-
-    def _positions(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Position embeddings of prefix [1, p, D] (zeros if they have none) and patches [1, h·w, D]."""
-        model = self.model
-        count = 0 if model.no_embed_class else model.num_prefix_tokens
-        position = resample_abs_pos_embed(
-            model.pos_embed,
-            new_size=list(grid),
-            old_size=list(model.patch_embed.grid_size),
-            num_prefix_tokens=count,
-        )
-        prefix = position[:, :count] if count else position.new_zeros(1, 1, position.shape[-1])
-        return prefix, position[:, count:]
+        return as_nchw(model.norm(model.layers(x)), "NHWC")
 
 
 def require_maps(encoder: Encoder) -> None:
-    """Refuse a backbone whose final map is not one cell per `stride` pixels: nothing predicts from it.
+    """Refuse a backbone without a square map of square images: nothing predicts from it.
 
     Raises:
         UserError: no map, or one of another shape.
     """
-    # Shapes alone, on the meta device: a pass at 4096 px would take gigabytes. The weights are not copied.
-    blanks = {id(one): one.to("meta") for one in (*encoder.parameters(), *encoder.buffers())}
-    blank = copy.deepcopy(encoder, blanks).eval()
-    with torch.no_grad():
-        shape = blank.maps(blank.mean.new_zeros(1, 3, encoder.size, encoder.size))[0].shape
-    side = encoder.size // encoder.stride
-    if shape[1:] != (encoder.width, side, side):
-        problem = f"{encoder.name} at {encoder.size} px gives a map of {tuple(shape[1:])}"
-        raise UserError(
-            f"{problem}, not {(encoder.width, side, side)}", "take a ViT, ResNet, ConvNeXt or Swin"
-        )
+    shape = encoder.map_shape
+    if len(shape) != 3 or shape[1] != shape[2]:
+        told = f" but {shape}" if shape else ""
+        problem = f"{encoder.name} at {encoder.size} px gives no square map{told}"
+        raise UserError(problem, "take a ViT, ResNet, ConvNeXt or Swin, e.g. resnet50")
 
 
-def timm_arguments(
-    name: str, size: int, patch_size: int | None, fc_norm: bool = False, heads: int | None = None
-) -> dict[str, Any]:
-    """The arguments, beside the name, that rebuild the same architecture in plain timm."""
-    entry = timm.get_pretrained_cfg(name.split(".")[0], allow_unregistered=True)
-    arguments: dict[str, Any] = {}
-    if is_model_in_modules(name.split(".")[0], VIT_MODULES):
-        arguments |= {"img_size": size, "dynamic_img_size": True}
-        arguments |= {"global_pool": "avg", "fc_norm": fc_norm, "pool_include_prefix": False}
-    elif entry is not None and entry.fixed_input_size:
-        arguments["img_size"] = size
-    if patch_size is not None:
-        arguments["patch_size"] = patch_size
-    if heads is not None:
-        arguments["num_heads"] = heads
-    return arguments
-
-
-def family(model: nn.Module) -> str:
-    """The layout of `forward_features`: "vit" [B, n, D], "swin" [B, h, w, D], "cnn" [B, D, h, w]."""
-    if isinstance(model, VisionTransformer):
-        return "vit"
-    if getattr(model, "output_fmt", "NCHW") == "NHWC":
-        return "swin"
-    return "cnn"
+def lay_out_(model: nn.Module, memory_format: torch.memory_format) -> None:
+    """The layout of weights of four axes, in place; `Module.to` fails at the five of a lambda network."""
+    for weight in model.parameters():
+        if weight.ndim == 4:
+            weight.data = weight.data.contiguous(memory_format=memory_format)
 
 
 def breaks_channels_last(model: nn.Module) -> bool:
@@ -278,21 +213,6 @@ def breaks_channels_last(model: nn.Module) -> bool:
     )
 
 
-def _stride(model: Any) -> int:
-    """Pixels of the image per step of the final map: the patch of a ViT, 32 for the usual CNN."""
-    if isinstance(model, VisionTransformer):
-        return int(model.patch_embed.feat_ratio())
-    return int(model.feature_info[-1]["reduction"])
-
-
 def _per_channel(values: Sequence[float]) -> Tensor:
     """Three numbers as [1, 3, 1, 1]."""
     return torch.tensor(values).view(1, 3, 1, 1)
-
-
-def check_size(name: str, size: int, stride: int) -> None:
-    """Refuse sizes that leave a remainder: pixels at the border would never be seen or predicted."""
-    refuse_huge(name, size)
-    if size < stride or size % stride:
-        problem = f"{name} can't take images of {size} px: not a multiple of {stride}"
-        raise UserError(problem, f"try --size {max(stride, round(size / stride) * stride)}")

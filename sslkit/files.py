@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -56,3 +57,19 @@ def sha256(file: Path) -> str:
     """Hex digest of a file's bytes."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def sort_metadata_(path: Path) -> None:
+    """A safetensors file's metadata in order, in place: the library's order is random, other bytes each time.
+
+    A file is 8 bytes that say how long the header is, the header (JSON, spaces at its end), and the tensors.
+    """
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(length)
+        if len(text) != length:  # another way to write the same; the file is whole as it is
+            return
+        file.seek(8)
+        file.write(text)

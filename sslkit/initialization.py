@@ -73,8 +73,10 @@ def fill_last_norms_(encoder: Encoder) -> None:
 
 
 def require_positions(encoder: Encoder) -> None:
-    """Raises UserError: a ViT without a plain patch embedding, or without an embedding of positions."""
-    if not isinstance(encoder.model.patch_embed, PatchEmbed) or encoder.model.pos_embed is None:
+    """Raises UserError: a ViT without a plain patch embedding, or without positions, added or rotary."""
+    model = encoder.model
+    nowhere = model.pos_embed is None and getattr(model, "rope", None) is None
+    if not isinstance(model.patch_embed, PatchEmbed) or nowhere:
         problem = f"mae needs a plain patch embedding with positions, which {encoder.name} lacks"
         raise UserError(problem, "take a plain ViT, e.g. vit_small_patch16_224")
 

@@ -20,7 +20,7 @@ LARGEST = 4096
 """Pixels of a side above which a config.json is taken for damaged."""
 
 BUILT = {"img_size", "patch_size", "dynamic_img_size", "global_pool", "fc_norm", "pool_include_prefix"}
-BUILT |= {"in_chans", "num_classes", "num_heads"}
+BUILT |= {"use_fc_norm", "use_post_transformer_norm", "in_chans", "num_classes", "num_heads"}
 """What model_args may say. Tensors would fit too after a change of something else, such as the activation."""
 
 
@@ -116,7 +116,7 @@ def timm_config(encoder: Encoder) -> dict[str, Any]:
     return {
         "architecture": encoder.name.split(".")[0],
         "num_classes": 0,
-        "num_features": encoder.width,
+        "num_features": int(encoder.model.num_features),
         "global_pool": "avg",
         "model_args": encoder.arguments,
         "pretrained_cfg": {

@@ -1,4 +1,4 @@
-"""A timm model by name, and what is changed about it before it has weights: a ResNet's stem."""
+"""A timm model by name: its arguments, and what is changed about it before it has weights."""
 
 from __future__ import annotations
 
@@ -7,13 +7,29 @@ from typing import Any, Literal
 
 import timm
 from timm.layers import DropPath
-from timm.models import ResNet
+from timm.models import ResNet, is_model_in_modules
 from torch import nn
 
 from sslkit.errors import UserError, first_line, nearest
 
 Stem = Literal["standard", "small"]
 """How a ResNet begins: as timm builds it, or for images up to 64 px."""
+
+PLAIN_VIT_MODULES = {"vision_transformer", "vision_transformer_hybrid", "deit"}
+"""timm's files whose models are `VisionTransformer`; a name that begins with vit_ may be another class."""
+
+EVA_MODULES = {"eva"}
+"""timm's file whose models are `Eva`: ViTs with rotary positions, such as DINOv3 and EVA02."""
+
+
+def is_eva(name: str) -> bool:
+    """Whether it is timm's `Eva`."""
+    return bool(is_model_in_modules(name.split(".")[0], EVA_MODULES))
+
+
+def is_vit(name: str) -> bool:
+    """Whether it is a ViT whose patches can be hidden (`Encoder.tokens`), and that takes any size."""
+    return bool(is_model_in_modules(name.split(".")[0], PLAIN_VIT_MODULES | EVA_MODULES))
 
 
 def named_patch(name: str) -> int:
@@ -33,6 +49,47 @@ def native_size(name: str) -> int:
     return int(entry.input_size[-1]) if entry is not None else 224
 
 
+def native_sizes(name: str) -> set[int]:
+    """The sides that timm's entry of this name was trained and tested at, pixels."""
+    entry = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    tested = entry.test_input_size if entry is not None else None
+    return {native_size(name), *([int(tested[-1])] if tested else [])}
+
+
+def has_one_size(name: str) -> bool:
+    """Whether a built model takes images of the size it was built for, and no other."""
+    entry = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return not is_vit(name) and entry is not None and bool(entry.fixed_input_size)
+
+
+def timm_arguments(
+    name: str, size: int, patch_size: int | None, fc_norm: bool | None = False, heads: int | None = None
+) -> dict[str, Any]:
+    """The arguments, beside the name, that rebuild the same architecture in plain timm.
+
+    fc_norm: see `Encoder`; None leaves pooling and last norm of an `Eva` as timm's entry has them.
+    """
+    arguments: dict[str, Any] = {}
+    if is_vit(name):
+        arguments |= {"img_size": size, "dynamic_img_size": True, **pooling_arguments(name, fc_norm)}
+    elif has_one_size(name):
+        arguments["img_size"] = size
+    if patch_size is not None:
+        arguments["patch_size"] = patch_size
+    if heads is not None:
+        arguments["num_heads"] = heads
+    return arguments
+
+
+def pooling_arguments(name: str, fc_norm: bool | None) -> dict[str, Any]:
+    """What makes timm pool a ViT by the mean of its patch tokens, with the last norm after it or before."""
+    if not is_eva(name):
+        return {"global_pool": "avg", "fc_norm": bool(fc_norm), "pool_include_prefix": False}
+    if fc_norm is None:
+        return {}
+    return {"global_pool": "avg", "use_fc_norm": fc_norm, "use_post_transformer_norm": not fc_norm}
+
+
 def create_model(name: str, stem: Stem = "standard", **arguments: Any) -> Any:
     """`timm.create_model` with unknown names and impossible arguments told in one line."""
     if not timm.is_model(name.split(".")[0]):
@@ -45,15 +102,22 @@ def create_model(name: str, stem: Stem = "standard", **arguments: Any) -> Any:
             "patches of ViTs",
             "model.stem=small with a ResNet such as resnet18, or model.stem=standard",
         )
+    if "distilled" in name and is_vit(name):
+        problem = f"{name} is read through a class and a distillation token, not through the mean of patches"
+        raise UserError(problem, f"take {name.split('.')[0].replace('distilled_', '')}")
     try:
         model = timm.create_model(name, **arguments)
     except OSError as problem:
         raise UserError(
             f"the weights of {name} can't be fetched: {first_line(problem)}", "is there a network?"
         ) from problem
-    except (AssertionError, TypeError, ValueError, RuntimeError) as problem:
+    except Exception as problem:  # hundreds of classes by as many authors: any kind may come
+        told = ", ".join(
+            f"{key} {value}" for key, value in arguments.items() if key in ("img_size", "patch_size")
+        )
         raise UserError(
-            f"backbone {name} can't be built with {arguments}: {first_line(problem)}", "try another --size"
+            f"backbone {name} can't be built{f' with {told}' if told else ''}: {first_line(problem)}",
+            "try another --size" if told else "sslkit models lists others",
         ) from problem
     if stem == "small":
         shrink_stem_(model, name)

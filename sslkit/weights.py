@@ -20,15 +20,16 @@ import timm
 import torch
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
-from timm.models import is_model_in_modules
 from torch import Tensor, nn
 
-from sslkit.backbones import VIT_MODULES, Encoder, check_size
+from sslkit.backbones import Encoder
 from sslkit.console import SILENT, Console, command, without_strays
 from sslkit.errors import UserError, nearest_path
+from sslkit.files import sort_metadata_
 from sslkit.foreign import ForeignWeights, is_foreign, read_foreign, read_safetensors, refuse_transformers
 from sslkit.model_config import read_config, side_of, stem_of, timm_config, without_head
-from sslkit.timm_models import Stem, native_size
+from sslkit.timm_models import Stem, is_eva, is_vit, native_size
+from sslkit.trial import check_size
 from sslkit.unfinished import newest_file, open_unfinished, told
 
 ENCODER_FILE = "encoder.safetensors"
@@ -99,15 +100,16 @@ def _from_folder(file: Path, config: dict[str, Any], tensors: dict[str, Tensor],
     side = size or made
     # A ViT keeps the position embedding it was trained with and resamples it in each forward pass; other
     # models have nothing that depends on the size, or are built for the new one (Swin).
-    keeps_grid = "pos_embed" in tensors and is_model_in_modules(name, VIT_MODULES)
+    keeps_grid = "pos_embed" in tensors and is_vit(name)
     built = arguments.get("img_size", made) if keeps_grid else side
     _refuse_huge_grid(file, tensors, built, patch)
-    pooled_first = "fc_norm.weight" in tensors
     heads = arguments.get("num_heads")
+    # Without global_pool an Eva is as timm has it: published weights, or written before sslkit chose.
+    own_pooling = is_eva(name) and "global_pool" not in arguments
+    pooled_first = None if own_pooling else "fc_norm.weight" in tensors
     encoder = Encoder(name, built, patch_size=patch, heads=heads, fc_norm=pooled_first, stem=stem_of(config))
     cure = "was config.json edited?" if side == made else f"the weights are for images of {made} px"
-    if config.get("num_classes"):
-        cure += ", or give the encoder that it was fine-tuned from"
+    cure += ", or give the encoder that it was fine-tuned from" if config.get("num_classes") else ""
     _fill_(encoder, tensors, file, side, cure)
     with torch.no_grad():
         encoder.mean.copy_(torch.tensor(published["mean"]).view_as(encoder.mean))
@@ -225,27 +227,17 @@ def write_encoder(encoder: Encoder, folder: Path, file: str, metadata: dict[str,
 
 def save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """A safetensors file with the permissions the umask asks for (the library itself always writes 0600)."""
-    own = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    own: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().contiguous().cpu()
+        # A module under two names, as in CoaT, is written twice: the library takes no shared memory.
+        own[name] = plain.clone() if plain.data_ptr() in places else plain
+        places.add(plain.data_ptr())
     facts = {name: without_strays(value) for name, value in (metadata or {}).items()}
     save_file(own, path, metadata={"format": "pt", **facts})
-    _sort_metadata_(path)
+    sort_metadata_(path)
     path.chmod(0o666 & ~_umask())
-
-
-def _sort_metadata_(path: Path) -> None:
-    """The metadata's keys in order, in place: the library writes them in a random one, other bytes each time.
-
-    A file is 8 bytes that say how long the header is, the header (JSON, spaces at its end), and the tensors.
-    """
-    with path.open("r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(length)
-        if len(text) != length:  # another way to write the same; the file is whole as it is
-            return
-        file.seek(8)
-        file.write(text)
 
 
 def header_of(file: Path) -> tuple[int, int, dict[str, str]]:

@@ -19,7 +19,8 @@ FLOORS = [
     {"allocator", "config", "earlier", "checking", "distributed", "processes", "place"}
     | {"errors", "keyed", "paths", "files", "console"},
     {"augment", "blocks", "frequency", "data", "initialization"}
-    | {"backbones", "timm_models", "model_config", "weights", "foreign", "saved", "unfinished"},
+    | {"backbones", "trial", "feature_maps", "tokens", "timm_models"}
+    | {"model_config", "weights", "foreign", "saved", "unfinished"},
     {"methods", "exporting"},
     {"training"},
     {"evaluation"},

@@ -232,7 +232,7 @@ def test_methods(call: Call, tmp_path: Path) -> None:
     assert any(line.startswith("mfm ") and "2023" in line for line in out.splitlines())
     listed = json.loads(call("methods", "--json")[1])["methods"]
     (mfm,) = [entry for entry in listed if entry["name"] == "mfm"]
-    assert (mfm["needs"], mfm["backbones"]) == (["image"], ["vit", "cnn", "swin"])
+    assert (mfm["needs"], mfm["backbones"]) == (["image"], ["vit", "cnn", "swin", "transformer"])
     assert {"family", "paper", "year", "link", "lines", "status"} <= set(mfm)
     assert "https://arxiv.org/abs/2206.07706" in call("methods", "mfm")[1]
     assert json.loads(call("methods", "mfm", "--json")[1])["year"] == 2023

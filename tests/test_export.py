@@ -15,7 +15,7 @@ from sslkit.backbones import Encoder
 from sslkit.errors import UserError
 from sslkit.exporting import ExportResult, export
 from sslkit.exporting import onnx as export_onnx_module
-from sslkit.exporting.proof import Reference, prove
+from sslkit.exporting.proof import Reference, prove, relative
 from sslkit.weights import ENCODER_FILE, header_of, write_encoder
 
 SWIN = pytest.param("swin_tiny_patch4_window7_224", marks=pytest.mark.slow)
@@ -121,19 +121,30 @@ def test_features_that_are_not_numbers_fail_and_leave_nothing(tmp_path: Path) ->
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6])  # a MobileOne has features of 1e6 and differs by 0.1
 @pytest.mark.parametrize("error", [2e-4, -2e-4])
-def test_one_wrong_feature_fails(tmp_path: Path, error: float) -> None:
+def test_one_wrong_feature_fails(tmp_path: Path, error: float, scale: float) -> None:
     file = tmp_path / "weights"
     file.write_bytes(b"x")
-    vectors = torch.rand(2, 5)
+    vectors = scale * torch.rand(2, 5)
+    vectors[0, 0] = -scale
     wrong = vectors.clone()
-    wrong[1, 3] += error
+    wrong[1, 3] += scale * error
     expected = Reference(torch.rand(2, 3, 8, 8), vectors, "two images")
     with pytest.raises(UserError, match=r"differ by 2\.0e-04"):
         prove(tmp_path, file, lambda images: wrong, expected, "")
     with pytest.raises(UserError, match=r"gives \[2, 4\] features"):
         prove(tmp_path, file, lambda images: vectors[:, :4], expected, "")
     assert prove(tmp_path, file, lambda images: vectors, expected, "").difference == 0
+    near = prove(tmp_path, file, lambda images: vectors + scale * 5e-5, expected, "").difference
+    assert near == pytest.approx(5e-5, rel=0.05)
+
+
+def test_differences_of_zeros() -> None:
+    zeros, one = torch.zeros(2, 3), torch.tensor([[0.0, 0.0, 1e-30], [0.0, 0.0, 0.0]])
+    assert relative(zeros, zeros) == 0
+    assert relative(one, zeros) == float("inf")
+    assert relative(torch.full((2, 3), torch.nan), zeros) != relative(zeros, zeros)
 
 
 def test_unknown_formats_get_the_nearest(tmp_path: Path) -> None:

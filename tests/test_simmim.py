@@ -295,3 +295,10 @@ def test_eight_images_are_learnt() -> None:
     )
     losses = [step.metrics["loss"].item() for step in done]
     assert losses[-1] < losses[0] / 2
+
+
+@pytest.mark.parametrize(("size", "unit"), [(224, 28), (84, 14), (56, 8)])
+def test_squares_of_patches_of_14_pixels(size: int, unit: int) -> None:
+    """Whole patches; at 56 px the patch is another one, of 8, as there would be 4 × 4 of its own."""
+    found = SimMIM.resolve(SimMIM.Config(), "vit", Info(100, size, size, "eva02_tiny_patch14_224"))
+    assert found["unit"][0] == unit

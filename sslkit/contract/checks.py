@@ -27,7 +27,7 @@ from sslkit.contract.case import (
     trainable,
 )
 from sslkit.errors import UserError
-from sslkit.exporting.proof import TOLERANCE, reference
+from sslkit.exporting.proof import TOLERANCE, reference, relative
 from sslkit.exporting.timm import PlainTimm, export_timm
 from sslkit.methods.base import Method
 from sslkit.training import checkpoint
@@ -173,7 +173,7 @@ def encoder_exports(case: Case) -> None:
         expected = reference(folder, encoder)
         with torch.no_grad():
             found = PlainTimm(f"local-dir:{folder / 'exported'}")(expected.images)
-    difference = float((found - expected.vectors).abs().max())
+    difference = relative(found, expected.vectors)
     demand(difference <= TOLERANCE, f"the exported file's vectors differ by {difference:.1e}")
 
 

@@ -19,7 +19,7 @@ from sslkit.evaluation.augmentation import Mixing
 from sslkit.evaluation.finetune_config import FinetuneConfig
 from sslkit.initialization import initialize_vit_
 from sslkit.methods.base import Batch, Clock
-from sslkit.timm_models import create_model, without_drop_path_
+from sslkit.timm_models import create_model, pooling_arguments, without_drop_path_
 from sslkit.training.device import Precision, autocast, to_device
 from sslkit.training.norms import cure_of_one, fewest_at_once, refuse_one_value
 from sslkit.training.optim import (
@@ -163,22 +163,29 @@ def classifier_arguments(encoder: Encoder, size: int) -> dict[str, Any]:
     """What plain timm needs, beside name and classes, to build the classifier."""
     arguments = dict(encoder.arguments)
     if encoder.family == "vit":
-        arguments |= {"global_pool": "avg", "fc_norm": True}
+        arguments |= pooling_arguments(encoder.name, fc_norm=True)
     if "img_size" in arguments:
         arguments["img_size"] = size
     return arguments
 
 
 def classifier_name(model: Any) -> str:
-    """Where timm keeps the last layer: `head`, `fc`, `head.fc` …"""
+    """Where timm keeps the last layer: `head`, `fc`, `head.fc` …
+
+    Raises:
+        UserError: it has several, as models made for distillation do.
+    """
     layer = model.get_classifier()
+    if not isinstance(layer, nn.Module):
+        problem = f"timm's {type(model).__name__} has several last layers, and fine-tuning trains one"
+        raise UserError(problem, "probe measures its features as they are; or take another backbone")
     return str(next(name for name, module in model.named_modules() if module is layer))
 
 
 def head_names(model: nn.Module, family: str) -> tuple[str, ...]:
     """How the names of tensors begin that no source gives: the last layer, of a ViT its norm too."""
     own = (f"{classifier_name(model)}.",)
-    return ("fc_norm.", "norm.", *own) if family == "vit" else own
+    return ("fc_norm.", "norm.", "attn_pool.", *own) if family == "vit" else own
 
 
 def freeze_(model: nn.Module, family: str) -> None:

@@ -86,7 +86,7 @@ def check_cells(entries: Sequence[Entry]) -> None:
         UserError: such an encoder.
     """
     for encoder in _encoders(entries):
-        if encoder.size < 2 * encoder.stride:
+        if encoder.map_shape[1] < 2:
             problem = f"--local: {encoder.name} makes one cell of {encoder.size} px, 2 x 2 expected"
             raise UserError(problem, f"try --size {3 * encoder.stride}")
 
@@ -102,12 +102,10 @@ def check_mosaics(entries: Sequence[Entry], training: ImageSet, validation: Imag
             few = counted(len(images), f"{name} image")
             problem = f"{images.name}: {few}, --local needs {LEAST} of them"
             raise UserError(problem, "add images to that part, or leave out --local")
-    found = {
-        encoder: tilings_of(encoder.size, encoder.size // encoder.stride) for encoder in _encoders(entries)
-    }
+    found = {encoder: tilings_of(encoder.size, encoder.map_shape[1]) for encoder in _encoders(entries)}
     for encoder, tilings in found.items():
         if not tilings:
-            side = encoder.size // encoder.stride
+            side = encoder.map_shape[1]
             problem = f"--local: {encoder.name} makes {side} x {side} cells of {encoder.size} px"
             raise UserError(f"{problem}, too few for mosaics", f"try --size {3 * encoder.stride}")
     return tuple(sorted(set.intersection(*map(set, found.values()))))
@@ -193,7 +191,7 @@ def _lines(entries: Sequence[Entry], device: torch.device) -> list[_Line]:
         encoder = entry.one.encoder
         if encoder is None:
             continue
-        size, grid = encoder.size, encoder.size // encoder.stride
+        size, grid = encoder.size, encoder.map_shape[1]
         reader = Reader(last_map(encoder), encoder, device, entry.one.precision)
         lines[entry.name] = _Line(entry.name, entry.kind, size, grid, reader)
         if pixels and entry.kind == "source":

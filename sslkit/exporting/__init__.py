@@ -47,7 +47,8 @@ def export(
         {
             "file": f"{result.file} ({result.bytes / 1e6:.1f} MB)",
             "sha256": result.sha256,
-            "difference": f"{result.difference:.1e} at most, on {result.compared} after loading it back",
+            "difference": f"{result.difference:.1e} of the largest feature at most, "
+            f"on {result.compared} after loading it back",
         }
     )
     console.say("\nLoad it, without sslkit:\n")

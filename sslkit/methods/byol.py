@@ -40,7 +40,7 @@ class BYOL(Method):
     paper = "Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning"
     year = 2020
     link = "https://arxiv.org/abs/2006.07733"
-    backbones = ("vit", "cnn", "swin")
+    backbones = ("vit", "cnn", "swin", "transformer")
     status = "tested"
     minimum_batch = 2
     couples_images = True

@@ -35,6 +35,8 @@ from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError
 from sslkit.initialization import fill_last_norms_
 from sslkit.methods.base import Batch, Clock, Info, Method, Transform
+from sslkit.timm_models import has_one_size
+from sslkit.trial import takes
 
 
 class DINO(Method):
@@ -44,7 +46,7 @@ class DINO(Method):
     paper = "Emerging Properties in Self-Supervised Vision Transformers"
     year = 2021
     link = "https://arxiv.org/abs/2104.14294"
-    backbones = ("vit", "cnn", "swin")
+    backbones = ("vit", "cnn", "swin", "transformer")
     status = "tested"
 
     @dataclass(frozen=True)
@@ -149,8 +151,11 @@ class DINO(Method):
         step = 32 if cnn else 16
         side = -(-3 * info.size // (7 * step)) * step
         crops = (8, "the paper's")
-        if family == "swin":
-            crops = (0, "a swin takes images of one size")
+        name = info.backbone
+        if family == "swin" or (name and has_one_size(name)):
+            crops = (0, f"{name or 'a swin'} takes images of one size")
+        elif cnn and name and not takes(name, side):
+            crops = (0, f"{name} takes no images of {side} px")
         elif cnn and side < 2 * step:
             crops = (0, f"{side} px are one cell of a CNN's map")
         local = crops[0] if config.local_crops == AUTO else config.local_crops
@@ -283,11 +288,13 @@ def _local_size(config: DINO.Config, encoder: Encoder) -> int:
         UserError: not 2 × 2 of them, more than the image, or a backbone that takes images of one size only.
     """
     cure = "-s method.local_crops=0 goes without them"
-    if "img_size" in encoder.arguments and not encoder.arguments.get("dynamic_img_size"):
+    if has_one_size(encoder.name):
         raise UserError(f"{encoder.name} takes images of one size, and local crops are smaller", cure)
     least, most = 2 * encoder.stride, encoder.size
     size = round(config.local_size / encoder.stride) * encoder.stride
     if not least <= size <= most:
         problem = f"method.local_size: {config.local_size} is not in {least} … {most} for {encoder.name}"
         raise UserError(problem, cure)
+    if encoder.family != "vit" and not takes(encoder.name, size, stem=encoder.stem):
+        raise UserError(f"{encoder.name} takes no local crops of {size} px", cure)
     return size

@@ -14,6 +14,7 @@ the same head and the loss over all frequencies. Settings marked "ours" or "afte
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -21,6 +22,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.transforms.functional import center_crop
 
 from sslkit.augment.geometry import RandomResizedCrop, Views
 from sslkit.backbones import Encoder, require_maps
@@ -63,7 +65,7 @@ class MFM(Method):
     paper = "Masked Frequency Modeling for Self-Supervised Visual Pre-Training"
     year = 2023
     link = "https://arxiv.org/abs/2206.07706"
-    backbones = ("vit", "cnn", "swin")
+    backbones = ("vit", "cnn", "swin", "transformer")
     status = "tested"
 
     @dataclass(frozen=True)
@@ -155,13 +157,12 @@ class MFM(Method):
         if encoder.family == "vit":
             mae = config.initialization == "mae"
             initialize_mae_vit_(encoder) if mae else initialize_vit_(encoder.model)
+        width, rows, _ = encoder.map_shape
         # The whole decoder; it keeps torch's own initialisation, as the official code does.
-        self.head = PixelDecoder(encoder.width, encoder.stride)
+        self.head = PixelDecoder(width, math.ceil(encoder.size / rows))
         if config.teacher_weight > 0:
             self.teacher = momentum_copy(encoder)
-            self.student_head = nn.Sequential(
-                nn.Linear(encoder.width, 2048), nn.GELU(), nn.Linear(2048, encoder.width)
-            )
+            self.student_head = nn.Sequential(nn.Linear(width, 2048), nn.GELU(), nn.Linear(2048, width))
 
     @staticmethod
     def resolve(config: Config, family: str, info: Info) -> dict[str, tuple[Any, str]]:
@@ -224,7 +225,8 @@ class MFM(Method):
     def predict(self, corrupted: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs [B, 3, H, W] → predicted normalised images, final map [B, D, h, w]."""
         features = self.encoder.maps(corrupted)[0]
-        return self.head(features), features
+        # Cells of a map that do not divide the image (299 px in 8 rows) overhang it alike on both sides.
+        return center_crop(self.head(features), list(corrupted.shape[-2:])), features
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         images = batch["image"]

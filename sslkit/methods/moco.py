@@ -44,7 +44,7 @@ class MoCo(Method):
     paper = "Momentum Contrast for Unsupervised Visual Representation Learning"
     year = 2020
     link = "https://arxiv.org/abs/1911.05722"
-    backbones = ("vit", "cnn", "swin")
+    backbones = ("vit", "cnn", "swin", "transformer")
     status = "tested"
     minimum_batch = 2
     couples_images = True  # what is in memory first is already in the queue of what follows

@@ -40,7 +40,7 @@ class SimCLR(Method):
     paper = "A Simple Framework for Contrastive Learning of Visual Representations"
     year = 2020
     link = "https://arxiv.org/abs/2002.05709"
-    backbones = ("vit", "cnn", "swin")
+    backbones = ("vit", "cnn", "swin", "transformer")
     status = "tested"
     minimum_batch = 2
     couples_images = True

@@ -30,6 +30,7 @@ from sslkit.config import AUTO, setting
 from sslkit.errors import UserError
 from sslkit.initialization import initialize_vit_
 from sslkit.methods.base import Batch, Clock, Info, Method, Transform
+from sslkit.timm_models import named_patch
 
 
 class SimMIM(Method):
@@ -87,7 +88,10 @@ class SimMIM(Method):
     @staticmethod
     def resolve(config: Config, family: str, info: Info) -> dict[str, tuple[Any, str]]:
         """Values for the settings left at auto, each with its reason."""
-        unit = next(side for side in (32, 16, 8, 4, 2, 1) if info.size % side == 0 and info.size >= 4 * side)
+        own = named_patch(info.backbone)
+        # Patches of 14 px, where they are kept: two by two of them, if these fill the image.
+        sides = (2 * own, own) if own and 32 % own and info.size // own >= 6 else (32, 16, 8, 4, 2, 1)
+        unit = next((side for side in sides if info.size % side == 0 and info.size >= 4 * side), sides[-1])
         units = info.size // unit
         reason = f"{units} × {units} squares at {info.size} px; the paper's 32 px are 6 × 6 or 7 × 7"
         return {"unit": (unit, reason)}
@@ -166,6 +170,6 @@ def units_per_side(size: int, config: SimMIM.Config, patch: int) -> int:
 def _check(encoder: Encoder) -> None:
     """Refuse a backbone that no mask token can enter."""
     plain = isinstance(getattr(encoder.model, "patch_embed", None), PatchEmbed)
-    if encoder.family == "cnn" or not plain:
+    if not encoder.hides_patches or not plain:
         problem = f"simmim puts a mask token in place of patches, and {encoder.name} has no patch embedding"
         raise UserError(problem, "take a ViT or a Swin, or -m mfm")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sslkit import distributed, processes
-from sslkit.backbones import Encoder, breaks_channels_last
+from sslkit.backbones import Encoder, breaks_channels_last, lay_out_
 from sslkit.config import PretrainConfig
 from sslkit.data.loader import pretraining_loader
 from sslkit.data.sources import ImageSet
@@ -56,7 +56,7 @@ def _lay_out(encoder: Encoder, memory_format: str, device: torch.device) -> None
         problem = f"model.memory_format: {encoder.name} in channels_last would end the process on a CPU"
         raise UserError(problem, "-s model.memory_format=contiguous, or auto")
     if encoder.family == "cnn":
-        encoder.model.to(memory_format=torch.channels_last if last else torch.contiguous_format)
+        lay_out_(encoder.model, torch.channels_last if last else torch.contiguous_format)
 
 
 def search_convolutions(device: torch.device) -> None:
@@ -71,7 +71,8 @@ def pieces(encoder: Encoder) -> Iterator[nn.Module]:
     Not the model itself: methods enter it by several doors (`forward_features`, tokens, a masked map).
     """
     for child in encoder.model.children():
-        parts = child.children() if encoder.family == "vit" and isinstance(child, nn.Sequential) else [child]
+        blocks = encoder.family == "vit" and isinstance(child, nn.Sequential | nn.ModuleList)
+        parts = child.children() if blocks else [child]
         yield from (part for part in parts if any(True for _ in part.parameters()))
 
 

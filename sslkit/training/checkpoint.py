@@ -96,7 +96,7 @@ def commit(folder: Path, step: int, content: Snapshot, state: dict[str, Any]) ->
     final = folder / f"step-{step:08d}"
     if final.is_dir():
         return final
-    broken = [name for name, tensor in content.weights.items() if not bool(torch.isfinite(tensor).all())]
+    broken = [name for name, tensor in content.weights.items() if _is_broken(tensor)]
     if broken:
         raise UserError(
             f"step {step}: weight {broken[0]} is not finite, so no checkpoint was written", code=1
@@ -112,6 +112,12 @@ def commit(folder: Path, step: int, content: Snapshot, state: dict[str, Any]) ->
         _flush(folder)
         _prune(folder, final)
     return final
+
+
+def _is_broken(tensor: torch.Tensor) -> bool:
+    """Something in it is not finite; a single value may be an infinite bound, as a clamp of Gemma's is."""
+    allowed = torch.isfinite(tensor) if tensor.ndim else ~torch.isnan(tensor)
+    return not bool(allowed.all())
 
 
 def _fill(temporary: Path, content: Snapshot, state: dict[str, Any]) -> None:

@@ -9,18 +9,18 @@ import re
 from dataclasses import dataclass
 
 import torch
-from timm.models import is_model_in_modules
 
-from sslkit.backbones import VIT_MODULES, breaks_channels_last, family
+from sslkit.backbones import breaks_channels_last
 from sslkit.config import AUTO, PretrainConfig, Run
 from sslkit.errors import UserError
 from sslkit.methods import load, short_name
 from sslkit.methods.base import Info
 from sslkit.paths import next_folder
-from sslkit.timm_models import Stem, create_model, named_patch
+from sslkit.timm_models import Stem, create_model, is_vit, named_patch
 from sslkit.training.choices import Chooser, reading_workers
 from sslkit.training.device import pick_precision
 from sslkit.training.run import RUNS
+from sslkit.trial import nearest_size, outline, takes
 from sslkit.weights import Architecture, architecture
 
 IMAGES_SEEN = {"cuda": 20_000_000, "mps": 3_000_000, "cpu": 300_000}
@@ -62,8 +62,11 @@ def resolve(config: PretrainConfig, count: int, native: int, device: torch.devic
         _take_heads(choice, made, reason)
     usual = "vit_small_patch16_224" if large else "vit_tiny_patch16_224"
     backbone = choice("model.backbone", usual, f"for {device.type}")
-    side = _size(backbone, native, 64 if config.model.stem == "small" else 224 if large else 96)
-    size = choice("data.size", side, f"images have {native} px, for {device.type}")
+    stem = choice.config.model.stem
+    if choice.config.data.size == AUTO:
+        side = _size(backbone, native, 64 if stem == "small" else 224 if large else 96)
+        choice("data.size", *_taken(backbone, side, stem, f"images have {native} px, for {device.type}"))
+    size = choice.config.data.size
     choice("model.patch_size", *_patch_size(backbone, size))
     batch = choice("run.batch_size", min(256 if large else 64, count), f"for {device.type}")
     if batch > count:
@@ -81,7 +84,7 @@ def resolve(config: PretrainConfig, count: int, native: int, device: torch.devic
         "a fifteenth of the epochs, as in the paper",
     )
     choice("run.precision", pick_precision(config.run.precision, device), "what the chip multiplies fastest")
-    choice("model.memory_format", *_memory_format(backbone, choice.config.model.stem, device))
+    choice("model.memory_format", *_memory_format(backbone, size, stem, device))
     choice("run.device", str(device), "found here")
     choice("run.micro_batch", 0, "the whole batch, or what fits a GPU")
     choice("data.workers", reading_workers(not large), "processor cores")
@@ -94,7 +97,7 @@ def resolve(config: PretrainConfig, count: int, native: int, device: torch.devic
         str(next_folder(RUNS, f"{short_name(config.method_name)}-{_plain(backbone)}")),
         "the next free name",
     )
-    method, kind = load(config.method_name), _kind(backbone)
+    method, kind = load(config.method_name), _kind(backbone, size, stem)
     info = Info(count, size, native, backbone)
     for key, (value, reason) in method.resolve(config.method, kind, info).items():
         choice(key if "." in key else f"method.{key}", value, reason)
@@ -138,10 +141,18 @@ def _size(backbone: str, native: int, usual: int) -> int:
     return max(step, min(usual, native) // step * step)
 
 
+def _taken(backbone: str, side: int, stem: Stem, reason: str) -> tuple[int, str]:
+    """That side, or the nearest one that the backbone takes (windows, fixed positions)."""
+    if is_vit(backbone) or takes(backbone, side, stem=stem):
+        return side, reason
+    fits = nearest_size(backbone, side, stem=stem)
+    return (fits, f"{backbone} does not take {side} px") if fits else (side, reason)
+
+
 def _patch_size(backbone: str, size: int) -> tuple[int, str]:
     """A ViT's own patch (0) where it leaves at least 6 × 6 tokens, else the largest one that does."""
     own = named_patch(backbone)
-    if _kind(backbone) != "vit" or not own or size // own >= 6:
+    if not is_vit(backbone) or not own or size // own >= 6:
         return 0, "the model's own"
     patch = max(side for side in range(1, size // 6 + 1) if size % side == 0)
     if size // patch > 14:  # more tokens than the paper's: rather let the size be refused
@@ -149,15 +160,15 @@ def _patch_size(backbone: str, size: int) -> tuple[int, str]:
     return patch, f"{size // patch} × {size // patch} tokens at {size} px"
 
 
-def _memory_format(backbone: str, stem: Stem, device: torch.device) -> tuple[str, str]:
+def _memory_format(backbone: str, size: int, stem: Stem, device: torch.device) -> tuple[str, str]:
     """What `Encoder` does by itself; on a GPU also what only a CPU can't train."""
+    if _kind(backbone, size, stem) != "cnn":
+        return "contiguous", "it is no CNN"
     try:
         with torch.device("meta"):
             model = create_model(backbone, stem, num_classes=0)
     except Exception:  # not every model can be built without values; what is wrong with it is told when it is
-        return "channels_last" if _kind(backbone) == "cnn" else "contiguous", "usual for its kind"
-    if family(model) != "cnn":
-        return "contiguous", "it is no CNN"
+        return "channels_last", "usual for its kind"
     if device.type != "cuda" and breaks_channels_last(model):
         return "contiguous", "a CPU can't train it in channels_last"
     return "channels_last", "the faster one for a CNN"
@@ -172,11 +183,9 @@ def _learning_rate(batch: int, reference: int) -> tuple[float, str]:
     return round(peak * reference / batch, 6), f"peak {peak:.2g} at batch {batch}: square-root rule"
 
 
-def _kind(backbone: str) -> str:
-    """The family of a backbone by name, as `backbones.family` finds it in the built model."""
-    if is_model_in_modules(_plain(backbone), VIT_MODULES):
-        return "vit"
-    return "swin" if backbone.startswith("swin") else "cnn"
+def _kind(backbone: str, size: int, stem: Stem) -> str:
+    """The family of a backbone, as its encoder will say."""
+    return "vit" if is_vit(backbone) else outline(backbone, size, stem=stem).family
 
 
 def _plain(backbone: str) -> str:

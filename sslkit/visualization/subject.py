@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sslkit import keyed
 from sslkit.augment.geometry import CenterCrop
-from sslkit.backbones import Encoder, check_size
+from sslkit.backbones import Encoder
 from sslkit.checking import checked, refuse_range
 from sslkit.console import SILENT, Console
 from sslkit.data.decode import UnreadableImage, native_side
@@ -32,6 +32,7 @@ from sslkit.methods.base import Info, Method
 from sslkit.training.choices import reading_workers
 from sslkit.training.device import pick_device
 from sslkit.training.run import RunFolder, load_method, read_configuration
+from sslkit.trial import check_size
 from sslkit.weights import EXPORT_FILE, is_finetuning, load_encoder
 
 LIMIT, COUNT = 1000, 4
