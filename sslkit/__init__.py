@@ -22,6 +22,7 @@ _HOMES = {
     "pack": "sslkit.verbs",
     "doctor": "sslkit.verbs",
     "load_encoder": "sslkit.weights",
+    "read_image": "sslkit.data.decode",
     "Encoder": "sslkit.backbones",
     "Method": "sslkit.methods.base",
     "UserError": "sslkit.errors",
@@ -42,11 +43,13 @@ __all__ = [
     "pack",
     "pretrain",
     "probe",
+    "read_image",
     "visualize",
 ]
 
 if TYPE_CHECKING:
     from sslkit.backbones import Encoder
+    from sslkit.data.decode import read_image
     from sslkit.errors import UserError
     from sslkit.methods.base import Method
     from sslkit.verbs import bench, check, doctor, embed, export, finetune, pack, pretrain, probe, visualize

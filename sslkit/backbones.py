@@ -13,6 +13,7 @@ from timm.models import SwinTransformer, SwinTransformerV2
 from torch import Tensor, nn
 
 from sslkit.checking import refuse_huge
+from sslkit.data.ranges import BYTES
 from sslkit.errors import UserError
 from sslkit.feature_maps import as_map, as_nchw, final_map
 from sslkit.timm_models import Stem, create_model, is_vit, timm_arguments, without_dropout_
@@ -41,7 +42,8 @@ class Encoder(nn.Module):
     Vision transformers are pooled by the mean of their patch tokens (`global_pool="avg"`), normalised before
     it as masked-image methods are read; the class token takes part in attention.
     Mean and standard deviation are ImageNet's, except for published weights, which keep their own. They are
-    buffers, so checkpoints hold them, and the exported config.json says them.
+    buffers, so checkpoints hold them, and the exported config.json says them. It also says `range`, by which
+    images of more than 8 bits were read: `sslkit.read_image(path, range=encoder.range)` reads another alike.
 
     No stochastic depth and no dropout, whatever timm's entry wants (Swin: 0.1): the official codes pre-train
     without, and torch's draws are not keyed by the image.
@@ -67,6 +69,7 @@ class Encoder(nn.Module):
         # A ViT takes any size; others are tried before anything is made.
         found = None if is_vit(name) else outline(name, size, patch_size, stem)
         self.name, self.size, self.stem = name, size, stem
+        self.range = BYTES  # nothing is known of other images
         self.arguments = timm_arguments(name, size, patch_size, fc_norm, heads)
         self.model = create_model(name, stem, pretrained=pretrained, num_classes=0, **self.arguments)
         without_dropout_(self.model)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from sslkit.errors import UserError, nearest
 
@@ -25,6 +26,8 @@ def checked(key: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, int | float) and not isinstance(number, bool):
             _in_range(key, number, metadata)
+    if metadata.get("pairs") and isinstance(value, tuple):
+        _in_pairs(key, value)
     if metadata.get("ordered") and value[0] > value[1]:
         raise UserError(f"{key}: {value[0]} is not <= {value[1]}", "the smaller of the two first")
     return value
@@ -61,9 +64,17 @@ def _expected(hint: Any, metadata: Mapping[str, Any]) -> str:
 
 
 def _typed(key: str, value: Any, hint: Any, auto: bool = False) -> Any:
-    """The value with the type of the field; an int serves as float, a list as tuple."""
+    """The value with the type of the field; an int serves as float, a list as tuple.
+
+    Of a choice between words and numbers a list is the numbers.
+    """
+    if get_origin(hint) in (Union, UnionType):
+        numbers, words = sorted(get_args(hint), key=lambda kind: str(get_origin(kind)) == str(Literal))
+        return _typed(key, value, numbers if isinstance(value, list | tuple) else words, auto)
     if get_origin(hint) is tuple:
         kinds = get_args(hint)
+        if kinds == (float, ...) and isinstance(value, int | float) and not isinstance(value, bool):
+            value = [value]
         if isinstance(value, list | tuple):
             if kinds[-1] is Ellipsis:
                 return tuple(_typed(key, item, kinds[0]) for item in value)
@@ -91,7 +102,17 @@ def _named(kind: type) -> str:
 
 
 def _described(kinds: Sequence[Any]) -> str:
-    return "texts" if kinds[-1] is Ellipsis else f"{len(kinds)} numbers"
+    many = "numbers" if kinds[0] is float else "texts"
+    return many if kinds[-1] is Ellipsis else f"{len(kinds)} numbers"
+
+
+def _in_pairs(key: str, numbers: Sequence[float]) -> None:
+    """Two numbers, or four, the first of each two below the second."""
+    if len(numbers) not in (2, 4):
+        raise UserError(f"{key}: {len(numbers)} numbers, two or four expected", "[0, 4095], for example")
+    for low, high in zip(numbers[::2], numbers[1::2], strict=True):
+        if not low < high:
+            raise UserError(f"{key}: {low:g} is not < {high:g}", "the smaller of the two first")
 
 
 def _in_range(key: str, number: float, metadata: Mapping[str, Any]) -> None:

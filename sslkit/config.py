@@ -21,34 +21,17 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from sslkit.checking import MAX_SIDE, MIN_SIDE, checked
-from sslkit.earlier import RETIRED, completed
+from sslkit.earlier import BEFORE, RETIRED, completed
 from sslkit.errors import UserError, nearest, nearest_path
 from sslkit.files import read_text
-
-AUTO: Any = "auto"
-"""A setting left to the tool. Typed Any so that fields keep the type they have once resolved."""
+from sslkit.settings import AUTO as AUTO
+from sslkit.settings import nodata_setting, range_setting
+from sslkit.settings import setting as setting
 
 NO_FLAGS: Mapping[str, str] = {}
 
 RECIPES = Path(__file__).parent / "recipes"
 FINETUNING_RECIPES = RECIPES / "finetune"
-
-
-def setting(
-    default: Any,
-    help: str,
-    *,
-    above: float | None = None,
-    low: float | None = None,
-    high: float | None = None,
-    auto: bool = False,
-    ordered: bool = False,
-) -> Any:
-    """A dataclass field: default, one sentence, range (`above` is exclusive), if it may be "auto", and if it
-    is a pair whose first number must not be above the second.
-    """
-    limits = {"above": above, "low": low, "high": high, "ordered": ordered}
-    return field(default=default, metadata={"help": help, "default": default, **limits, "auto": auto})
 
 
 @dataclass(frozen=True)
@@ -65,6 +48,10 @@ class Data:
         "memory: decode once and keep the images where they fit; off: read their files again and again",
         auto=True,
     )
+    range: tuple[float, ...] | Literal["full", "8-bit"] = range_setting(
+        "the set's own, 8-bit where it has no such files"
+    )
+    nodata: tuple[float, ...] = nodata_setting("usual ones that are far from all others")
 
 
 @dataclass(frozen=True)
@@ -239,10 +226,12 @@ def read(path_or_recipe: str, recipes: Path = RECIPES) -> dict[str, Any]:
         cure = nearest_path(path, known) if path.suffix or len(path.parts) > 1 else known
         raise UserError(f"no configuration {path_or_recipe!r}: neither a file nor a recipe", cure)
     try:
-        return loads(read_text(path))
+        values = loads(read_text(path))
     except (ValueError, RecursionError, OSError) as problem:  # TOML, UTF-8, or numbers of 5,000 digits
         told = f"{path} is not readable TOML: {problem}"
         raise UserError(told, "sslkit methods mfm --toml prints a valid one") from None
+    of_run = any((path.parent / name).is_file() for name in ("run.json", "comparison.json"))
+    return {**(BEFORE if of_run else {}), **values}
 
 
 def read_again(path_or_recipe: str, recipes: Path = RECIPES) -> dict[str, Any]:

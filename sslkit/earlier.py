@@ -13,6 +13,10 @@ ADDED: Mapping[str, Any] = {"schedule.cosine_after_warmup": False, "optim.decay_
 """Settings that earlier versions did not write, and the value that does what they did. It is the field's
 default too, so that a run resumes as it was; but methods have other defaults."""
 
+BEFORE: Mapping[str, Any] = {"data.range": "full", "data.nodata": []}
+"""The same where the default does otherwise now: it is what the config.toml of a run or of a comparison means
+that says nothing of them."""
+
 _WHOLE = {"run.out", "run.log_every", "optim.eps", "schedule.min_lr"}
 """What a run's own config.toml has among all settings, and a file that was written by hand hardly ever."""
 

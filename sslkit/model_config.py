@@ -7,11 +7,13 @@ import math
 from pathlib import Path
 from typing import Any, get_args
 
+import safetensors
 import timm
 from torch import Tensor
 
 from sslkit.backbones import Encoder
 from sslkit.console import counted
+from sslkit.data.ranges import BYTES, FULL, Range, parse
 from sslkit.errors import UserError
 from sslkit.foreign.known import refuse_transformers
 from sslkit.timm_models import Stem
@@ -58,6 +60,7 @@ def _check_config(config: dict[str, Any]) -> None:
         raise ValueError(f"architecture {config['architecture']!r:.40}, stem {stem_of(config)!r:.40}")
     if arguments.get("dynamic_img_size"):
         arguments["img_size"]
+    _range_of(config)
     for key, least in (("mean", -math.inf), ("std", 0.0)):
         if len(made[key]) != 3 or not all(least < float(value) < math.inf for value in made[key]):
             raise ValueError(f"{key} {made[key]!r:.40}, three finite numbers expected")
@@ -74,6 +77,20 @@ def stem_of(config: dict[str, Any]) -> Stem:
     """The stem that a config.json tells of; the model's own where it tells nothing."""
     stem: Stem = config.get("sslkit", {}).get("stem", "standard")
     return stem
+
+
+def range_behind(file: Path, config: dict[str, Any]) -> Range:
+    """The range of the images that weights were trained on; what earlier versions wrote was read in full."""
+    if known := _range_of(config):
+        return known
+    with safetensors.safe_open(file, framework="pt") as opened:
+        return FULL if "sslkit" in (opened.metadata() or {}) else BYTES
+
+
+def _range_of(config: dict[str, Any]) -> Range | None:
+    """The range that a config.json tells of; None where it tells nothing."""
+    own = config.get("sslkit", {})
+    return parse(own["range"], own.get("nodata", [])) if "range" in own else None
 
 
 def without_head(
@@ -109,10 +126,12 @@ def _heads(config: dict[str, Any]) -> tuple[str, ...]:
 def timm_config(encoder: Encoder) -> dict[str, Any]:
     """What `timm.create_model("local-dir:FOLDER", pretrained=True)` reads as config.json.
 
-    timm has no argument for the small stem: that stands in a section of ours.
+    timm has no argument for the small stem and knows no range: those stand in a section of ours.
     """
     side = encoder.size
-    own = {"sslkit": {"stem": encoder.stem}} if encoder.stem != "standard" else {}
+    own: dict[str, Any] = {"range": encoder.range.setting()}
+    own |= {"nodata": list(encoder.range.nodata)} if encoder.range.nodata else {}
+    own |= {"stem": encoder.stem} if encoder.stem != "standard" else {}
     return {
         "architecture": encoder.name.split(".")[0],
         "num_classes": 0,
@@ -132,5 +151,5 @@ def timm_config(encoder: Encoder) -> dict[str, Any]:
             "first_conv": None,
             "classifier": None,
         },
-        **own,
+        "sslkit": own,
     }

@@ -27,7 +27,7 @@ from sslkit.console import SILENT, Console, command, without_strays
 from sslkit.errors import UserError, nearest_path
 from sslkit.files import sort_metadata_
 from sslkit.foreign import ForeignWeights, is_foreign, read_foreign, read_safetensors, refuse_transformers
-from sslkit.model_config import read_config, side_of, stem_of, timm_config, without_head
+from sslkit.model_config import range_behind, read_config, side_of, stem_of, timm_config, without_head
 from sslkit.timm_models import Stem, is_eva, is_vit, native_size
 from sslkit.trial import check_size
 from sslkit.unfinished import newest_file, open_unfinished, told
@@ -114,6 +114,7 @@ def _from_folder(file: Path, config: dict[str, Any], tensors: dict[str, Tensor],
     with torch.no_grad():
         encoder.mean.copy_(torch.tensor(published["mean"]).view_as(encoder.mean))
         encoder.std.copy_(torch.tensor(published["std"]).view_as(encoder.std))
+    encoder.range = range_behind(file, config)
     return encoder.eval()
 
 

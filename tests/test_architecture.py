@@ -16,7 +16,7 @@ PACKAGE = ROOT / "sslkit"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = [
-    {"allocator", "config", "earlier", "checking", "distributed", "processes", "place"}
+    {"allocator", "config", "earlier", "settings", "checking", "distributed", "processes", "place"}
     | {"errors", "keyed", "paths", "files", "console"},
     {"augment", "blocks", "frequency", "data", "initialization"}
     | {"backbones", "trial", "feature_maps", "tokens", "timm_models"}
@@ -104,6 +104,7 @@ def light_modules() -> list[Path]:
             "allocator",
             "config",
             "earlier",
+            "settings",
             "checking",
             "console",
             "errors",

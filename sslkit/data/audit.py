@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -22,6 +22,8 @@ from sslkit.data.labels import open_labelled
 from sslkit.data.layout import Ambiguous
 from sslkit.data.left_out import LeftOut
 from sslkit.data.likeness import Looks, near_groups
+from sslkit.data.own_range import NONE, Found
+from sslkit.data.set_range import find_range
 from sslkit.data.sources import open_images
 from sslkit.data.survey import Seen, see
 from sslkit.errors import UserError
@@ -30,6 +32,12 @@ TINY = 32
 """Short side, in pixels, below which an image teaches little."""
 SIDES = (8, 32, 64, 128, 224, 384, 512, 1024, 2048, 4096)
 """Lower ends of the histogram of short sides."""
+
+_ADVICE = {
+    "dark": "black elsewhere, or here too: data.range says which numbers are black and white",
+    "clipped": "too much at an end of the range, where nothing is to be seen: data.range, or leave them out",
+    "few levels": "masks, or numbers that one far value squeezes: leave them out, or data.nodata, data.range",
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,7 @@ class Audit:
     classes: dict[str, int]
     seconds: float
     notes: tuple[str, ...] = ()  # how labels were read
+    numbers: Found = NONE  # how images of more than 8 bits were read, if there are any
 
     @property
     def rate(self) -> float:
@@ -88,6 +97,7 @@ class Audit:
             "short_sides": self.histogram(),
             "huge": self.seen.huge(),
             "classes": self.classes,
+            "settings": self.numbers.facts(),
             "findings": {
                 finding.kind: {
                     "count": finding.count,
@@ -120,19 +130,16 @@ def audit(
         checked("--workers", workers, int, {"low": 0})
     images, other = open_images(sources), open_images(against) if against else None
     began = time.monotonic()
+    numbers = find_range(images)
+    images = replace(images, range=numbers.range)
+    other = None if other is None else replace(other, range=numbers.range)
     with console.bar("checking", len(images) + (len(other) if other else 0)) as bar:
         seen = see(images, workers, bar)
         seen_other = see(other, workers, bar) if other else None
     labels, classes, notes = _labels(sources)
     found = [_passed(seen, seen_other), *_defects(seen), *_doubles(seen, seen_other, labels)]
-    return Audit(
-        seen,
-        seen_other,
-        [finding for finding in found if finding.count],
-        classes,
-        time.monotonic() - began,
-        notes,
-    )
+    found = [finding for finding in found if finding.count]
+    return Audit(seen, seen_other, found, classes, time.monotonic() - began, notes, numbers)
 
 
 def _labels(sources: Sequence[str]) -> tuple[dict[str, str], dict[str, int], tuple[str, ...]]:
@@ -186,6 +193,7 @@ def _defects(seen: Seen) -> list[Finding]:
             "one colour and nothing else: leave them out",
             [(paths[i], "one colour") for i in blank],
         ),
+        *(Finding(kind, len(rows), _ADVICE[kind], rows) for kind, rows in sorted(seen.faults.items())),
     ]
 
 

@@ -22,8 +22,11 @@ from PIL import Image, UnidentifiedImageError
 
 from sslkit.data import turbo
 from sslkit.data.formats import FORMATS, open_image, turns_itself, without_waiting
-from sslkit.data.modes import to_rgb
+from sslkit.data.modes import shaded, to_rgb
+from sslkit.data.numbers import Numbers, has_one_channel, has_wide_channels, mend_, numbers_of
+from sslkit.data.own_range import own_range
 from sslkit.data.picture import Picture, Pixels
+from sslkit.data.ranges import FULL, Range
 from sslkit.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,6 +36,8 @@ MAX_PIXELS = 64 * 2**20
 """Just above what a 64-megapixel camera writes; what is larger is a mistake or a decompression bomb."""
 MIN_SIDE = 8
 """A shorter side holds no picture, and a crop of it no frequencies."""
+
+ALL_16_BITS = Range((0.0, 65535.0))
 
 Part = tuple[int, int]
 """(offset, size): where in a file an image is, bytes."""
@@ -66,12 +71,13 @@ class UnreadableImage(Exception):
 class _Encoded(Picture):
     """An image in an opened file."""
 
-    def __init__(self, path: str, file: BinaryIO) -> None:
-        self.path, self._file = path, file
+    def __init__(self, path: str, file: BinaryIO, range: Range = FULL) -> None:
+        self.path, self._file, self._range = path, file, range
         self._ready: tuple[Image.Image | Pixels, int] | None = None
         with _Readable(path), _silently():
             self._header = self._read_header()
-            self.kind = f"{self._header.format} {self._header.mode}"
+            wide = ";16" if has_wide_channels(self._header) else ""
+            self.kind = f"{self._header.format} {self._header.mode}{wide}"
             self._orientation = _orientation(self._header)
         self.width, self.height = self._header.size
         # Pillow reports the size of a TIFF already turned, of every other format as stored.
@@ -83,6 +89,11 @@ class _Encoded(Picture):
         image = open_image(self._file)
         _check_size(self.path, *image.size)
         return image
+
+    def numbers(self) -> Numbers | None:
+        """What the file holds, as stored, if it has more than 8 bits a channel. Raises UnreadableImage."""
+        with _Readable(self.path), _silently():
+            return numbers_of(self._read_header(), self._read_header)
 
     def _decoded(self, factor: int) -> tuple[Image.Image | Pixels, int]:
         if self._ready is None or self._ready[1] > factor:
@@ -100,47 +111,67 @@ class _Encoded(Picture):
             pixels = turbo.decode(self._file.getvalue(), *image.size)
             if pixels is not None:
                 return pixels
-        image.load()
-        upright = _turned(to_rgb(image), _orientation(image))
+        upright = _turned(self._rgb(image), _orientation(image))
         if upright.size != (-(-self.width // factor), -(-self.height // factor)):
             raise ValueError(f"{upright.width}x{upright.height} pixels, its header says otherwise")
         return upright
 
+    def _rgb(self, image: Image.Image) -> Image.Image:
+        # Of colours whose range is 16 bits in full Pillow's upper bytes are all that is needed.
+        wide = has_wide_channels(image) and self._range != ALL_16_BITS
+        if self._range.known and (wide or has_one_channel(image)):
+            numbers = numbers_of(image, self._read_header)
+            assert numbers is not None
+            return shaded(numbers, self._range)
+        mend_(image)
+        image.load()
+        return to_rgb(image, self._range.nodata) if self._range.nodata else to_rgb(image)
+
 
 @contextmanager
-def opened(path: str, part: Part | None = None) -> Iterator[Picture]:
+def opened(path: str, part: Part | None = None, range: Range = FULL) -> Iterator[Picture]:
     """The image file, its header read, to be decoded inside the `with` when and as far as it is needed.
 
     Args:
         part: the image is these bytes of the file alone.
+        range: as for `read_image`.
 
     Raises:
         UnreadableImage: missing, of another format, more than 64 megapixels, a side under 8 pixels.
     """
     with _source(path, part, at_once=True) as file:
-        yield _Encoded(path, file)
+        yield _Encoded(path, file, range)
 
 
-def read_image(path: str, part: Part | None = None) -> Image.Image:
+def read_image(path: str, part: Part | None = None, range: Range | None = None) -> Image.Image:
     """The first frame of an image file, in RGB, upright.
 
-    EXIF orientation is applied, transparency is composed on white, 16-bit, 32-bit and float images are
-    scaled by their range (Pillow's own conversion turns them white or black).
+    EXIF orientation is applied, transparency is composed on white, and 16-bit, 32-bit and float images are
+    scaled (Pillow's own conversion turns them white or black).
 
     Args:
         part: the image is these bytes of the file alone.
+        range: the numbers that are black and white where there are more than 8 bits; by default found of this
+            image alone. `Encoder.range` is that of the images an encoder was trained on.
 
     Raises:
         UnreadableImage: missing, damaged, of another format, more than 64 megapixels, a side under 8 pixels.
     """
-    return read_with_kind(path, part)[0]
+    if range is None:
+        numbers = read_numbers(path, part)
+        range = FULL if numbers is None else own_range([numbers]).range
+    with opened(path, part, range) as picture:
+        return picture.rgb()
 
 
-def read_with_kind(path: str, part: Part | None = None) -> tuple[Image.Image, str]:
-    """`read_image`, and format and mode of the file as Pillow names them, such as "PNG I;16"."""
-    with _source(path, part, at_once=True) as file:
-        picture = _Encoded(path, file)
-        return picture.rgb(), picture.kind
+def read_numbers(path: str, part: Part | None = None) -> Numbers | None:
+    """The numbers of a file with more than 8 bits a channel; None for others, of which the header is read.
+
+    Raises:
+        UnreadableImage: as `read_image`.
+    """
+    with _source(path, part, at_once=False) as file:
+        return _Encoded(path, file).numbers()
 
 
 def image_size(path: str, part: Part | None = None) -> tuple[int, int]:

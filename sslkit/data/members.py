@@ -14,6 +14,7 @@ from PIL import Image
 from sslkit.data import fractal, packed
 from sslkit.data.decode import UnreadableImage
 from sslkit.data.names import Names
+from sslkit.data.ranges import FULL, Range
 from sslkit.data.sources import ImageSet
 from sslkit.data.workers import mapped
 
@@ -55,19 +56,24 @@ class Member(NamedTuple):
     reason: str = ""
 
 
-def made(paths: Names, settings: Settings, workers: int) -> Generator[Member, None, None]:
+def made(paths: Names, settings: Settings, workers: int, own: Range = FULL) -> Generator[Member, None, None]:
     """Members of all images in order, made by processes that are never far ahead of who takes them.
+
+    Args:
+        own: by which images of more than 8 bits are read.
 
     Raises:
         UserError: while iterating, when a process died.
     """
     chunks = (paths[first : first + _CHUNK] for first in range(0, len(paths), _CHUNK))
-    for members in mapped(partial(_members, settings=settings), chunks, workers, "made images smaller"):
+    for members in mapped(
+        partial(_members, settings=settings, own=own), chunks, workers, "made images smaller"
+    ):
         yield from members
 
 
-def _members(names: Names, settings: Settings) -> list[Member]:
-    images = ImageSet(names, "")
+def _members(names: Names, settings: Settings, own: Range) -> list[Member]:
+    images = ImageSet(names, "", range=own)
     return [_member(images, index, settings) for index in range(len(images))]
 
 

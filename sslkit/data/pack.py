@@ -16,7 +16,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
+from sslkit.config import AUTO
 from sslkit.console import SILENT, Console
 from sslkit.data import fractal, packed
 from sslkit.data.decode import MIN_SIDE
@@ -31,6 +32,7 @@ from sslkit.data.labels import class_numbers
 from sslkit.data.layout import Ambiguous
 from sslkit.data.members import Settings, ending, made
 from sslkit.data.names import Names, common_folder
+from sslkit.data.set_range import find_range
 from sslkit.data.shards import OVERHEAD, Shards
 from sslkit.data.sources import ImageSet, open_images
 from sslkit.data.workers import usable_cores
@@ -68,6 +70,7 @@ def pack(
     workers: int | None = None,
     limit: int | None = None,
     console: Console = SILENT,
+    limits: Any = AUTO,
 ) -> Packing:
     """Write the images of `sources` into the new folder `out`; there is a whole one in the end, or none.
 
@@ -77,6 +80,7 @@ def pack(
         sources: DATA as everywhere, packs included.
         workers: processes that make images smaller; None takes one for each core; without `size` none.
         limit: so many images, the same ones that `data.limit` takes.
+        limits: as `data.range`, by which images of more than 8 bits are made smaller.
 
     Raises:
         UserError: nothing to pack, `out` exists, a setting out of range; the disk is full (code 1).
@@ -85,6 +89,10 @@ def pack(
     images = open_images(sources, limit)
     for line in images.left_out.lines():
         console.say(line)
+    if settings.size:  # what is copied keeps its numbers
+        found = find_range(images, limits)
+        images = replace(images, range=found.range)
+        console.facts(found.facts())
     _check_space(images, out, settings)
     count = (usable_cores() if settings.size else 0) if workers is None else workers
     unfinished = make_folder(out.with_name(f"{out.name}.partial-{os.getpid()}"))
@@ -167,7 +175,7 @@ def _write(
     numbers, classes = _numbered(originals, console)
     places = np.zeros(len(images), [("shard", np.int32), ("offset", np.int64), ("size", np.int64)])
     unreadable, resized, shards = [], 0, Shards(folder, settings.shard_size)
-    members = made(images.paths, settings, workers)
+    members = made(images.paths, settings, workers, images.range)
     with console.bar("packing", len(images)) as bar, closing(shards), closing(members):
         for index, member in enumerate(members):
             key = f"{index:09}"
@@ -196,6 +204,8 @@ def _write(
         "index": {"bytes": len(index_file), "sha256": hashlib.sha256(index_file).hexdigest()},
         "shards": shards.written,
     }
+    if settings.size:
+        description |= {"range": images.range.setting(), "nodata": list(images.range.nodata)}
     _store(folder / packed.DESCRIPTION, json.dumps(description, indent=1).encode() + b"\n")
     return description
 

@@ -1,6 +1,7 @@
 """Packed images: tar shards in the layout of WebDataset, and an index of where in them each image lies.
 
-    pack.json            format, count, settings, classes; bytes and SHA-256 of every other file
+    pack.json            format, count, settings, classes; bytes and SHA-256 of every other file; of images
+                         made smaller the range by which those of more than 8 bits were read
     index.safetensors    shard int32 [N], offset, size int64 [N], names uint8 and their ends int64 [N + 1]
     shard-000000.tar …   000000000.jpg, 000000001.jpg, …; with classes also 000000000.cls, …
 
@@ -25,6 +26,7 @@ from safetensors.numpy import load_file
 
 from sslkit.data.decode import Part, UnreadableImage
 from sslkit.data.names import Names
+from sslkit.data.ranges import BYTES, FULL, Range, parse
 from sslkit.errors import UserError
 
 FORMAT = "sslkit pack 1"
@@ -61,6 +63,38 @@ def place(name: str) -> Iterator[tuple[str, Part | None]]:
         yield file, part
     except UnreadableImage as error:
         raise UnreadableImage(name, error.reason) from error
+
+
+def range_of(names: Names) -> Range | None:
+    """The range that packs among the images were made by; None where none has changed its images.
+
+    Raises:
+        UserError: packs that were made by different ranges.
+    """
+    folders = {_folder(name) for name in names.as_bytes() if name.startswith(b"pack:")}
+    made = {folder: known for folder in sorted(folders) if (known := _made_by(folder)) is not None}
+    if len(set(made.values())) > 1:
+        (one, first), *_, (other, last) = made.items()
+        told = f"{one} was made by data.range = {first.told()}, {other} by {last.told()}"
+        raise UserError(told, "train on one of them, or make both again with the same --range")
+    return next(iter(made.values()), None)
+
+
+def _folder(name: bytes) -> str:
+    start = len(_PREFIX)
+    return os.fsdecode(name[start : name.index(b"/shard-", start)])
+
+
+def _made_by(folder: str) -> Range | None:
+    """The range of a pack whose images were made smaller; earlier versions read in full."""
+    description = _described(folder)
+    if "range" not in description:
+        return FULL if description.get("resized") else None
+    try:
+        known = parse(description["range"], description.get("nodata", []))
+    except (ValueError, TypeError) as problem:
+        raise _unfit(folder, f"{DESCRIPTION}: {problem}") from problem
+    return None if known == BYTES else known
 
 
 def original(name: str) -> str:

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from sslkit.data.numbers import Numbers
+
 Pixels = NDArray[np.uint8]
 Box = tuple[int, int, int, int]
 """(left, top, width, height), pixels."""
@@ -45,6 +47,13 @@ class Picture:
             self.width, self.height = image.size
         else:
             self.height, self.width = image.shape[:2]
+
+    kind = "RGB"
+    """Format and mode of the file as Pillow names them, such as "PNG I;16"; "RGB" of what is in memory."""
+
+    def numbers(self) -> Numbers | None:
+        """What its file holds, if that has more than 8 bits a channel; else None. Raises UnreadableImage."""
+        return None
 
     def rgb(self) -> Image.Image:
         """All of it. Raises UnreadableImage."""

@@ -146,7 +146,7 @@ class _Whole(Dataset[_Decoded]):
 
 def is_reducible(picture: Picture) -> bool:
     """Whether its file's decoder may be asked for fewer pixels; also true of some that then give all."""
-    return getattr(picture, "kind", "").startswith(("JPEG", "MPO"))
+    return picture.kind.startswith(("JPEG", "MPO"))
 
 
 def _as_chunk(items: Sequence[_Decoded]) -> Chunk:

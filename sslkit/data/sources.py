@@ -22,13 +22,15 @@ from PIL import Image
 from sslkit import keyed
 from sslkit.console import counted
 from sslkit.data import fractal, packed
-from sslkit.data.decode import image_size, opened, read_image
+from sslkit.data.decode import image_size, opened, read_image, read_numbers
 from sslkit.data.folders import refuse_no_images
 from sslkit.data.formats import ENDINGS
 from sslkit.data.left_out import LeftOut
 from sslkit.data.listing import Found, look_through
 from sslkit.data.names import Names, common_folder
+from sslkit.data.numbers import Numbers
 from sslkit.data.picture import Picture
+from sslkit.data.ranges import FULL, Range
 from sslkit.data.tables import is_table, lines_of, rows_of
 from sslkit.errors import UserError, nearest_path
 
@@ -47,6 +49,7 @@ class ImageSet:
         classes: names of the classes, in the order of their numbers.
         left_out: what else lies in the folders that the images were found in.
         notes: what people should know of how images were found and divided, in one sentence each.
+        range: which numbers are black and white in files with more than 8 bits.
     """
 
     paths: Names
@@ -55,6 +58,7 @@ class ImageSet:
     classes: tuple[str, ...] = ()
     left_out: LeftOut = field(default=LeftOut(), compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
+    range: Range = FULL
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "paths", Names.of(self.paths))
@@ -68,7 +72,7 @@ class ImageSet:
         if fractal.is_name(path):
             return fractal.draw(path)
         with packed.place(path) as (file, part):
-            return read_image(file, part)
+            return read_image(file, part, self.range)
 
     @contextmanager
     def opened(self, index: int) -> Iterator[Picture]:
@@ -77,7 +81,7 @@ class ImageSet:
         if fractal.is_name(path):
             yield Picture(fractal.draw(path))
             return
-        with packed.place(path) as (file, part), opened(file, part) as picture:
+        with packed.place(path) as (file, part), opened(file, part, self.range) as picture:
             yield picture
 
     def size(self, index: int) -> tuple[int, int]:
@@ -87,6 +91,14 @@ class ImageSet:
             return fractal.SIDE, fractal.SIDE
         with packed.place(path) as (file, part):
             return image_size(file, part)
+
+    def numbers(self, index: int) -> Numbers | None:
+        """What a file with more than 8 bits holds; None for another one. Raises UnreadableImage."""
+        path = self.paths[index]
+        if fractal.is_name(path):
+            return None
+        with packed.place(path) as (file, part):
+            return read_numbers(file, part)
 
     def subset(self, indices: Iterable[int]) -> ImageSet:
         """The images at `indices`, in that order, with the same classes."""

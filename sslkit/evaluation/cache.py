@@ -47,8 +47,10 @@ def encoder_digest(encoder: Encoder | None) -> str:
 
 
 def images_digest(images: ImageSet) -> str:
-    """The set's fingerprint, and when each file was last written: one may be edited and keep its size."""
+    """The set's fingerprint and range, and when each file was last written: it may have been edited since."""
     digest = hashlib.sha256(images.fingerprint.encode())
+    if images.range.known or images.range.nodata:  # else as earlier versions read them
+        digest.update(repr(images.range).encode())
     for path in images.paths.as_bytes():
         with suppress(OSError, ValueError):  # not a file of its own: generated, or packed
             digest.update(str(os.stat(path).st_mtime_ns).encode())

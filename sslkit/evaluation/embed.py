@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from sslkit.checking import refuse_range
 from sslkit.config import AUTO
 from sslkit.console import SILENT, Console
 from sslkit.data.decode import UnreadableImage
+from sslkit.data.set_range import with_range
 from sslkit.data.sources import ImageSet, open_images
 from sslkit.errors import UserError, nearest_path
 from sslkit.evaluation.gallery import (
@@ -114,7 +115,8 @@ def embed(
     encoder = load_encoder(source, size, seed, console=console)
     vector, exact = reader(encoder, readout), pick_precision(precision, place)
     asked = None if query is None else _open_query(query)
-    images = open_images([data])
+    images = with_range(open_images([data]), encoder.range, console)
+    asked = None if asked is None else replace(asked, range=images.range)
     for line in images.left_out.lines():
         console.say(line)
     if neighbours and len(images) < 2:
@@ -176,8 +178,10 @@ def _facts(
     source: str, seed: int, encoder: Encoder, readout: str, precision: Precision, images: ImageSet
 ) -> dict[str, str]:
     """What one needs to make the same vectors again."""
-    drawn = source.startswith("random/")
+    drawn, range = source.startswith("random/"), images.range
+    known = {"range": json.dumps(range.setting()), "nodata": json.dumps(range.nodata)} if range.known else {}
     return {
+        **known,
         "source": f"{source}, seed {seed}" if drawn else source,
         "sha256": _source_hash(source),
         "backbone": encoder.name,

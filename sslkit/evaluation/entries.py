@@ -10,7 +10,10 @@ import torch
 
 from sslkit.backbones import Encoder
 from sslkit.checking import refuse_range
-from sslkit.console import Console
+from sslkit.console import Console, nearby
+from sslkit.data.ranges import BYTES, Range
+from sslkit.data.set_range import find_range
+from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError, nearest, nearest_path
 from sslkit.evaluation.features import PIXEL_SIDE, pixels
 from sslkit.evaluation.measure import Pass
@@ -77,6 +80,26 @@ def make_entries(sources: Sequence[str], wanted: Wanted, console: Console) -> li
     return rows + [Entry(*baseline) for baseline in baselines]
 
 
+def shared_range(entries: Sequence[Entry]) -> Range:
+    """What rows without a range of their own read by: that of the first source that has one."""
+    return next((entry.one.range for entry in entries if entry.one.range != BYTES), BYTES)
+
+
+def refuse_ranges(entries: Sequence[Entry], images: ImageSet, flag: str) -> None:
+    """Refuse sources that read numbers differently where all are shown the same images.
+
+    Raises:
+        UserError: there are such sources, and images of more than 8 bits.
+    """
+    ranges = {entry.one.range: entry.name for entry in entries if entry.one.range != BYTES}
+    if len(ranges) > 1 and find_range(images).range.known:
+        (first, one), (second, other), *_ = ranges.items()
+        told = (
+            f"{nearby(one)} reads numbers by data.range = {first.told()}, {nearby(other)} by {second.told()}"
+        )
+        raise UserError(f"{flag} shows all sources the same images: {told}", "probe them one by one")
+
+
 def _against(source: str, encoder: Encoder, baselines: Sequence[tuple[str, str, Pass]]) -> tuple[str, ...]:
     """Random weights given as source are nobody's pre-training, and are compared with nothing."""
     if source.startswith("random/"):
@@ -89,7 +112,7 @@ def _pass(name: str, encoder: Encoder, wanted: Wanted) -> Pass:
     names = chosen(encoder, wanted.readout)
     encoder.requires_grad_(False)
     read = read_out(encoder, names)
-    return Pass(name, encoder, read, " ".join(names), encoder.size, wanted.precision)
+    return Pass(name, encoder, read, " ".join(names), encoder.size, wanted.precision, encoder.range)
 
 
 def _pixels() -> Pass:
@@ -115,4 +138,5 @@ def _reset(encoder: Encoder, seed: int) -> Encoder:
     )
     random.mean.copy_(encoder.mean)
     random.std.copy_(encoder.std)
+    random.range = encoder.range
     return random.eval()

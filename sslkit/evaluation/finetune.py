@@ -14,6 +14,10 @@ from sslkit import config as configuration
 from sslkit.backbones import Encoder
 from sslkit.config import AUTO
 from sslkit.console import SILENT, Console, command, nearby
+from sslkit.data.own_range import Found
+from sslkit.data.ranges import BYTES, Range
+from sslkit.data.set_range import find_range
+from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError, nearest_path
 from sslkit.evaluation.classifier import build_model, refuse_one_at_once
 from sslkit.evaluation.finetune_arms import COMPARISON_FILE, SCRATCH, Comparison, begin, compare, read_arms
@@ -115,9 +119,10 @@ def make_plan(wanted: FinetuneConfig, console: Console = SILENT) -> Plan:
     encoder = load_encoder(wanted.model.source, size, wanted.run.seed, console=console)
     scratch = wanted.model.scratch or wanted.model.source.startswith("random/")
     parameters = sum(parameter.numel() for parameter in encoder.parameters())
-    given = Given(
-        len(parts.training), encoder.family, encoder.size, scratch, device.type == "cpu", parameters
-    )
+    numbers = _range(wanted, encoder.range, parts.training)
+    encoder.range, parts = numbers.range, parts.by(numbers.range)
+    on_cpu = device.type == "cpu"
+    given = Given(len(parts.training), encoder.family, encoder.size, scratch, on_cpu, parameters, numbers)
     config, reasons = resolve(wanted, given)
     config = _placed(config, encoder, device)
     model, found, new = build_model(
@@ -129,6 +134,15 @@ def make_plan(wanted: FinetuneConfig, console: Console = SILENT) -> Plan:
         seed=config.run.seed,
     )
     return Plan(config, reasons, encoder, model, found, new, parts, device, scratch)
+
+
+def _range(wanted: FinetuneConfig, known: Range, training: ImageSet) -> Found:
+    """The range of the images: as set, that of the source, or their own where it knows none."""
+    data = wanted.data
+    if data.range == AUTO and known != BYTES:
+        nodata = known.nodata if data.nodata == AUTO else data.nodata
+        return Found(Range(known.limits, nodata), "the source's", "the source's")
+    return find_range(training, data.range, data.nodata)
 
 
 def _placed(config: FinetuneConfig, encoder: Encoder, device: torch.device) -> FinetuneConfig:

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from sslkit import config as configuration
 from sslkit.checking import MAX_SIDE
-from sslkit.config import AUTO, setting
 from sslkit.errors import UserError, nearest
+from sslkit.settings import AUTO, nodata_setting, range_setting, setting
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,10 @@ class Data:
     cache: Literal["memory", "off"] = setting(
         AUTO, "memory: decode the training images once and keep them where they fit; off: never", auto=True
     )
+    range: tuple[float, ...] | Literal["full", "8-bit"] = range_setting(
+        "the source's, or the set's own where it has none"
+    )
+    nodata: tuple[float, ...] = nodata_setting("the source's, or usual ones that are far from all others")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import TypeVar
 from sslkit import config as configuration
 from sslkit.console import Console, command, nearby
 from sslkit.data.labels import open_labelled
+from sslkit.data.ranges import as_set
 from sslkit.errors import UserError
 from sslkit.evaluation.classifier_files import OpenedClassifier
 from sslkit.evaluation.finetune_arms import SCRATCH, Comparison
@@ -86,6 +87,7 @@ def measure(
     settings, run = wanted.robustness, wanted.run
     device = pick_device(run.device)
     _, validation = open_labelled(wanted.data.source, wanted.data.split_seed)
+    validation = replace(validation, range=as_set(wanted.data))
     classifiers = {
         f"{name}, {place}": OpenedClassifier(folder).to(device)
         for name, own in folders.items()

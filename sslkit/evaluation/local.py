@@ -12,6 +12,7 @@ from torch import Tensor
 from sslkit import keyed
 from sslkit.backbones import Encoder, require_maps
 from sslkit.console import Console, counted
+from sslkit.data.set_range import with_range
 from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError
 from sslkit.evaluation.cells import (
@@ -26,7 +27,7 @@ from sslkit.evaluation.cells import (
     raw_patches,
 )
 from sslkit.evaluation.compare import make_verdict
-from sslkit.evaluation.entries import Entry
+from sslkit.evaluation.entries import Entry, refuse_ranges, shared_range
 from sslkit.evaluation.measure import Bench
 from sslkit.evaluation.mosaics import LEAST, Mosaics, tilings_of
 from sslkit.evaluation.result import LocalResult, LocalRow, ProbeResult, Verdict
@@ -141,6 +142,9 @@ def probe_masks(
 ) -> ProbeResult:
     """Linear segmentation of images that have masks: there is nothing else to probe on them."""
     task = open_masks(data, MASKS, workers, seed, console)
+    training = with_range(task.training.images, shared_range(entries), console)
+    refuse_ranges(entries, training, "--local")
+    task = task.by(training.range)
     counts = {"train": len(task.training.masks), "validation": len(task.validation.masks)}
     console.say(f"{data}: {counts['train']} training and {counts['validation']} validation images with masks")
     local = measure_local(task, entries, device, seed, console)

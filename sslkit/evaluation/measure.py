@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from sslkit.backbones import Encoder
 from sslkit.console import Console
+from sslkit.data.ranges import BYTES, Range
 from sslkit.data.sources import ImageSet
 from sslkit.evaluation.cache import FeatureCache, encoder_digest, images_digest, key_of
 from sslkit.evaluation.features import Features, extract
@@ -31,6 +32,7 @@ class Pass:
     reads: str  # what `read` computes, for the cache
     size: int
     precision: Precision
+    range: Range = BYTES  # of the images; BYTES: that of the bench
 
     def key(self, images: str, device: torch.device) -> str:
         """Of the images with this digest; the same weights give other digits on another kind of device."""
@@ -100,13 +102,16 @@ class Bench:
     unreadable: int = 0
 
     def __post_init__(self) -> None:
-        self._digests: dict[int, str] = {}
+        self._digests: dict[tuple[int, Range], str] = {}
 
     def features(self, one: Pass) -> tuple[Features, Features]:
         """Of both parts, leaks taken out where they are to be; the first call also looks for them."""
         if one.encoder is not None:
             one.encoder.to(self.device)
-        train, validation = (self._features(part, one) for part in (self.train, self.validation))
+        parts = (self.train, self.validation)
+        if one.range != BYTES:
+            parts = (replace(self.train, range=one.range), replace(self.validation, range=one.range))
+        train, validation = (self._features(part, one) for part in parts)
         if one.encoder is not None:
             one.encoder.cpu()
         if self.leaks is None:
@@ -118,9 +123,10 @@ class Bench:
     def _features(self, images: ImageSet, one: Pass) -> Features:
         looks, key = self.leaks is None, ""
         if self.cache.folder:
-            if id(images) not in self._digests:
-                self._digests[id(images)] = images_digest(images)
-            key = one.key(self._digests[id(images)], self.device)
+            part = (id(images.paths), images.range)
+            if part not in self._digests:
+                self._digests[part] = images_digest(images)
+            key = one.key(self._digests[part], self.device)
         found = self.cache.load(key, images, looks)
         if found is None:
             found = extract(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sslkit import keyed
 from sslkit.console import counted
 from sslkit.data.folders import has_masks
 from sslkit.data.labels import empty_class_folders, open_labelled
+from sslkit.data.ranges import Range
 from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError
 from sslkit.evaluation.finetune_config import FinetuneConfig
@@ -28,6 +29,16 @@ class Parts:
     held_out: ImageSet | None  # taken from training, to choose the best epoch
     unused: ImageSet | None  # what shots or share left out
     notes: tuple[str, ...] = ()  # what people should know
+
+    def by(self, range: Range) -> Parts:
+        """The same images, read by this range."""
+        training, validation, held_out, unused = (
+            None if part is None else replace(part, range=range)
+            for part in (self.training, self.validation, self.held_out, self.unused)
+        )
+        assert training is not None
+        assert validation is not None
+        return Parts(training, validation, held_out, unused, self.notes)
 
 
 def open_parts(config: FinetuneConfig) -> Parts:

@@ -12,11 +12,19 @@ from sslkit.config import AUTO
 from sslkit.console import SILENT, Console, counted
 from sslkit.data.folders import has_masks
 from sslkit.data.labels import open_labelled
+from sslkit.data.set_range import with_range
 from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError
 from sslkit.evaluation.cache import FeatureCache, cache_folder
 from sslkit.evaluation.compare import compare, make_level, make_row
-from sslkit.evaluation.entries import BASELINES, Entry, Wanted, make_entries
+from sslkit.evaluation.entries import (
+    BASELINES,
+    Entry,
+    Wanted,
+    make_entries,
+    refuse_ranges,
+    shared_range,
+)
 from sslkit.evaluation.grid import Cell, measure_grid, sizes_around
 from sslkit.evaluation.heads import Classifier, measure_robustness
 from sslkit.evaluation.leaks import Leaks
@@ -97,6 +105,10 @@ def probe(
         show(result, console)
         return result
     train, validation = _open(data, console)
+    train = with_range(train, shared_range(entries), console)
+    validation = replace(validation, range=train.range)
+    if flag := "--robust" if robust else "--local" if local else "":
+        refuse_ranges(entries, train, flag)
     check_shots(few, seeds, train)
     tilings = check_mosaics(entries, train, validation) if local else ()
     console.say(f"{data}: {len(train)} training and {counted(len(validation), 'validation image')}")

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from sslkit.data.own_range import NONE, Found
 from sslkit.errors import UserError
 from sslkit.evaluation.finetune_config import FinetuneConfig
 from sslkit.training.choices import Chooser, reading_workers
@@ -38,6 +39,7 @@ class Given:
     scratch: bool  # random weights
     on_cpu: bool = True  # no accelerator
     parameters: int = 0  # of the encoder
+    numbers: Found = NONE  # the range of the images
 
 
 def resolve(config: FinetuneConfig, given: Given) -> tuple[FinetuneConfig, dict[str, str]]:
@@ -54,6 +56,9 @@ def resolve(config: FinetuneConfig, given: Given) -> tuple[FinetuneConfig, dict[
     choice("data.size", given.size, "the size the encoder was made for")
     choice("data.workers", reading_workers(given.on_cpu), "processor cores")
     choice("data.cache", "memory", "decoded once where the images fit")
+    numbers = given.numbers
+    choice("data.range", numbers.range.limits, numbers.reason if numbers.range.known else "")
+    choice("data.nodata", numbers.range.nodata, numbers.fills if numbers.range.nodata else "")
     batch = choice("run.batch_size", *_batch_size(given.count))
     if batch > given.count:
         raise UserError(

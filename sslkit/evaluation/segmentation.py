@@ -22,6 +22,7 @@ from sslkit.data.decode import MAX_PIXELS, UnreadableImage
 from sslkit.data.folders import parts_of
 from sslkit.data.labels import VALIDATION_SHARE
 from sslkit.data.loader import evaluation_loader
+from sslkit.data.ranges import Range
 from sslkit.data.sources import ImageSet, images_in, none_found
 from sslkit.errors import UserError
 from sslkit.evaluation.cells import Scenes, Tally
@@ -55,6 +56,14 @@ class Segmentation:
 
     name = "segmentation"
     measures = ("mean IoU", "mean IoU of cells")
+
+    def by(self, range: Range) -> Segmentation:
+        """The same images, read by this range."""
+        training, validation = (
+            part._replace(images=replace(part.images, range=range))
+            for part in (self.training, self.validation)
+        )
+        return replace(self, training=training, validation=validation)
 
     @property
     def classes(self) -> int:

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +68,7 @@ class Reference:
 def reference(source: str | Path, encoder: Encoder) -> Reference:
     """The encoder's features of the run's own images if they are still there, else of generated ones."""
     found = _run_images(Path(source))
+    found = None if found is None else replace(found, range=encoder.range)
     own = _views(found, encoder.size) if found is not None else []
     images = own or _views(open_images([f"fractal:{COMPARED}"]), encoder.size)
     batch = torch.stack(images)
@@ -147,6 +148,8 @@ def _name_of(source: str | Path) -> str:
 def provenance(source: str | Path, encoder: Encoder) -> dict[str, str]:
     """Metadata of an exported file: who wrote it, from which method and data, as far as is known."""
     facts = {"sslkit": sslkit.__version__, "backbone": encoder.name, "source": Path(source).name}
+    if encoder.range.known:
+        facts["range"] = encoder.range.told()
     if _is_model_name(source) or is_foreign(source):
         return facts
     file = encoder_file(Path(source))

@@ -55,6 +55,7 @@ def export_timm(source: str | Path, out: Path | None, **loading: Any) -> ExportR
         lines = LINES.format(
             model=_model_lines(encoder, name, file), size=encoder.size, width=expected.vectors.shape[1]
         )
+        lines += _numbers_told(encoder)
         return prove(folder, file, PlainTimm(name, encoder.stem), expected, lines)
 
 
@@ -64,6 +65,19 @@ def _model_lines(encoder: Encoder, name: str, file: Path) -> str:
         return MODEL.format(name=name)
     channels = encoder.model.conv1.out_channels
     return SMALL_STEM_MODEL.format(name=name, file=str(file), backbone=encoder.name, channels=channels)
+
+
+def _numbers_told(encoder: Encoder) -> str:
+    """How images of more than 8 bits become what `Image.open` gives of a photo; "" where there were none."""
+    if not encoder.range.known:
+        return ""
+    low, high = encoder.range.of("u")
+    scaled = f"(numpy.array(Image.open(FILE), float) - {low:.9g}) / {high - low:.9g}"
+    none = f"; no data: {list(encoder.range.nodata)}" if encoder.range.nodata else ""
+    return (
+        f"\n# Of more than 8 bits: data.range = {encoder.range.told()}{none}\n"
+        f"# image = Image.fromarray(numpy.uint8(255 * numpy.clip({scaled}, 0, 1) + 0.5)).convert('RGB')"
+    )
 
 
 class PlainTimm:

@@ -23,6 +23,7 @@ from sslkit.training.acceleration import accelerate_, fitted
 from sslkit.training.beginning import built, check, held, start_weights, started, write_settings
 from sslkit.training.changes import image_changes, list_images, setting_changes, settings_of
 from sslkit.training.device import kind, pick_device
+from sslkit.training.image_range import range_for
 from sslkit.training.launch import launch
 from sslkit.training.longer import lengthen, refuse_epochs, refuse_fewer, with_epochs
 from sslkit.training.progress import announce
@@ -57,8 +58,10 @@ def pretrain(config: PretrainConfig, console: Console = SILENT, overwrite: bool 
     with processes.joined(device, config.run.patience), processes.watched(lambda: 0):
         processes.on_first(lambda: refuse_place(config.run.out, overwrite))
         images = open_images(config.data.sources, config.data.limit or None)
+        numbers = processes.on_first(lambda: range_for(images, config))
+        images = replace(images, range=numbers.range)
         config = _anchored(config)
-        ready = _agreed(resolve(config, len(images), native_side(images), device))
+        ready = _agreed(resolve(config, len(images), native_side(images), device, numbers))
         check(ready, console)
         refuse_longer_than_run(ready.config, len(images), USUAL_WARMUP, console)
         method = _prepared(ready, images, device, console)
@@ -157,9 +160,12 @@ def _resumed(
     config = before if epochs is None else with_epochs(before, epochs)
     data = run.facts["data"]
     images = open_images(config.data.sources, config.data.limit or None)
+    numbers = range_for(images, config)  # as the run began
+    images = replace(images, range=numbers.range)
     if images.fingerprint != data["fingerprint"]:
         processes.on_first(lambda: _accept_images(run, images, console, allow_data_change))
-    ready = _agreed(resolve(config, len(images), data["native"], device))  # settings newer than the run
+    # Settings newer than the run are resolved now.
+    ready = _agreed(resolve(config, len(images), data["native"], device, numbers))
     check(ready, console)
     found, notices = processes.on_first(lambda: checkpoint.newest(run.path / "checkpoints"))
     for notice in notices:

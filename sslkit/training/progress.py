@@ -63,10 +63,14 @@ def _tell_given(config: PretrainConfig, reasons: Mapping[str, str], console: Con
 
 
 def tell_reasons(config: Any, reasons: Mapping[str, str], console: Console) -> None:
-    """Every setting that was left to the tool, with the value it got and why."""
+    """Every setting that was left to the tool, with the value it got and why; none without a reason."""
     for key, reason in reasons.items():
         section, _, name = key.partition(".")
-        console.say(f"  {key} = {getattr(getattr(config, section), name)}  ({reason})")
+        value = getattr(getattr(config, section), name)
+        if isinstance(value, tuple):
+            value = f"[{', '.join(f'{number:.9g}' for number in value)}]"
+        if reason:
+            console.say(f"  {key} = {value}  ({reason})")
 
 
 def less_at_once(step: Step, batch: int) -> str:

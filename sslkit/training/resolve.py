@@ -12,6 +12,7 @@ import torch
 
 from sslkit.backbones import breaks_channels_last
 from sslkit.config import AUTO, PretrainConfig, Run
+from sslkit.data.own_range import NONE, Found
 from sslkit.errors import UserError
 from sslkit.methods import load, short_name
 from sslkit.methods.base import Info
@@ -40,12 +41,15 @@ class Resolved:
     reasons: dict[str, str]
 
 
-def resolve(config: PretrainConfig, count: int, native: int, device: torch.device) -> Resolved:
+def resolve(
+    config: PretrainConfig, count: int, native: int, device: torch.device, numbers: Found = NONE
+) -> Resolved:
     """Fill in every auto.
 
     Args:
         count: images in the set.
         native: median short side of the stored images, pixels.
+        numbers: the range of the set.
 
     Raises:
         UserError: a batch larger than the data.
@@ -89,6 +93,8 @@ def resolve(config: PretrainConfig, count: int, native: int, device: torch.devic
     choice("run.micro_batch", 0, "the whole batch, or what fits a GPU")
     choice("data.workers", reading_workers(not large), "processor cores")
     choice("data.cache", "memory", "decoded once where the images fit")
+    choice("data.range", numbers.range.limits, numbers.reason if numbers.range.known else "")
+    choice("data.nodata", numbers.range.nodata, numbers.fills if numbers.range.nodata else "")
     choice(
         "run.log_every", max(1, min(50, (count // batch) * epochs // 100 or 1)), "about a hundred lines a run"
     )

@@ -27,6 +27,7 @@ from sslkit import config as configuration
 from sslkit.backbones import Encoder
 from sslkit.config import AUTO, PretrainConfig
 from sslkit.console import command, counted
+from sslkit.data.ranges import as_set
 from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError, nearest_path
 from sslkit.files import replacing, write_json
@@ -219,6 +220,8 @@ def describe(images: ImageSet, info: Info, device: torch.device) -> dict[str, An
             "count": len(images),
             "fingerprint": images.fingerprint,
             "native": info.native,
+            "range": images.range.setting(),
+            "nodata": list(images.range.nodata),
         },
         "versions": {
             "sslkit": sslkit.__version__,
@@ -243,6 +246,7 @@ def build_method(config: PretrainConfig, info: Info) -> Method:
         heads=model.heads or None,
         stem=model.stem,
     )
+    encoder.range = as_set(config.data)
     return load(config.method_name)(config.method, encoder, info)
 
 

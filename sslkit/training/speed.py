@@ -35,6 +35,7 @@ from sslkit.training.beginning import check, started
 from sslkit.training.device import autocast, pick_device, to_device
 from sslkit.training.engine import Step, train
 from sslkit.training.flops import counted_flops, peak_flops
+from sslkit.training.image_range import range_for
 from sslkit.training.optim import build_optimizer, parameter_groups, pretraining
 from sslkit.training.pictures import PICTURED
 from sslkit.training.progress import announce
@@ -282,7 +283,9 @@ def at_the_door(config: PretrainConfig, console: Console, with_bare: bool = Fals
     device = pick_device(config.run.device)
     refuse_times(config.run)
     images = open_images(config.data.sources, config.data.limit or None)
-    ready = resolve(config, len(images), native_side(images), device)
+    numbers = range_for(images, config)
+    images = replace(images, range=numbers.range)
+    ready = resolve(config, len(images), native_side(images), device, numbers)
     check(ready, console)
     refuse_longer_than_run(ready.config, len(images), USUAL_WARMUP, console)
     bench = Workbench(ready, images, device, console, with_bare)

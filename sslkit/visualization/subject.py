@@ -24,6 +24,8 @@ from sslkit.console import SILENT, Console
 from sslkit.data.decode import UnreadableImage, native_side
 from sslkit.data.formats import ending, is_image
 from sslkit.data.names import Names
+from sslkit.data.ranges import BYTES, Range, as_set
+from sslkit.data.set_range import with_range
 from sslkit.data.sources import ImageSet, open_images
 from sslkit.errors import UserError, nearest_path
 from sslkit.evaluation.gallery import class_names, embed_images
@@ -76,7 +78,16 @@ class Subject:
 
     @cached_property
     def images(self) -> ImageSet:
-        """All images there are to choose from."""
+        """All images there are to choose from, read as those that the encoder was trained on."""
+        return with_range(self._listed(), self._range, self.console)
+
+    @property
+    def _range(self) -> Range:
+        if self.run is not None:
+            return as_set(read_configuration(self.run.path / "config.toml").data)
+        return BYTES if self.has_method else self.encoder.range
+
+    def _listed(self) -> ImageSet:
         if self._images:
             return open_pictures(self._images)
         if self.run is None:

@@ -1,0 +1,30 @@
+"""By which range a run reads images of more than 8 bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sslkit.config import AUTO, PretrainConfig
+from sslkit.data.own_range import Found
+from sslkit.data.ranges import BYTES, Range
+from sslkit.data.set_range import find_range
+from sslkit.data.sources import ImageSet
+from sslkit.foreign import is_foreign
+from sslkit.model_config import range_behind, read_config
+from sslkit.weights import encoder_file
+
+
+def range_for(images: ImageSet, config: PretrainConfig) -> Found:
+    """The range of a run's images: as set, that of the weights it starts from, or the set's own."""
+    data, init = config.data, config.model.init
+    if data.range == AUTO and init and (known := known_range(init)).known:
+        return Found(known, f"that of {init}", f"that of {init}")
+    return find_range(images, data.range, data.nodata)
+
+
+def known_range(source: str) -> Range:
+    """The range that a SOURCE tells of, without building it; `BYTES` where there is none."""
+    if source.startswith(("timm/", "random/")) or is_foreign(source):
+        return BYTES
+    file = encoder_file(Path(source))
+    return range_behind(file, read_config(file.parent))
