@@ -62,10 +62,16 @@ class Console:
     """
 
     def __init__(self, quiet: bool = False, json: bool = False, log: Path | None = None) -> None:
-        self.quiet, self.json, self.log = quiet, json, log
+        self.quiet, self.json = quiet, json
+        self._logs = [log] if log else []
         terminal = bool(sys.stderr) and sys.stderr.isatty()  # None: closed by `2>&-`
         self.interactive = terminal and not quiet and place.number() == 0
         self._progress: Any = None
+
+    @property
+    def log(self) -> Path | None:
+        """The file that what people read is copied to."""
+        return self._logs[-1] if self._logs else None
 
     @property
     def choice(self) -> tuple[bool, bool]:
@@ -112,11 +118,12 @@ class Console:
     @contextmanager
     def copied_to(self, log: Path) -> Iterator[None]:
         """What people read inside is also written to a file; afterwards no longer."""
-        before, self.log = self.log, log
+        self._logs.append(log)
         try:
             yield
         finally:
-            self.log = before
+            if log in self._logs:  # runs in other threads may have begun or ended meanwhile
+                self._logs.remove(log)
 
     @contextmanager
     def bar(self, label: str, total: int, done: int = 0, each: bool = False) -> Iterator[Bar]:
@@ -167,7 +174,7 @@ class Console:
             with self.log.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text + "\n")
         except OSError:
-            self.log = None
+            self._logs.clear()
 
 
 def command(*words: str | Path) -> str:

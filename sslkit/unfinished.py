@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sslkit import config as configuration
 from sslkit.backbones import Encoder
+from sslkit.data.ranges import Range, parse
 from sslkit.errors import UserError
 from sslkit.foreign import read_safetensors
 from sslkit.model_config import timm_config
@@ -77,6 +78,12 @@ def open_unfinished(run: Path) -> Unfinished | None:
     return None
 
 
+def range_of(run: Path) -> Range:
+    """The range of images of more than 8 bits that a run's settings tell of. Raises ValueError."""
+    values = configuration.read(str(run / "config.toml"))
+    return parse(values["data.range"], values["data.nodata"])
+
+
 def _of_model(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(_MODEL): t for name, t in tensors.items() if name.startswith(_MODEL)}
 
@@ -92,6 +99,7 @@ def _described(run: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
             heads=int(values.get("model.heads", 0)) or None,
             stem=values.get("model.stem", "standard"),
         )
+        encoder.range = range_of(run)
         for name in _BUFFERS:
             buffer = getattr(encoder, name.rpartition(".")[2])
             buffer.copy_(tensors[name])

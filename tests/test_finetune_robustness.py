@@ -247,7 +247,7 @@ def test_options_of_the_measurement_need_it(
 def test_one_validation_image_is_too_few(source: str, tmp_path: Path) -> None:
     write_stripes(tmp_path / "data/train", {"a": 4, "b": 4})
     write_stripes(tmp_path / "data/val", {"a": 1, "b": 1})
-    (tmp_path / "data/val/b/00.png").unlink()
+    shutil.rmtree(tmp_path / "data/val/b")
     (tmp_path / "data/train/b").rename(tmp_path / "b")
     write_stripes(tmp_path / "data/train", {"b": 1})
     with pytest.raises(UserError, match="--robust needs two validation images"):

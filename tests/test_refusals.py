@@ -34,7 +34,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"backbone": "mixer_s32_224", "size": 224}, "no feature maps"),
+        ({"backbone": "halonet26t", "size": 64}, "can't take images of 64 px"),
         ({"backbone": "test_vit", "size": 32, "settings": ["method.radius=500"]}, "keeps every bin"),
         ({"backbone": "test_vit", "size": 32, "settings": ["method.crop_scale=[1.0,0.2]"]}, "is not <="),
         ({"backbone": "vit_tiny_patch16_224", "size": 89}, "not a multiple of 16"),

@@ -141,7 +141,7 @@ def test_sizes_with_a_remainder_are_refused() -> None:
 
 
 def test_a_written_encoder_comes_back(folder: Path) -> None:
-    assert json.loads((folder / "config.json").read_text())["sslkit"] == {"stem": "small"}
+    assert json.loads((folder / "config.json").read_text())["sslkit"] == {"range": "8-bit", "stem": "small"}
     assert header_of(folder / "encoder.safetensors")[2]["stem"] == "small"  # what `sslkit info` shows
     assert architecture(str(folder)) == Architecture("resnet18", 32, 0, "small")
     assert torch.equal(load_encoder(folder).vector(images()), encoder().vector(images()))
@@ -152,7 +152,7 @@ def test_a_written_encoder_comes_back(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["test_vit", "resnet18"])
 def test_other_encoders_are_written_as_ever(tmp_path: Path, name: str) -> None:
     write_encoder(Encoder(name, 32), tmp_path, "encoder.safetensors", {})
-    assert "sslkit" not in json.loads((tmp_path / "config.json").read_text())
+    assert json.loads((tmp_path / "config.json").read_text())["sslkit"] == {"range": "8-bit"}
     assert header_of(tmp_path / "encoder.safetensors")[2] == {"format": "pt"}
     assert architecture(str(tmp_path)).stem == "standard"
 
@@ -254,7 +254,7 @@ def test_a_classifier_has_the_stem_of_its_source(tmp_path: Path, scratch: bool) 
     taken = torch.equal(model.state_dict()["conv1.weight"], made.model.state_dict()["conv1.weight"])
     assert (taken, found.taken) == ((False, 0) if scratch else (True, len(made.model.state_dict())))
     write_classifier(model, made, 32, tuple("abcde"), tmp_path, {})
-    assert json.loads((tmp_path / "config.json").read_text())["sslkit"] == {"stem": "small"}
+    assert json.loads((tmp_path / "config.json").read_text())["sslkit"] == {"range": "8-bit", "stem": "small"}
     plain = by_hand(classes=5)
     timm.models.load_checkpoint(plain, str(tmp_path / "model.safetensors"))
     with torch.no_grad():

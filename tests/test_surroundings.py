@@ -92,14 +92,16 @@ def own_mount(place: str, size: str, line: str) -> str:
 @pytest.mark.skipif(sys.platform != "linux", reason="mount namespaces are Linux's")
 def test_a_file_system_that_is_really_full(folder: Path) -> None:
     shown = f"ls /mnt/run/checkpoints > {folder}/left; exit $code"
-    line = "SSLKIT -o /mnt/run --epochs 10 --save-every 2 -s model.patch_size=8; code=$?; " + shown
-    done = shell(own_mount("/mnt", "7m", line), folder)
+    line = "SSLKIT -o /mnt/run --epochs 4 --save-every 2 -s model.patch_size=8; "
+    line += "cat /dev/zero > /mnt/other 2>/dev/null; truncate -s -1M /mnt/other; "  # who fills it comes later
+    line += f"{sys.executable} -m sslkit pretrain --resume /mnt/run --epochs 10; code=$?; " + shown
+    done = shell(own_mount("/mnt", "60m", line), folder)
     assert done.returncode == 1
     assert done.stderr.count("No space left on device") == 3
-    assert "error: step 10 was not saved in /mnt/run/checkpoints" in done.stderr
+    assert "error: step 14 was not saved in /mnt/run/checkpoints" in done.stderr
     assert "hint: make room; older checkpoints are whole" in done.stderr
     assert "Traceback" not in done.stderr
-    assert (folder / "left").read_text().split() == ["step-00000002", "step-00000004"]
+    assert (folder / "left").read_text().split() == ["step-00000006", "step-00000008"]
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import hashlib
 import importlib.util
 import os
 import sys
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -165,10 +166,14 @@ def _imported(path: Path, digest: str) -> ModuleType:
     return module
 
 
+_PARSING = threading.Lock()  # Python 3.11 counts the depth of a tree for all threads together
+
+
 def _read(path: Path) -> tuple[str, ast.Module]:
     try:
         text = path.read_text(encoding="utf-8-sig")
-        return text, ast.parse(text)
+        with _PARSING:
+            return text, ast.parse(text)
     except SyntaxError as problem:
         raise UserError(f"{path}:{problem.lineno}: {problem.msg}") from None
     except (OSError, ValueError) as problem:

@@ -11,6 +11,7 @@ from sslkit.data.set_range import find_range
 from sslkit.data.sources import ImageSet
 from sslkit.foreign import is_foreign
 from sslkit.model_config import range_behind, read_config
+from sslkit.unfinished import folder_of, range_of
 from sslkit.weights import encoder_file
 
 
@@ -27,4 +28,6 @@ def known_range(source: str) -> Range:
     if source.startswith(("timm/", "random/")) or is_foreign(source):
         return BYTES
     file = encoder_file(Path(source))
+    if folder_of(file) != file.parent:  # a checkpoint of a run that has not ended
+        return range_of(folder_of(file))
     return range_behind(file, read_config(file.parent))
