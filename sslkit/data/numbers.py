@@ -66,7 +66,7 @@ def has_one_channel(image: Image.Image) -> bool:
 
 def has_wide_channels(image: Image.Image) -> bool:
     """Whether an opened image has several channels of 16 bits, which Pillow makes bytes of."""
-    if image.format not in ("PNG", "TIFF") or image.mode not in ("RGB", "RGBA", "LA"):
+    if image.format not in ("PNG", "TIFF") or image.mode not in ("RGB", "RGBA", "RGBX", "LA"):
         return False
     return ";16" in _raw(image) or max(_tags(image).get(_BITS, (8,))) == 16
 
@@ -82,7 +82,8 @@ def mend_(image: Any) -> None:
     codec, raw = image.tile[0][0], _raw(image)
     if codec == "libtiff" and _LITTLE and raw in _OWN_ORDER:
         _unpack_as_(image, lambda _: _OWN_ORDER[raw])
-    if codec == "raw" and _tags(image).get(_PLANES) == _APART and image.mode in ("RGB", "RGBA"):
+    if codec == "raw" and _tags(image).get(_PLANES) == _APART and image.mode in ("RGB", "RGBA", "RGBX"):
+        image._mode = image.mode.rstrip("X")  # of versions before Pillow 11, which unpack no 16 bits there
         image.tile = [part for part in image.tile if part[3][0].upper() in image.mode]
         if max(_tags(image)[_BITS]) == 16:
             order = "16B" if _tags(image).prefix == b"MM" else "16L"  # type: ignore[attr-defined]

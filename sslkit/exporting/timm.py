@@ -76,6 +76,7 @@ def _numbers_told(encoder: Encoder) -> str:
     none = f"; no data: {list(encoder.range.nodata)}" if encoder.range.nodata else ""
     return (
         f"\n# Of more than 8 bits: data.range = {encoder.range.told()}{none}\n"
+        "# import numpy\n"
         f"# image = Image.fromarray(numpy.uint8(255 * numpy.clip({scaled}, 0, 1) + 0.5)).convert('RGB')"
     )
 
