@@ -187,12 +187,11 @@ def test_train_kill_resume_compare_export_reload() -> None:
 
 
 def test_versions_that_the_suite_passed_with_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = packages.bounds()
-    found = packages._tested(wanted)
+    found = packages._tested()
     for name in packages.PACKAGES:
-        assert f"{name} {wanted[name.lower()].strip('>=')} and {packages.NEWEST_TESTED[name]}" in found.text
+        assert f"{name} {packages.NEWEST_TESTED[name]}" in found.text
     monkeypatch.setitem(packages.NEWEST_TESTED, "torch", "2.5")
-    assert f"newer here: torch {torch.__version__.split('+')[0]}" in packages._tested(wanted).text
+    assert f"newer here: torch {torch.__version__.split('+')[0]}" in packages._tested().text
 
 
 def test_operations_of_a_device_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
