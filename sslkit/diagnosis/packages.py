@@ -23,7 +23,7 @@ NEWEST_TESTED = {
     "safetensors": "0.8.0",
     "numpy": "2.4.6",
 }
-"""With these the whole suite passed on 2026-11-30 (`make test`). With the lower bounds it does not yet pass."""
+"""With these the suite passed on 2026-11-30 (`make test`); with the lower bounds it does not yet."""
 
 MODULES = ("torch", "torchvision", "timm", "PIL.Image", "safetensors.torch", "numpy")
 """What is imported to see that the packages work together."""
