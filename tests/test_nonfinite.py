@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from sslkit.config import Optim, PretrainConfig
 from sslkit.console import Console
+from sslkit.contract import Case
 from sslkit.errors import UserError
 from sslkit.methods.base import Clock
 from sslkit.methods.mfm import MFM
 from sslkit.training.engine import Step, train
-from sslkit.training.memory import smaller
+from sslkit.training.memory import Buffers, smaller
 from sslkit.training.optim import CosineSchedule, _flagged_step, build_optimizer
 from sslkit.training.pretrain import pretrain, resume
 from sslkit.visualization.report import write_report
@@ -115,6 +116,51 @@ def test_an_optimizer_without_such_a_flag_gets_zeros() -> None:
     assert all(value.isfinite().all() for value in state.values())
     plain, _ = stepped("lars", [1.0, 0.0])
     assert all(torch.equal(state[key], plain[key]) for key in state)
+
+
+BUFFERED = ["mfm", "simclr", "moco", "byol", "dino"]  # a ResNet's statistics, a queue, followers', a centre
+
+
+def buffers_of(method: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in method.named_buffers()}
+
+
+def poisoned(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value * math.nan if value.is_floating_point() else value for name, value in batch.items()}
+
+
+@pytest.mark.parametrize("name", BUFFERED)
+def test_no_buffer_keeps_anything_of_a_step_that_is_not_finite(name: str) -> None:
+    case = Case(name, "test_resnet")
+    method = case.build()
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.01)
+    schedule = CosineSchedule(optimizer, 10**9, 0, 0.01, 0.01)
+    batches = [case.batch, poisoned(case.batch), case.batch]
+    steps = train(method, batches, optimizer, schedule, Clock(0, 3, 3).rest(), device=CPU)
+    seen = [(bool(step.finite), buffers_of(method)) for step in steps]
+    assert [finite for finite, _ in seen] == [True, False, True]
+    (_, before), (_, after), (_, later) = seen
+    assert all(torch.equal(after[key], before[key]) for key in before)
+    assert any(not torch.equal(later[key], before[key]) for key in before)
+    assert all(value.isfinite().all() for value in [*later.values(), *method.parameters()])
+
+
+@pytest.mark.parametrize("name", BUFFERED)
+@pytest.mark.parametrize("finite", [True, False])
+def test_on_a_device_buffers_go_by_the_flag(name: str, finite: bool) -> None:
+    """There `after_step` runs in any case."""
+    case = Case(name, "test_resnet")
+    method, clock = case.build(), Clock(0, 3, 3)
+    buffers, before = Buffers(method), buffers_of(method)
+    with buffers.kept(clock):
+        method(case.batch if finite else poisoned(case.batch), clock)
+    method.after_step(clock)
+    moved = buffers_of(method)
+    assert any(not torch.equal(moved[key], before[key]) for key in before)
+    buffers.restore_unless_(torch.tensor(finite))
+    expected, found = moved if finite else before, buffers_of(method)
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert all(value.isfinite().all() for value in method.state_dict().values())
 
 
 # ------------------------------------------------------------------------------------------- whole runs

@@ -5,8 +5,9 @@
 It yields after each optimizer step; saving, logging and pictures are the caller's business, in the open.
 No callbacks, and no host synchronisation: every figure stays a tensor until somebody reads it.
 
-A loss or gradient that is not finite changes no weight: the update is left out. On the CPU the host looks;
-elsewhere it would have to wait for the device to know, and the optimizer gets the flag instead (`update_if`).
+A loss or gradient that is not finite changes no weight and no buffer: the update is left out. On the CPU the
+host looks; elsewhere it would have to wait for the device to know, and the optimizer gets the flag instead
+(`update_if`), as do the buffers.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def train(
             grad_norm = clip_gradients_(parameters, clip, clip_by)
             metrics, embedding = _gathered(outputs, [len(part["index"]) / whole for part in parts])
             finite = distributed.agreed(grad_norm.isfinite() & metrics["loss"].isfinite())
-        _update(optimizer, method, now, finite)
+        _update(optimizer, method, now, finite, buffers)
         if scaler is not None:
             finite = spared(finite, metrics["loss"], scaler)
             scaler.update()
@@ -189,8 +190,13 @@ def accumulated(
     return None
 
 
-def _update(optimizer: torch.optim.Optimizer, method: Any, clock: Clock, finite: Tensor) -> None:
+def _update(
+    optimizer: torch.optim.Optimizer, method: Any, clock: Clock, finite: Tensor, buffers: Buffers
+) -> None:
     """The end of a step: the optimizer, whose own memory is taken in the first one, and what follows it.
+
+    Of a step that is not finite no buffer keeps anything either: a statistic, a queue or a centre that took
+    a NaN would never lose it.
 
     Raises:
         UserError: memory ran out; not OutOfMemory, as some weights may have moved and must not be saved.
@@ -198,8 +204,12 @@ def _update(optimizer: torch.optim.Optimizer, method: Any, clock: Clock, finite:
     try:
         updated = update_if(finite, optimizer)
         optimizer.zero_grad(set_to_none=True)
-        if updated:
-            method.after_step(clock)
+        if not updated:
+            buffers.restore_()
+            return
+        method.after_step(clock)
+        if finite.device.type != "cpu":
+            buffers.restore_unless_(finite)  # after `after_step`, which may carry a NaN into another buffer
     except Exception as problem:
         if not processes.memory_ran_out(problem):
             raise
