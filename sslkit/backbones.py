@@ -80,7 +80,7 @@ class Encoder(nn.Module):
         self.family, self.width, self.stride = found.family, found.width, found.stride
         self.layout = found.layout
         check_size(name, size, self.stride)
-        if self.family == "cnn" and not breaks_channels_last(self.model):
+        if self.family == "cnn" and not found.breaks_channels_last:
             # A pixel's channels side by side: a ResNet-50 in bfloat16 on a CPU trains twice as fast.
             lay_out_(self.model, torch.channels_last)
 
@@ -198,22 +198,6 @@ def lay_out_(model: nn.Module, memory_format: torch.memory_format) -> None:
     for weight in model.parameters():
         if weight.ndim == 4:
             weight.data = weight.data.contiguous(memory_format=memory_format)
-
-
-def breaks_channels_last(model: nn.Module) -> bool:
-    """Whether training it on a CPU in float32 with channels last ends the process by a segmentation fault.
-
-    oneDNN's gradient to the weights of a 1 × 1 convolution with a stride reads beyond its input where that
-    has fewer than 16 channels (torch 2.14.1; seen with 3, 4, 8, 12 and 15, not with 16 and more): the first
-    layers of FastViT, MobileOne and RepVGG.
-    """
-    return any(
-        isinstance(module, nn.Conv2d)
-        and module.kernel_size == (1, 1)
-        and max(module.stride) > 1
-        and module.in_channels < 16
-        for module in model.modules()
-    )
 
 
 def _per_channel(values: Sequence[float]) -> Tensor:

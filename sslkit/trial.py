@@ -34,6 +34,7 @@ class Outline(NamedTuple):
     width: int  # of the vector
     stride: int  # pixels per step of the last map, as timm says
     map: tuple[int, ...]  # (C, h, w) of the final map; empty if there is none
+    breaks_channels_last: bool = False
 
 
 def outline(
@@ -94,6 +95,22 @@ def _remainder(name: str, size: int, stride: int) -> str:
     return f"not a multiple of {stride}"
 
 
+def breaks_channels_last(model: nn.Module) -> bool:
+    """Whether training it on a CPU in float32 with channels last ends the process by a segmentation fault.
+
+    oneDNN's gradient to the weights of a 1 × 1 convolution with a stride reads beyond its input where that
+    has fewer than 16 channels (torch 2.14.1; seen with 3, 4, 8, 12 and 15, not with 16 and more): the first
+    layers of FastViT, MobileOne and RepVGG.
+    """
+    return any(
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == (1, 1)
+        and max(module.stride) > 1
+        and module.in_channels < 16
+        for module in model.modules()
+    )
+
+
 @cache
 def _tried(name: str, size: int, patch_size: int | None, stem: Stem) -> Outline | str:
     """The outline, or why there is none."""
@@ -151,7 +168,8 @@ def _look(model: Any, size: int, vit: bool) -> Outline:
             raise ValueError(f"its vectors have the shape {tuple(vector.shape)}")
         layout, shape = _map(model, images, features, vit)
     families: dict[Layout, Family] = {"tokens": "vit", "NHWC": "swin", "NCHW": "cnn"}
-    return Outline(families.get(layout, "transformer"), layout, vector.shape[1], _stride(model), shape)
+    family, breaks = families.get(layout, "transformer"), breaks_channels_last(model)
+    return Outline(family, layout, vector.shape[1], _stride(model), shape, breaks)
 
 
 def _map(model: Any, images: Tensor, features: Any, vit: bool) -> tuple[Layout, tuple[int, ...]]:

@@ -105,3 +105,18 @@ def two_views(count: int, size: int = 32, seed: int = 1) -> dict[str, Tensor]:
     random = torch.Generator().manual_seed(seed)
     views = {name: torch.rand(count, 3, size, size, generator=random) for name in ("first", "second")}
     return {**views, "index": torch.arange(count)}
+
+
+def map_with_hidden(made: Encoder, batch: Tensor, mask: Tensor, token: Tensor) -> Tensor:
+    """timm's own final map where the embedding of each hidden patch is replaced by the token on the way."""
+
+    def replace(_module: object, _inputs: object, embedded: Tensor) -> Tensor:
+        for cell in mask.nonzero().tolist():
+            embedded[*cell] = token
+        return embedded
+
+    hook = made.model.patch_embed.register_forward_hook(replace)
+    try:
+        return made.maps(batch)[0]
+    finally:
+        hook.remove()

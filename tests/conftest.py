@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from building import Called, called
 from PIL import Image
 
 from sslkit.config import PretrainConfig, build_pretrain
@@ -50,6 +51,15 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def photos(tmp_path: Path) -> Path:
     """A folder with sixteen PNG files of 40 × 36 pixels, two of them in a folder inside."""
     return write_photos(tmp_path / "photos", 16)
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Called]:
+    """command("pretrain", …) as from a shell in the test's folder."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *words: called([str(word) for word in words], monkeypatch, capsys)
 
 
 def write_photos(folder: Path, count: int) -> Path:

@@ -7,6 +7,7 @@ from functools import cache
 import pytest
 import timm
 import torch
+from building import map_with_hidden
 from torch import Tensor
 
 from sslkit.backbones import Encoder, require_maps
@@ -182,15 +183,7 @@ def test_masked_map_is_the_map_with_the_token_for_hidden_patches(name: str) -> N
     side = made.model.feature_info[0]["reduction"]
     token = torch.randn(made.model.feature_info[0]["num_chs"], generator=torch.Generator().manual_seed(2))
     mask = images(2, 64 // side, 64 // side) < 0.5
-
-    def replace(_module: object, _inputs: object, embedded: Tensor) -> Tensor:
-        for cell in mask.nonzero().tolist():
-            embedded[*cell] = token
-        return embedded
-
-    hook = made.model.patch_embed.register_forward_hook(replace)
-    expected = made.maps(batch)[0]
-    hook.remove()
+    expected = map_with_hidden(made, batch, mask, token)
     found = made.masked_map(batch, mask, token)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
     assert not torch.allclose(found, made.maps(batch)[0], atol=1e-2)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from building import Called, called, write_stripes
+from building import Called, write_stripes
 from torch import nn
 
 from sslkit.config import PretrainConfig
@@ -25,15 +25,6 @@ from sslkit.training.pretrain import pretrain
 from sslkit.training.spans import refuse_longer_than_run
 
 QUICK = ["--size", "32", "--workers", "0", "--device", "cpu", "--precision", "float32", "-q"]
-
-
-@pytest.fixture
-def command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Called]:
-    """command("pretrain", …) as from a shell in the test's folder."""
-    monkeypatch.chdir(tmp_path)
-    return lambda *words: called([str(word) for word in words], monkeypatch, capsys)
 
 
 # ------------------------------------------------------------------------------ longer than the run

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from building import map_with_hidden
 from torch import Tensor, nn
 
 from sslkit.backbones import Encoder
@@ -103,15 +104,7 @@ def test_hidden_patches_enter_as_the_token(name: str) -> None:
     made, batch = encoder(name), images(name)
     token = torch.randn(made.width, generator=torch.Generator().manual_seed(2))
     mask = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(3)) < 0.5
-
-    def replace(_module: object, _inputs: object, embedded: Tensor) -> Tensor:
-        for cell in mask.nonzero().tolist():
-            embedded[*cell] = token
-        return embedded
-
-    hook = made.model.patch_embed.register_forward_hook(replace)
-    expected = made.maps(batch)[0]
-    hook.remove()
+    expected = map_with_hidden(made, batch, mask, token)
     torch.testing.assert_close(made.masked_map(batch, mask, token), expected, rtol=0, atol=1e-4)
 
 

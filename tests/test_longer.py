@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from building import Called, called, write_stripes
+from building import Called, write_stripes
 from safetensors.torch import load_file
 from test_resume import Stopper, assert_same_end, metrics, run_until
 
@@ -39,15 +39,6 @@ class Listener(Console):
 
     def say(self, text: str = "") -> None:
         self.told.append(text)
-
-
-@pytest.fixture
-def command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Called]:
-    """command("pretrain", …) as from a shell in the test's folder."""
-    monkeypatch.chdir(tmp_path)
-    return lambda *words: called([str(word) for word in words], monkeypatch, capsys)
 
 
 def stop() -> None:

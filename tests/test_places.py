@@ -27,15 +27,6 @@ Usage = namedtuple("Usage", ["total", "used", "free"])
 
 
 @pytest.fixture
-def command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Called]:
-    """command("probe", …) as from a shell in the test's folder."""
-    monkeypatch.chdir(tmp_path)
-    return lambda *words: called([str(word) for word in words], monkeypatch, capsys)
-
-
-@pytest.fixture
 def read_only() -> Iterator[Callable[[Path], Path]]:
     """read_only(folder): nothing can be written there any more, until the test ends."""
     mounted: list[Path] = []

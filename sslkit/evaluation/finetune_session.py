@@ -37,7 +37,6 @@ from sslkit.training.nonfinite import NonFinite
 from sslkit.training.progress import less_at_once
 from sslkit.training.resolve import interval
 from sslkit.training.run import RunFolder
-from sslkit.training.scaling import scaler_for
 from sslkit.training.signals import Interrupted, Wishes, listening
 from sslkit.training.skipped import Skipped
 from sslkit.training.writer import Writer, save_due
@@ -71,7 +70,8 @@ class FinetuneSession:
         self.nonfinite = NonFinite(run, self.clock.steps, _indices)
         self.writer = Writer(run.path / "checkpoints", self.device.type != "cpu", console)
         self.save_every, self.saved = interval(config.run.save_every), time.monotonic()
-        self.micro_batch, self.scaler = config.run.micro_batch, scaler_for(config.run.precision, self.device)
+        self.micro_batch = config.run.micro_batch
+        self.scaler = scaling.scaler_for(config.run.precision, self.device)
         self.best: dict[str, float] | None = None
 
     def restore(self) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 from sslkit.data.own_range import NONE, Found
 from sslkit.errors import UserError
 from sslkit.evaluation.finetune_config import FinetuneConfig
-from sslkit.training.choices import Chooser, reading_workers
+from sslkit.training.choices import Chooser, choose_range, reading_workers
 
 PAPER_SCALE = 100_000
 """Training images from which the paper's epochs are kept."""
@@ -56,9 +56,7 @@ def resolve(config: FinetuneConfig, given: Given) -> tuple[FinetuneConfig, dict[
     choice("data.size", given.size, "the size the encoder was made for")
     choice("data.workers", reading_workers(given.on_cpu), "processor cores")
     choice("data.cache", "memory", "decoded once where the images fit")
-    numbers = given.numbers
-    choice("data.range", numbers.range.limits, numbers.reason if numbers.range.known else "")
-    choice("data.nodata", numbers.range.nodata, numbers.fills if numbers.range.nodata else "")
+    choose_range(choice, given.numbers)
     batch = choice("run.batch_size", *_batch_size(given.count))
     if batch > given.count:
         raise UserError(

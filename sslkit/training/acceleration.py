@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sslkit import distributed, processes
-from sslkit.backbones import Encoder, breaks_channels_last, lay_out_
+from sslkit.backbones import Encoder, lay_out_
 from sslkit.config import PretrainConfig
 from sslkit.data.loader import pretraining_loader
 from sslkit.data.sources import ImageSet
@@ -22,6 +22,7 @@ from sslkit.training.device import to_device
 from sslkit.training.engine import accumulated, split
 from sslkit.training.memory import smaller
 from sslkit.training.resolve import Resolved
+from sslkit.trial import breaks_channels_last
 
 SHARE = 0.9
 """Of the free memory of a GPU that one step may take; fragmentation and other programs need the rest."""

@@ -25,10 +25,7 @@ from sslkit.training.locks import locked
 from sslkit.training.loggers import require
 from sslkit.training.norms import cure_of_one, fewest_at_once, refuse_one_value
 from sslkit.training.resolve import Resolved
-from sslkit.training.run import (
-    RunFolder,
-    build_method,
-)
+from sslkit.training.run import RunFolder, build_method
 from sslkit.weights import load_encoder, load_into, tensors_for
 
 
@@ -113,6 +110,7 @@ def built(ready: Resolved, device: torch.device) -> Method:
 
 
 def start_weights(ready: Resolved, method: Method, images: ImageSet, console: Console) -> None:
+    """Those of `model.init`, if it names some, into the method; then the method's own `prepare`."""
     if ready.config.model.init:
         init = ready.config.model.init
         other = load_encoder(init, backbone=ready.config.model.backbone, console=console)

@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from sslkit import place
 from sslkit.config import AUTO
+from sslkit.data.own_range import Found
 from sslkit.data.workers import usable_cores
 
 Configuration = TypeVar("Configuration")
@@ -33,6 +34,13 @@ class Chooser(Generic[Configuration]):
         changed: dict[str, Any] = {section: dataclasses.replace(own, **{name: value})}
         self.config = dataclasses.replace(self.config, **changed)  # type: ignore[type-var]
         return value
+
+
+def choose_range(choice: Chooser[Any], found: Found) -> None:
+    """The range of the images; without a reason, and so untold, where none has more than 8 bits."""
+    own = found.range
+    choice("data.range", own.limits, found.reason if own.known else "")
+    choice("data.nodata", own.nodata, found.fills if own.nodata else "")
 
 
 def reading_workers(on_cpu: bool) -> int:

@@ -79,19 +79,21 @@ class _Depthwise(torch.autograd.Function):
         if to_input and ctx.stride == (1, 1) and len(weight) == x.shape[1] and min(around) >= 0:
             found = F.conv2d(slope, weight.flip(2, 3), None, 1, around, groups=x.shape[1])
             to_input = False
-        exact, own, _ = torch.ops.aten.convolution_backward(
-            slope.float(),
-            x.float(),
-            weight.float(),
-            None,
-            ctx.stride,
-            ctx.padding,
-            (1, 1),
-            False,
-            (0, 0),
-            x.shape[1],
-            (to_input, to_weight, False),
-        )
-        found = exact.to(x.dtype) if to_input else found
+        own = None
+        if to_input or to_weight:
+            exact, own, _ = torch.ops.aten.convolution_backward(
+                slope.float(),
+                x.float(),
+                weight.float(),
+                None,
+                ctx.stride,
+                ctx.padding,
+                (1, 1),
+                False,
+                (0, 0),
+                x.shape[1],
+                (to_input, to_weight, False),
+            )
+            found = exact.to(x.dtype) if to_input else found
         bias = slope.float().sum((0, 2, 3)) if ctx.biased and ctx.needs_input_grad[2] else None
-        return found, own if to_weight else None, bias, None, None
+        return found, own, bias, None, None

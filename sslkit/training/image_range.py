@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+from sslkit import processes
 from sslkit.config import AUTO, PretrainConfig
 from sslkit.data.own_range import Found
 from sslkit.data.ranges import BYTES, Range
 from sslkit.data.set_range import find_range
-from sslkit.data.sources import ImageSet
+from sslkit.data.sources import ImageSet, open_images
 from sslkit.foreign import is_foreign
 from sslkit.model_config import range_behind, read_config
 from sslkit.unfinished import folder_of, range_of
 from sslkit.weights import encoder_file
+
+
+def open_with_range(config: PretrainConfig) -> tuple[ImageSet, Found]:
+    """The images of a run, read by its range, and that range; one process finds it for all."""
+    images = open_images(config.data.sources, config.data.limit or None)
+    found = processes.on_first(lambda: range_for(images, config))
+    return replace(images, range=found.range), found
 
 
 def range_for(images: ImageSet, config: PretrainConfig) -> Found:

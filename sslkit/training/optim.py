@@ -64,8 +64,8 @@ def build_optimizer(
 
     The scale is folded into the rate here, because MFM's official code keeps the minimum of the cosine at the
     same absolute number for every layer; `scale_later` leaves it to timm's scheduler, which scales that too,
-    as MAE's official code does. Momentum is the plain
-    one, not Nesterov's. LARS adapts the rate of groups with weight decay only (You et al., 2017).
+    as MAE's official code does. Momentum is the plain one, not Nesterov's. LARS adapts the rate of groups
+    with weight decay only (You et al., 2017).
     """
     parameters = [parameter for group in groups for parameter in group["params"]]  # type: ignore[attr-defined]
     fused = {"fused": True} if _fusable(parameters) else {}

@@ -13,7 +13,7 @@ from sslkit import distributed, place, processes
 from sslkit.config import PretrainConfig
 from sslkit.console import SILENT, Console, command
 from sslkit.data.decode import native_side
-from sslkit.data.sources import ImageSet, open_images
+from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError
 from sslkit.methods import card
 from sslkit.methods.base import Method
@@ -23,7 +23,7 @@ from sslkit.training.acceleration import accelerate_, fitted
 from sslkit.training.beginning import built, check, held, start_weights, started, write_settings
 from sslkit.training.changes import image_changes, list_images, setting_changes, settings_of
 from sslkit.training.device import kind, pick_device
-from sslkit.training.image_range import range_for
+from sslkit.training.image_range import open_with_range
 from sslkit.training.launch import launch
 from sslkit.training.longer import lengthen, refuse_epochs, refuse_fewer, with_epochs
 from sslkit.training.progress import announce
@@ -57,9 +57,7 @@ def pretrain(config: PretrainConfig, console: Console = SILENT, overwrite: bool 
     refuse_times(config.run)
     with processes.joined(device, config.run.patience), processes.watched(lambda: 0):
         processes.on_first(lambda: refuse_place(config.run.out, overwrite))
-        images = open_images(config.data.sources, config.data.limit or None)
-        numbers = processes.on_first(lambda: range_for(images, config))
-        images = replace(images, range=numbers.range)
+        images, numbers = open_with_range(config)
         config = _anchored(config)
         ready = _agreed(resolve(config, len(images), native_side(images), device, numbers))
         check(ready, console)
@@ -159,9 +157,7 @@ def _resumed(
 ) -> Path:
     config = before if epochs is None else with_epochs(before, epochs)
     data = run.facts["data"]
-    images = open_images(config.data.sources, config.data.limit or None)
-    numbers = range_for(images, config)  # as the run began
-    images = replace(images, range=numbers.range)
+    images, numbers = open_with_range(config)
     if images.fingerprint != data["fingerprint"]:
         processes.on_first(lambda: _accept_images(run, images, console, allow_data_change))
     # Settings newer than the run are resolved now.

@@ -10,15 +10,14 @@ from dataclasses import dataclass
 
 import torch
 
-from sslkit.backbones import breaks_channels_last
 from sslkit.config import AUTO, PretrainConfig, Run
 from sslkit.data.own_range import NONE, Found
 from sslkit.errors import UserError
 from sslkit.methods import load, short_name
 from sslkit.methods.base import Info
 from sslkit.paths import next_folder
-from sslkit.timm_models import Stem, create_model, is_vit, named_patch
-from sslkit.training.choices import Chooser, reading_workers
+from sslkit.timm_models import Stem, is_vit, named_patch
+from sslkit.training.choices import Chooser, choose_range, reading_workers
 from sslkit.training.device import pick_precision
 from sslkit.training.run import RUNS
 from sslkit.trial import nearest_size, outline, takes
@@ -93,8 +92,7 @@ def resolve(
     choice("run.micro_batch", 0, "the whole batch, or what fits a GPU")
     choice("data.workers", reading_workers(not large), "processor cores")
     choice("data.cache", "memory", "decoded once where the images fit")
-    choice("data.range", numbers.range.limits, numbers.reason if numbers.range.known else "")
-    choice("data.nodata", numbers.range.nodata, numbers.fills if numbers.range.nodata else "")
+    choose_range(choice, numbers)
     choice(
         "run.log_every", max(1, min(50, (count // batch) * epochs // 100 or 1)), "about a hundred lines a run"
     )
@@ -170,12 +168,7 @@ def _memory_format(backbone: str, size: int, stem: Stem, device: torch.device) -
     """What `Encoder` does by itself; on a GPU also what only a CPU can't train."""
     if _kind(backbone, size, stem) != "cnn":
         return "contiguous", "it is no CNN"
-    try:
-        with torch.device("meta"):
-            model = create_model(backbone, stem, num_classes=0)
-    except Exception:  # not every model can be built without values; what is wrong with it is told when it is
-        return "channels_last", "usual for its kind"
-    if device.type != "cuda" and breaks_channels_last(model):
+    if device.type != "cuda" and outline(backbone, size, stem=stem).breaks_channels_last:
         return "contiguous", "a CPU can't train it in channels_last"
     return "channels_last", "the faster one for a CNN"
 

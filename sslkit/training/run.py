@@ -238,6 +238,11 @@ def describe(images: ImageSet, info: Info, device: torch.device) -> dict[str, An
 def build_method(config: PretrainConfig, info: Info) -> Method:
     """The method and its encoder with fresh weights, from a resolved configuration."""
     torch.manual_seed(config.run.seed)
+    return load(config.method_name)(config.method, build_encoder(config), info)
+
+
+def build_encoder(config: PretrainConfig) -> Encoder:
+    """The encoder with fresh weights, from a resolved configuration."""
     model = config.model
     encoder = Encoder(
         model.backbone,
@@ -247,7 +252,7 @@ def build_method(config: PretrainConfig, info: Info) -> Method:
         stem=model.stem,
     )
     encoder.range = as_set(config.data)
-    return load(config.method_name)(config.method, encoder, info)
+    return encoder
 
 
 def load_method(path: Path) -> Method:

@@ -36,7 +36,6 @@ from sslkit.training.optim import pretraining
 from sslkit.training.pictures import due, write_panels
 from sslkit.training.resolve import USUAL_WARMUP, Resolved, interval, seconds_of
 from sslkit.training.run import RunFolder
-from sslkit.training.scaling import scaler_for
 from sslkit.training.signals import Interrupted, Wishes, listening
 from sslkit.training.writer import Writer, save_due
 
@@ -66,7 +65,7 @@ class Session:
         self.clock = Clock(0, config.schedule.epochs * per_epoch, per_epoch, config.run.seed)
         self.optimizer, self.schedule = pretraining(method, config, self.clock)
         self.deadline = Deadline(seconds_of(config.run.max_time)) if config.run.max_time else None
-        self.scaler = scaler_for(config.run.precision, device)
+        self.scaler = scaling.scaler_for(config.run.precision, device)
         self.save_every = interval(config.run.save_every)
         self.saved = time.monotonic()
         self.books = Books(run, config, method, self.clock, len(self.images), console, self._indices)

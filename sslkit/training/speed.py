@@ -21,12 +21,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sslkit.backbones import Encoder
 from sslkit.config import PretrainConfig
 from sslkit.console import SILENT, Console
 from sslkit.data.cached import Source, pick_source
 from sslkit.data.decode import native_side
-from sslkit.data.sources import ImageSet, open_images
+from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError
 from sslkit.methods.base import Clock
 from sslkit.training import checkpoint
@@ -35,13 +34,13 @@ from sslkit.training.beginning import check, started
 from sslkit.training.device import autocast, pick_device, to_device
 from sslkit.training.engine import Step, train
 from sslkit.training.flops import counted_flops, peak_flops
-from sslkit.training.image_range import range_for
+from sslkit.training.image_range import open_with_range
 from sslkit.training.optim import build_optimizer, parameter_groups, pretraining
 from sslkit.training.pictures import PICTURED
 from sslkit.training.progress import announce
 from sslkit.training.rates import Rates, Rehearsal
 from sslkit.training.resolve import USUAL_WARMUP, Resolved, refuse_times, resolve, seconds_of
-from sslkit.training.run import refuse_place
+from sslkit.training.run import build_encoder, refuse_place
 from sslkit.training.spans import refuse_longer_than_run
 
 WARM = 2
@@ -80,14 +79,7 @@ class Workbench:
             self.batch = next(batches)
         self.flops = self.bare_flops = 0.0
         if with_bare:
-            model = config.model
-            self.encoder = Encoder(
-                model.backbone,
-                config.data.size,
-                patch_size=model.patch_size or None,
-                heads=model.heads or None,
-                stem=model.stem,
-            ).to(device)
+            self.encoder = build_encoder(config).to(device)
             self._count()  # before compiling: compiled products are not seen
             accelerate_(self.encoder, config, device)
             self._bare = self._bare_steps()
@@ -282,9 +274,7 @@ def at_the_door(config: PretrainConfig, console: Console, with_bare: bool = Fals
         raise UserError("--dry-run and bench time one process", cure)
     device = pick_device(config.run.device)
     refuse_times(config.run)
-    images = open_images(config.data.sources, config.data.limit or None)
-    numbers = range_for(images, config)
-    images = replace(images, range=numbers.range)
+    images, numbers = open_with_range(config)
     ready = resolve(config, len(images), native_side(images), device, numbers)
     check(ready, console)
     refuse_longer_than_run(ready.config, len(images), USUAL_WARMUP, console)
