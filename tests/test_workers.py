@@ -90,6 +90,27 @@ def test_reading_goes_on_at_the_same_image(
     assert not multiprocessing.active_children()
 
 
+def stopped(end: Any) -> None:
+    end.send("stopped")
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+@pytest.mark.slow
+def test_a_worker_that_stops_while_it_hands_a_batch_over_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked of the worker itself has no timeout: its end of a pipe stays open while it is stopped."""
+    monkeypatch.setattr(workers, "LOOK", 0.1)
+    monkeypatch.setattr(workers, "PATIENCE", 0.5)
+    ours, theirs = multiprocessing.Pipe()
+    worker = multiprocessing.get_context("spawn").Process(target=stopped, args=(theirs,))
+    worker.start()
+    theirs.close()
+    assert ours.recv() == "stopped"
+    with workers._Watchdog([worker]) as watchdog, pytest.raises(workers._Lost, match="no batch came for"):
+        next(workers._patiently(iter(ours.recv, None), watchdog))
+    worker.join()
+    assert worker.exitcode == -signal.SIGKILL
+
+
 @pytest.mark.slow
 def test_after_three_restarts_it_ends_with_the_cure(tmp_path: Path) -> None:
     with pytest.raises(WorkersLost, match=r"failed 4 times at the same batch: a process .* died") as error:

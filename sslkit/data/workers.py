@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader
@@ -38,6 +39,7 @@ SMALL = 1 << 30
 
 
 DIED = "a process that reads images died (out of memory?)"
+_SLOW = "no batch came for {:.0f} s"
 
 
 def usable_cores() -> int:
@@ -109,36 +111,66 @@ def unbroken(loader: Callable[[int], DataLoader[Any]], console: Console) -> Gene
 
 def _pass(loader: DataLoader[Any]) -> Generator[Any, None, None]:
     """One pass over a loader, in a frame of its own that goes when it fails."""
-    with _workers(loader) as batches:
-        yield from _patiently(batches)
+    with _workers(loader) as (batches, children), _Watchdog(children) as watchdog:
+        yield from _patiently(batches, watchdog)
 
 
-def _patiently(batches: Iterator[Any]) -> Iterator[Any]:
+class _Watchdog:
+    """Kills workers that keep this process waiting where DataLoader's timeout does not reach.
+
+    A batch's memory is handed over by its worker on request, and a worker that is stopped never answers.
+    """
+
+    def __init__(self, children: Iterable[BaseProcess]) -> None:
+        self._children, self._ended = children, threading.Event()
+        self.asked: float | None = None  # when the batch was that is waited for
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> _Watchdog:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._ended.wait(LOOK):
+            asked = self.asked
+            if asked is not None and time.monotonic() - asked > PATIENCE + 2 * LOOK:
+                for child in self._children:
+                    child.kill()
+                return
+
+
+def _patiently(batches: Iterator[Any], watchdog: _Watchdog) -> Iterator[Any]:
     """The batches; _Lost when a worker is dead, or when one takes longer than anybody waits."""
     while True:
-        asked = time.monotonic()
+        watchdog.asked = asked = time.monotonic()
         while True:
             try:
                 batch = next(batches)
                 break
             except StopIteration:
                 return
-            except (OSError, EOFError) as problem:  # it died while it handed a batch over
+            except (OSError, EOFError) as problem:  # it died, or was killed, while it handed a batch over
                 if str(problem).startswith("Caught "):  # what a worker itself met and reported
                     raise
-                raise _Lost(DIED) from None
+                waited = time.monotonic() - asked
+                raise _Lost(_SLOW.format(waited) if waited >= PATIENCE else DIED) from None
             except RuntimeError as problem:
                 if (reason := _why_lost(str(problem), time.monotonic() - asked)) is None:
                     raise
                 if reason:
                     raise _Lost(reason) from None
+        watchdog.asked = None
         yield batch
 
 
 def _why_lost(text: str, waited: float) -> str | None:
     """From DataLoader's words: why its workers are of no use; "" to wait on; None for another fault."""
     if text.startswith("DataLoader timed out"):
-        return f"no batch came for {waited:.0f} s" if waited >= PATIENCE else ""
+        return _SLOW.format(waited) if waited >= PATIENCE else ""
     if text.startswith("DataLoader worker"):
         return DIED
     if "shared memory" in text or "</torch_" in text or "Too many open files" in text:
@@ -147,8 +179,8 @@ def _why_lost(text: str, waited: float) -> str | None:
 
 
 @contextmanager
-def _workers(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
-    """A pass over the loader; when its processes are lost, none of them stays."""
+def _workers(loader: DataLoader[Any]) -> Iterator[tuple[Iterator[Any], set[BaseProcess]]]:
+    """A pass over the loader, and its processes; when they are lost, none of them stays."""
     before, on_death = set(multiprocessing.active_children()), signal.getsignal(signal.SIGCHLD)
     batches = iter(loader)
     children = set(multiprocessing.active_children()) - before
@@ -157,7 +189,7 @@ def _workers(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
         # `_patiently` looks after the workers instead.
         signal.signal(signal.SIGCHLD, on_death)
     try:
-        yield batches
+        yield batches, children
     except _Lost:
         for child in children:  # one that hangs would not listen to anything gentler
             child.kill()
