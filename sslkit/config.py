@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from sslkit.checking import MAX_SIDE, MIN_SIDE, checked
-from sslkit.earlier import BEFORE, RETIRED, completed
+from sslkit.earlier import RETIRED, completed
 from sslkit.errors import UserError, nearest, nearest_path
 from sslkit.files import read_text
 from sslkit.settings import AUTO as AUTO
@@ -226,19 +226,17 @@ def read(path_or_recipe: str, recipes: Path = RECIPES) -> dict[str, Any]:
         cure = nearest_path(path, known) if path.suffix or len(path.parts) > 1 else known
         raise UserError(f"no configuration {path_or_recipe!r}: neither a file nor a recipe", cure)
     try:
-        values = loads(read_text(path))
+        return completed(loads(read_text(path)))
     except (ValueError, RecursionError, OSError) as problem:  # TOML, UTF-8, or numbers of 5,000 digits
         told = f"{path} is not readable TOML: {problem}"
         raise UserError(told, "sslkit methods mfm --toml prints a valid one") from None
-    of_run = any((path.parent / name).is_file() for name in ("run.json", "comparison.json"))
-    return {**(BEFORE if of_run else {}), **values}
 
 
 def read_again(path_or_recipe: str, recipes: Path = RECIPES) -> dict[str, Any]:
     """`read` for a new run: a run's own config.toml repeats the run in a new folder."""
     values = read(path_or_recipe, recipes)
     own = Path(str(values.get("run.out", ""))).resolve() == Path(path_or_recipe).resolve().parent
-    return {key: value for key, value in completed(values).items() if not (own and key == "run.out")}
+    return {key: value for key, value in values.items() if not (own and key == "run.out")}
 
 
 def loads(text: str) -> dict[str, Any]:

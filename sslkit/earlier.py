@@ -9,13 +9,14 @@ RETIRED: Mapping[str, Any] = {"optim.layer_decay": 1.0}
 """Settings of pre-training that earlier versions wrote, and the value that does what is done now. With it
 such a run opens as it was; another value can't be followed, and is refused."""
 
-ADDED: Mapping[str, Any] = {"schedule.cosine_after_warmup": False, "optim.decay_norms": False}
-"""Settings that earlier versions did not write, and the value that does what they did. It is the field's
-default too, so that a run resumes as it was; but methods have other defaults."""
-
-BEFORE: Mapping[str, Any] = {"data.range": "full", "data.nodata": []}
-"""The same where the default does otherwise now: it is what the config.toml of a run or of a comparison means
-that says nothing of them."""
+ADDED: Mapping[str, Any] = {
+    "schedule.cosine_after_warmup": False,
+    "optim.decay_norms": False,
+    "data.range": "full",
+    "data.nodata": [],
+}
+"""Settings that earlier versions did not write, and the value that does what they did, where a method or the
+field itself has another default now."""
 
 _WHOLE = {"run.out", "run.log_every", "optim.eps", "schedule.min_lr"}
 """What a run's own config.toml has among all settings, and a file that was written by hand hardly ever."""
