@@ -111,6 +111,12 @@ def test_a_worker_that_stops_while_it_hands_a_batch_over_is_ended(monkeypatch: p
     assert worker.exitcode == -signal.SIGKILL
 
 
+def test_a_worker_that_we_ended_ourselves_did_not_run_out_of_memory() -> None:
+    text = "DataLoader worker (pid(s) 17) exited unexpectedly"
+    assert workers._why_lost(text, 310.0, killed=True) == "no batch came for 310 s"
+    assert workers._why_lost(text, 310.0, killed=False) == workers.DIED
+
+
 @pytest.mark.slow
 def test_after_three_restarts_it_ends_with_the_cure(tmp_path: Path) -> None:
     with pytest.raises(WorkersLost, match=r"failed 4 times at the same batch: a process .* died") as error:
@@ -122,9 +128,10 @@ def test_after_three_restarts_it_ends_with_the_cure(tmp_path: Path) -> None:
 def test_small_shared_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "unable to write to file </torch_17_4>: No space left on device (28)"
     assert (
-        workers._why_lost(f"Caught RuntimeError in …\n{text}", 0.0) == f"images can't be handed over: {text}"
+        workers._why_lost(f"Caught RuntimeError in …\n{text}", 0.0, False)
+        == f"images can't be handed over: {text}"
     )
-    assert workers._why_lost("shapes differ", 0.0) is None
+    assert workers._why_lost("shapes differ", 0.0, False) is None
     usage = workers.shutil.disk_usage("/")
     monkeypatch.setattr(workers.shutil, "disk_usage", lambda path: usage._replace(total=64 << 20))
     assert workers._shared_memory() == "; /dev/shm has only 64 MB (docker: --shm-size=2g)"

@@ -124,6 +124,7 @@ class _Watchdog:
     def __init__(self, children: Iterable[BaseProcess]) -> None:
         self._children, self._ended = children, threading.Event()
         self.asked: float | None = None  # when the batch was that is waited for
+        self.killed = False  # their deaths are this one's doing then, and their silence the reason
         self._thread = threading.Thread(target=self._look, daemon=True)
 
     def __enter__(self) -> _Watchdog:
@@ -138,6 +139,7 @@ class _Watchdog:
         while not self._ended.wait(LOOK):
             asked = self.asked
             if asked is not None and time.monotonic() - asked > PATIENCE + 2 * LOOK:
+                self.killed = True
                 for child in self._children:
                     child.kill()
                 return
@@ -156,10 +158,9 @@ def _patiently(batches: Iterator[Any], watchdog: _Watchdog) -> Iterator[Any]:
             except (OSError, EOFError) as problem:  # it died, or was killed, while it handed a batch over
                 if str(problem).startswith("Caught "):  # what a worker itself met and reported
                     raise
-                waited = time.monotonic() - asked
-                raise _Lost(_SLOW.format(waited) if waited >= PATIENCE else DIED) from None
+                raise _Lost(_SLOW.format(time.monotonic() - asked) if watchdog.killed else DIED) from None
             except RuntimeError as problem:
-                if (reason := _why_lost(str(problem), time.monotonic() - asked)) is None:
+                if (reason := _why_lost(str(problem), time.monotonic() - asked, watchdog.killed)) is None:
                     raise
                 if reason:
                     raise _Lost(reason) from None
@@ -167,12 +168,12 @@ def _patiently(batches: Iterator[Any], watchdog: _Watchdog) -> Iterator[Any]:
         yield batch
 
 
-def _why_lost(text: str, waited: float) -> str | None:
+def _why_lost(text: str, waited: float, killed: bool) -> str | None:
     """From DataLoader's words: why its workers are of no use; "" to wait on; None for another fault."""
     if text.startswith("DataLoader timed out"):
         return _SLOW.format(waited) if waited >= PATIENCE else ""
     if text.startswith("DataLoader worker"):
-        return DIED
+        return _SLOW.format(waited) if killed else DIED
     if "shared memory" in text or "</torch_" in text or "Too many open files" in text:
         return "images can't be handed over: " + text.strip().splitlines()[-1]
     return None
