@@ -246,6 +246,7 @@ def pack(
     shard_size: str = "256MB",
     workers: int | None = None,
     limit: int | None = None,
+    range: str | Sequence[float] | None = None,
     console: Console = SILENT,
     **settings: Any,
 ) -> Any:
@@ -254,6 +255,7 @@ def pack(
     Args:
         out: a new folder.
         shard_size: such as "256MB".
+        range: as `data.range`, by which images of more than 8 bits are made smaller.
         settings: `size` and `quality` of sslkit.data.members.Settings.
     """
     from sslkit.data.members import Settings
@@ -261,7 +263,7 @@ def pack(
     from sslkit.data.pack import parse_bytes
 
     chosen = Settings(shard_size=parse_bytes(shard_size), **settings)
-    return run([str(source) for source in data], Path(out), chosen, workers, limit, console)
+    return run([str(source) for source in data], Path(out), chosen, workers, limit, console, range)
 
 
 def doctor(train: bool = False) -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -247,6 +248,32 @@ def test_masks_of_a_training_and_a_validation_part(call: Callable[..., Called]) 
     assert out.startswith(("better: ", "worse: ", "no difference can be claimed: "))
     assert "8 training and 4 validation images with masks" in err
     assert "class 2 is in no training mask" in err
+
+
+def test_masks_whose_parts_lie_below_images(call: Callable[..., Called]) -> None:
+    """images/Training beside masks/Training: a pool once, of which a random fifth was held out."""
+    write_masked(Path("written/train"), 8, kind="L", values=(0, 1))
+    write_masked(Path("written/val"), 4, kind="L", values=(0, 1))
+    for name in ("images", "masks"):
+        for part, renamed in (("train", "Training"), ("val", "valid")):
+            shutil.copytree(Path("written", part, name), Path("data", name, renamed))
+    code, _, err = call("data", "--local", "--baseline", "pixels")
+    assert code == 0, err
+    assert "8 training and 4 validation images with masks" in err
+    assert "not used" not in err
+
+    shutil.rmtree("new")
+    shutil.copytree("data/images/valid", "data/images/unlabelled")
+    code, _, err = call("data", "--local", "--baseline", "pixels")
+    assert code == 0, err
+    assert "data/images: 4 images of neither part not used" in err
+
+    shutil.rmtree("new")
+    shutil.rmtree("data/masks/valid")
+    code, _, err = call("data", "--local", "--baseline", "pixels")
+    assert code == 2
+    assert "has no mask" in err
+    assert "masks/valid" in err
 
 
 def missing() -> None:

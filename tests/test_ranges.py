@@ -14,15 +14,15 @@ from PIL import Image
 
 import sslkit
 from sslkit.config import read
-from sslkit.console import SILENT
+from sslkit.console import SILENT, Console
 from sslkit.data.audit import audit
 from sslkit.data.members import Settings
 from sslkit.data.numbers import Numbers
 from sslkit.data.own_range import own_range
 from sslkit.data.pack import pack
 from sslkit.data.packed import DESCRIPTION
-from sslkit.data.ranges import BYTES, FULL, Range, parse
-from sslkit.data.set_range import SAMPLE, find_range, with_range
+from sslkit.data.ranges import BYTES, FULL, Range, given, parse
+from sslkit.data.set_range import SAMPLE, asked_range, find_range, with_range
 from sslkit.data.sources import open_images
 from sslkit.errors import UserError
 from sslkit.evaluation.cache import images_digest
@@ -248,6 +248,81 @@ def test_a_pack_made_smaller_has_its_range_and_gives_it_to_the_run(tmp_path: Pat
     assert copy.range == Range((0.0, 4095.0))
     for index in range(len(files)):
         assert np.array_equal(np.asarray(copy.read(index)), np.asarray(files.read(index)))
+
+
+def test_packs_of_two_ranges_are_refused_with_a_cure_that_works(tmp_path: Path) -> None:
+    """The hint is followed: both made again with the same --range can be read together."""
+    twelve, ten = write(tmp_path / "twelve"), write(tmp_path / "ten", top=1023)
+    for name, data, asked in (
+        ("one", twelve, None), ("two", ten, None), ("first", twelve, "0,4095"), ("second", ten, (0, 4095)),
+    ):  # fmt: skip
+        pack([str(data)], tmp_path / name, Settings(size=32), range=asked)
+    with pytest.raises(UserError, match=r"one was made by data.range = \[0, 4095\], .*two by \[0, 1023\]"):
+        find_range(open_images([str(tmp_path / "one"), str(tmp_path / "two")]))
+    both = find_range(open_images([str(tmp_path / "first"), str(tmp_path / "second")]))
+    assert both.range == Range((0.0, 4095.0))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("0;4095", "two numbers expected"),
+        ("0,1,2", "two numbers expected"),
+        ("4095,0", "black must be below white"),
+        ("0,inf", "finite numbers expected"),
+        ("", "two numbers expected"),
+    ],
+)
+def test_a_range_mistyped_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason) as error:
+        given(text)
+    assert error.value.hint == "--range 0,4095 for twelve bits"
+
+
+def test_a_range_as_it_is_given() -> None:
+    assert given("0,4095") == given("[0, 4095]") == given((0, 4095)) == (0.0, 4095.0)
+    assert given("-1024,3071") == (-1024.0, 3071.0)
+    assert given("full") == "full"
+
+
+def test_a_range_that_nothing_would_be_read_by_is_refused(tmp_path: Path) -> None:
+    data = write(tmp_path / "deep")
+    with pytest.raises(UserError, match="copied with the numbers they have"):
+        pack([str(data)], tmp_path / "copy", range="0,4095")
+
+
+def test_vectors_and_probes_by_a_range_that_was_asked_for(tmp_path: Path) -> None:
+    """A 12-bit set read by [0, 8192] is as bright as one with half its numbers read by [0, 4096]."""
+    for number in range(12):
+        values = RANDOM.integers(0, 2048, (40, 48), dtype=np.uint16)
+        for name, factor in (("deep", 2), ("halves", 1)):
+            kind = tmp_path / name / "ab"[number % 2]
+            kind.mkdir(parents=True, exist_ok=True)
+            (kind / f"{number:02}.tif").write_bytes(tiff(values * np.uint16(factor)))
+    vectors = {}
+    for name, data, asked in (
+        ("deep", "deep", "0,8192"),
+        ("halves", "halves", "0,4096"),
+        ("own", "deep", None),
+    ):
+        out = tmp_path / f"{name}.npz"
+        sslkit.embed("random/test_vit", tmp_path / data, out, size=32, range=asked)
+        with np.load(out) as file:
+            vectors[name] = next(file[key] for key in file.files if file[key].ndim == 2)
+    assert np.array_equal(vectors["deep"], vectors["halves"])
+    assert not np.allclose(vectors["deep"], vectors["own"])
+
+    result = sslkit.probe("random/test_vit", data=tmp_path / "deep", size=32, range="0,8192", baselines=())
+    other = sslkit.probe("random/test_vit", data=tmp_path / "halves", size=32, range="0,4096", baselines=())
+    assert result.rows[0].linear == other.rows[0].linear
+
+
+def test_a_source_with_another_range_warns(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = asked_range(Range((0.0, 4095.0)), "0,1023", "runs/one", Console())
+    assert asked == Range((0.0, 1023.0))
+    assert "runs/one was trained on numbers by data.range = [0, 4095]" in capsys.readouterr().err
+    assert asked_range(BYTES, "0,1023", "timm/x", Console()) == Range((0.0, 1023.0))
+    assert not capsys.readouterr().err
 
 
 def test_check_tells_the_range_and_finds_what_shows_little(tmp_path: Path) -> None:

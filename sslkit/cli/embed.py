@@ -33,6 +33,7 @@ def embed(
     precision: options.Precision = None,
     workers: options.Workers = None,
     seed: options.Seed = None,
+    range: options.Range = None,
     quiet: options.Quiet = False,
     json: options.Json = False,
 ) -> None:
@@ -42,6 +43,7 @@ def embed(
 
     console = Console(quiet, json)
     given = {"size": size, "device": device, "precision": precision, "workers": workers, "seed": seed}
+    given["range"] = range
     made = verbs.embed(
         source,
         data,

@@ -30,6 +30,10 @@ Compile = Annotated[
 ]
 Workers = Annotated[int | None, typer.Option("--workers", help="Processes that read images; 0: none.")]
 Cache = Annotated[str | None, typer.Option("--cache", help="auto: decode once, if the memory holds it; off.")]
+Range = Annotated[
+    str | None,
+    typer.Option("--range", metavar="LOW,HIGH", help="What is black and white in files of more than 8 bits."),
+]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")]
 Size = Annotated[int | None, typer.Option("--size", help="Side of the images that go in, pixels.")]
 Epochs = Annotated[int | None, typer.Option("-e", "--epochs", help="Passes over the images.")]

@@ -29,6 +29,7 @@ def pack(
         int | None, typer.Option("--workers", help="Processes that make images smaller; 0: none.")
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", help="Use at most so many images.")] = None,
+    range: options.Range = None,
     quiet: options.Quiet = False,
     json: options.Json = False,
 ) -> None:
@@ -48,6 +49,7 @@ def pack(
         quality=quality,
         workers=workers,
         limit=limit,
+        range=range,
         console=console,
     )
     _tell(packing, console)

@@ -32,6 +32,7 @@ from sslkit.data.labels import class_numbers
 from sslkit.data.layout import Ambiguous
 from sslkit.data.members import Settings, ending, made
 from sslkit.data.names import Names, common_folder
+from sslkit.data.ranges import given
 from sslkit.data.set_range import find_range
 from sslkit.data.shards import OVERHEAD, Shards
 from sslkit.data.sources import ImageSet, open_images
@@ -70,7 +71,7 @@ def pack(
     workers: int | None = None,
     limit: int | None = None,
     console: Console = SILENT,
-    limits: Any = AUTO,
+    range: str | Sequence[float] | None = None,
 ) -> Packing:
     """Write the images of `sources` into the new folder `out`; there is a whole one in the end, or none.
 
@@ -80,11 +81,17 @@ def pack(
         sources: DATA as everywhere, packs included.
         workers: processes that make images smaller; None takes one for each core; without `size` none.
         limit: so many images, the same ones that `data.limit` takes.
-        limits: as `data.range`, by which images of more than 8 bits are made smaller.
+        range: as `data.range`, by which images of more than 8 bits are made smaller.
 
     Raises:
         UserError: nothing to pack, `out` exists, a setting out of range; the disk is full (code 1).
     """
+    limits = AUTO if range is None else given(range)
+    if range is not None and not settings.size:
+        raise UserError(
+            "--range: images are copied with the numbers they have",
+            "leave it out, or make them smaller: --size 256",
+        )
     _check(out, settings, workers)
     images = open_images(sources, limit)
     for line in images.left_out.lines():

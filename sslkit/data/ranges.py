@@ -15,12 +15,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from sslkit.errors import UserError
 from sslkit.settings import AUTO
 
 Limits = tuple[float, ...] | Literal["full", "8-bit"]
 
 HUGE = 1e19
 """Floats from here on measure nothing; their last digits are not compared, as tags tell ±3.4e38 in six."""
+_CURE = "--range 0,4095 for twelve bits"
 _STRIP = 256  # rows that are scaled at once: float64 of the whole image would be eight times its size
 
 
@@ -82,6 +84,26 @@ def parse(limits: Any, nodata: Any = ()) -> Range:
     if not isinstance(limits, list | tuple) or (wrong := fault(limits)):
         raise ValueError(f"range {limits!r:.60}: {wrong if isinstance(limits, list | tuple) else 'no range'}")
     return Range(tuple(float(number) for number in limits), numbers)
+
+
+def given(limits: str | Sequence[float]) -> Limits:
+    """A range as people give it: "0,4095", "[0, 4095]", "full", or numbers.
+
+    Raises:
+        UserError: no such range.
+    """
+    numbers: Any = limits
+    if isinstance(limits, str) and limits != "full":
+        try:
+            numbers = [float(part) for part in limits.strip("[] ").split(",")]
+        except ValueError:
+            raise UserError(
+                f"--range {limits}: two numbers expected, black and white, or full", _CURE
+            ) from None
+    try:
+        return parse(numbers).limits
+    except ValueError as problem:
+        raise UserError(f"--range {limits}: {str(problem).rpartition(': ')[2]}", _CURE) from None
 
 
 def pairs(limits: Sequence[float]) -> list[tuple[float, float]]:

@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from sslkit import keyed
-from sslkit.console import Console
+from sslkit.console import Console, visible
 from sslkit.data import packed
 from sslkit.data.decode import UnreadableImage
 from sslkit.data.numbers import Numbers
 from sslkit.data.own_range import Found, own_range
-from sslkit.data.ranges import BYTES, Range
+from sslkit.data.ranges import BYTES, Range, given
 from sslkit.data.sources import ImageSet
 from sslkit.settings import AUTO
 
@@ -54,6 +54,21 @@ def with_range(images: ImageSet, own: Range, console: Console) -> ImageSet:
     for name, told in found.facts().items():
         console.say(f"{name} = {told}")
     return replace(images, range=found.range)
+
+
+def asked_range(own: Range, limits: str | Sequence[float] | None, source: str, console: Console) -> Range:
+    """The range of a source, or the one that was asked for instead, with a warning where they differ.
+
+    Raises:
+        UserError: `limits` are no range.
+    """
+    if limits is None:
+        return own
+    asked = replace(own, limits=given(limits))
+    if own.known and own != asked:
+        trained = f"{visible(source)} was trained on numbers by data.range = {own.told()}"
+        console.warn(f"{trained}, and sees them by {asked.told()}")
+    return asked
 
 
 def _sampled(images: ImageSet, wide: Sequence[int]) -> Iterator[Numbers]:

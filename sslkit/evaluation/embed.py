@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from sslkit.checking import refuse_range
 from sslkit.config import AUTO
 from sslkit.console import SILENT, Console
 from sslkit.data.decode import UnreadableImage
-from sslkit.data.set_range import with_range
+from sslkit.data.set_range import asked_range, with_range
 from sslkit.data.sources import ImageSet, open_images
 from sslkit.errors import UserError, nearest_path
 from sslkit.evaluation.gallery import (
@@ -86,6 +87,7 @@ def embed(
     precision: str = AUTO,
     workers: int | None = None,
     seed: int = 0,
+    range: str | Sequence[float] | None = None,
     console: Console = SILENT,
 ) -> Embedding:
     """Write the vector of every image of `data` to `out`.
@@ -99,6 +101,7 @@ def embed(
         query: an image file; its most similar images (5, or as many as `neighbours`) are in the result.
         size: side of the images, pixels; by default the source's own.
         seed: of the weights of random/NAME.
+        range: as `data.range`; by default the source's own, or else that of the images.
 
     Raises:
         UserError: no such source or images, `out` exists, no class token, a query that can't be read; nothing
@@ -113,6 +116,7 @@ def embed(
         check_free(_table_beside(wanted))
     place = pick_device(device)
     encoder = load_encoder(source, size, seed, console=console)
+    encoder.range = asked_range(encoder.range, range, source, console)
     vector, exact = reader(encoder, readout), pick_precision(precision, place)
     asked = None if query is None else _open_query(query)
     images = with_range(open_images([data]), encoder.range, console)

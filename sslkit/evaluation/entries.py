@@ -12,7 +12,7 @@ from sslkit.backbones import Encoder
 from sslkit.checking import refuse_range
 from sslkit.console import Console, nearby
 from sslkit.data.ranges import BYTES, Range
-from sslkit.data.set_range import find_range
+from sslkit.data.set_range import asked_range, find_range
 from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError, nearest, nearest_path
 from sslkit.evaluation.features import PIXEL_SIDE, pixels
@@ -43,6 +43,7 @@ class Wanted:
     size: int | None
     seed: int
     precision: Precision
+    range: str | Sequence[float] | None = None
 
 
 def make_entries(sources: Sequence[str], wanted: Wanted, console: Console) -> list[Entry]:
@@ -66,6 +67,8 @@ def make_entries(sources: Sequence[str], wanted: Wanted, console: Console) -> li
 
     encoders = {name: load_encoder(name, wanted.size, wanted.seed, console=console) for name in named}
     models = {name: load_encoder(name, wanted.size, wanted.seed, console=console) for name in others}
+    for name, encoder in (encoders | models).items():
+        encoder.range = asked_range(encoder.range, wanted.range, name, console)
     architectures = {_random_name(encoder): encoder for encoder in encoders.values()}
     random = architectures if "random" in wanted.baselines else {}
     baselines = [
@@ -97,7 +100,9 @@ def refuse_ranges(entries: Sequence[Entry], images: ImageSet, flag: str) -> None
         told = (
             f"{nearby(one)} reads numbers by data.range = {first.told()}, {nearby(other)} by {second.told()}"
         )
-        raise UserError(f"{flag} shows all sources the same images: {told}", "probe them one by one")
+        raise UserError(
+            f"{flag} shows all sources the same images: {told}", "probe them one by one, or give --range"
+        )
 
 
 def _against(source: str, encoder: Encoder, baselines: Sequence[tuple[str, str, Pass]]) -> tuple[str, ...]:

@@ -61,6 +61,7 @@ def probe(
     precision: str = AUTO,
     workers: int | None = None,
     seed: int = 0,
+    range: str | Sequence[float] | None = None,
     console: Console = SILENT,
 ) -> ProbeResult:
     """kNN and a linear probe on frozen features of every source, always beside baselines.
@@ -83,6 +84,7 @@ def probe(
         size: side of the views, pixels; by default each source's own.
         k: neighbours.
         workers: processes that read images; by default as many as suit the device.
+        range: as `data.range`, for all sources; by default each one's own, or else that of the images.
 
     Raises:
         UserError: no such source, no labels, a size the model can't take, an unknown baseline.
@@ -95,7 +97,7 @@ def probe(
     if masked:
         others = {"--shots": few, "--grid": grid, "--robust": robust, "--exclude-leaks": exclude_leaks}
         _refuse_masks(data, local, others)
-    entries = make_entries(sources, Wanted(baselines, readout, size, seed, exact), console)
+    entries = make_entries(sources, Wanted(baselines, readout, size, seed, exact, range), console)
     readers = reading_workers(place.type == "cpu") if workers is None else workers
     if local:
         check_maps(entries)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sslkit import keyed
 from sslkit.augment.geometry import to_tensor_uint8
-from sslkit.console import Console
+from sslkit.console import Console, counted
 from sslkit.data.decode import MAX_PIXELS, UnreadableImage
 from sslkit.data.folders import parts_of
 from sslkit.data.labels import VALIDATION_SHARE
@@ -111,7 +111,7 @@ def open_masks(data: str, limits: tuple[int, int], workers: int, seed: int, cons
     Raises:
         UserError: a mask that is missing, of another size or not a PNG of class numbers; one class only.
     """
-    training, validation = _parts(data)
+    training, validation = _parts(data, console)
     training, validation = (
         part.take(
             sorted(keyed.permutation(len(part.masks), seed, 0, 0, min(limit, len(part.masks))).tolist())
@@ -131,13 +131,30 @@ def open_masks(data: str, limits: tuple[int, int], workers: int, seed: int, cons
     return Segmentation(training, validation, tuple(values), workers)
 
 
-def _parts(data: str) -> tuple[Masked, Masked]:
-    parts = parts_of(data)
-    if not os.path.isdir(os.path.join(parts.get("train", data), "images")):
-        return _divided(_matched(data, data))
-    held_out = parts.get("val")
-    training = _matched(parts.get("train", data), data)
-    return _divided(training) if held_out is None else (training, _matched(held_out, data))
+def _parts(data: str, console: Console) -> tuple[Masked, Masked]:
+    """train/images and train/masks, or images/train and masks/train, or images and masks undivided."""
+    parts, inside = parts_of(data), parts_of(os.path.join(data, "images"))
+    if "train" in parts and os.path.isdir(os.path.join(parts["train"], "images")):
+        pairs = {part: _pair(folder) for part, folder in parts.items()}
+    elif "train" in inside:
+        pairs = {part: _pair(data, os.path.basename(folder)) for part, folder in inside.items()}
+    else:
+        pairs = {"train": _pair(data)}
+    training = _matched(*pairs["train"], data)
+    if "val" not in pairs:
+        return _divided(training)
+    validation = _matched(*pairs["val"], data)
+    if "train" in inside:
+        everything = len(images_in(os.path.abspath(os.path.join(data, "images"))))
+        if unused := everything - len(training.masks) - len(validation.masks):
+            console.say(f"{data}/images: {counted(unused, 'image')} of neither part not used")
+    return training, validation
+
+
+def _pair(folder: str, part: str = "") -> tuple[str, str]:
+    """The folders of images and of masks."""
+    images, masks = (os.path.abspath(os.path.join(folder, name, part)) for name in ("images", "masks"))
+    return images, masks
 
 
 def _divided(part: Masked) -> tuple[Masked, Masked]:
@@ -149,9 +166,8 @@ def _divided(part: Masked) -> tuple[Masked, Masked]:
     return part.take(training), part.take(validation)
 
 
-def _matched(folder: str, data: str) -> Masked:
+def _matched(images: str, masks: str, data: str) -> Masked:
     """Images and masks whose names are the same but for the ending."""
-    images, masks = (os.path.abspath(os.path.join(folder, name)) for name in ("images", "masks"))
     paths = images_in(images)
     if not len(paths):
         raise none_found(images)
