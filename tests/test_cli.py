@@ -288,12 +288,14 @@ FLAGS = {
     "finetune": f"{TRAINING} {SETTINGS} {OUTPUT} --scratch --baseline --seeds --shots --share "
     "--cache --freeze --balance --keep --resume --save-every --robust --robust-limit --attacks",
     "probe": f"--size --device --precision --workers --seed --out -o {OUTPUT} --baseline --readout --shots "
-    "--seeds --exclude-leaks --grid --robust --robust-limit --attacks --local --min-top1 --no-cache",
+    "--seeds --exclude-leaks --grid --robust --robust-limit --attacks --local --min-top1 --no-cache "
+    "--range",
     "visualize": f"--kind -k --count --with --limit --radius --size --seed --out -o {OUTPUT}",
     "export": f"--format --backbone -b --trust {OUTPUT}",
-    "embed": f"--out -o --readout --neighbours --query --size --device --precision --workers --seed {OUTPUT}",
+    "embed": f"--out -o --readout --neighbours --query --size --device --precision --workers --seed {OUTPUT} "
+    "--range",
     "check": f"--against --out -o --workers {OUTPUT}",
-    "pack": f"--size --shard-size --quality --workers --limit {OUTPUT}",
+    "pack": f"--size --shard-size --quality --workers --limit --range {OUTPUT}",
     "bench": f"--method -m --backbone -b --size --batch-size --micro-batch --workers --device --precision "
     f"--compile --steps {SETTINGS} {OUTPUT}",
     "info": "--json",
