@@ -48,8 +48,8 @@ pytestmark = pytest.mark.skipif(bool(lacking()), reason=lacking())
 
 
 @pytest.fixture(scope="module")
-def table(request: pytest.FixtureRequest) -> Any:
-    """table.py with these words → its figures by name; one process for each choice of words."""
+def rehearsed(request: pytest.FixtureRequest) -> Any:
+    """A script of the tool with these words → the JSON lines that it prints; one process for each choice."""
     folder = request.config.cache.mkdir("gpu-rehearsal")
     environment = {
         **os.environ,
@@ -59,8 +59,8 @@ def table(request: pytest.FixtureRequest) -> Any:
     }
 
     @functools.cache
-    def measured(*words: str) -> dict[str, dict[str, Any]]:
-        command = [sys.executable, str(TOOL / "table.py"), "--json", *words]
+    def measured(script: str, *words: str) -> dict[str, dict[str, Any]]:
+        command = [sys.executable, str(TOOL / script), "--json", *words]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
         rows = [json.loads(line) for line in done.stdout.splitlines()]
@@ -70,8 +70,8 @@ def table(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.mark.slow
-def test_no_method_waits_and_none_launches_more(table: Any) -> None:
-    rows = {name.split()[0]: row for name, row in table("--only", "vit_small").items()}
+def test_no_method_waits_and_none_launches_more(rehearsed: Any) -> None:
+    rows = {name.split()[0]: row for name, row in rehearsed("table.py", "--only", "vit_small").items()}
     assert LIMITS.keys() < rows.keys()
     assert not {name: row["waits"] for name, row in rows.items() if row["waits"]}
     if not CURRENT:
@@ -82,8 +82,22 @@ def test_no_method_waits_and_none_launches_more(table: Any) -> None:
 
 
 @pytest.mark.slow
-def test_no_option_of_mfm_waits(table: Any) -> None:
+def test_no_option_of_mfm_waits(rehearsed: Any) -> None:
     """Nor do two micro-batches, nor views that are cut out of images on the device."""
-    rows = table("--options")
+    rows = rehearsed("table.py", "--options")
     assert len(rows) > 15
     assert not {name: row["waits"] for name, row in rows.items() if row["waits"]}
+
+
+@pytest.mark.slow
+def test_a_save_waits_once(rehearsed: Any) -> None:
+    """For all of its tensors, kernels in channels_last among them, and always into the same memory."""
+    [saved] = rehearsed("saving.py", "resnet18").values()
+    assert saved["tensors"] > 300
+    assert saved["copies"] > 290  # the rest is the generator's state, of the CPU
+    assert saved["waits"] == 1
+    assert saved["equal"]
+    first, second = saved["pinned"]
+    assert first == second
+    if CURRENT:
+        assert saved["bytes"] <= first < 1.2 * saved["bytes"]

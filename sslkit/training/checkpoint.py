@@ -13,7 +13,6 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from sslkit.saved import as_json, committed, fault
 from sslkit.training import generators
 from sslkit.training.locks import alive
 from sslkit.training.optim import match_memory_
+from sslkit.training.snapshot import Snapshot, snapshot
 from sslkit.weights import save
 
 FORMAT = 2
@@ -43,29 +43,6 @@ MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
 
 class SaveFailed(UserError):
     """A checkpoint could not be written; the ones before it are as they were."""
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """What a checkpoint holds of a method and its optimizer."""
-
-    weights: dict[str, Tensor]
-    rest: dict[str, Tensor]  # the optimizer's state and the random generators'
-
-    @property
-    def bytes(self) -> int:
-        return sum(tensor.nbytes for part in (self.weights, self.rest) for tensor in part.values())
-
-
-def snapshot(method: nn.Module, optimizer: torch.optim.Optimizer, copy: bool = False) -> Snapshot:
-    """The present state; with `copy`, on the CPU and untouched by later steps."""
-    parts = (
-        method.state_dict(),
-        {**_optimizer_tensors(optimizer), **generators.states(generators.device_of(method))},
-    )
-    if not copy:
-        return Snapshot(*parts)
-    return Snapshot(*({name: t.detach().to("cpu", copy=True) for name, t in part.items()} for part in parts))
 
 
 def bytes_needed(method: nn.Module, optimizer: str) -> int:
@@ -89,6 +66,9 @@ def write(
 def commit(folder: Path, step: int, content: Snapshot, state: dict[str, Any]) -> Path:
     """Write, flush, rename; then prune to the newest two that verify.
 
+    Args:
+        content: copies that are only begun are waited for.
+
     Raises:
         UserError: a weight is not finite; such a checkpoint would only hide the fault.
         SaveFailed: the disk is full, or refuses; nothing is left behind.
@@ -96,6 +76,7 @@ def commit(folder: Path, step: int, content: Snapshot, state: dict[str, Any]) ->
     final = folder / f"step-{step:08d}"
     if final.is_dir():
         return final
+    content.wait()
     broken = [name for name, tensor in content.weights.items() if _is_broken(tensor)]
     if broken:
         raise UserError(
@@ -242,16 +223,6 @@ def restore_weights(path: Path, method: nn.Module) -> None:
 
 def _shape(tensor: Tensor | None) -> str:
     return "missing" if tensor is None else f"{list(tensor.shape)}"
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The per-parameter state as "index.key" → tensor; the groups are rebuilt from the configuration."""
-    entries = optimizer.state_dict()["state"]
-    return {
-        f"{index}.{key}": torch.as_tensor(value)
-        for index, state in entries.items()
-        for key, value in state.items()
-    }
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

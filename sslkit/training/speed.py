@@ -41,6 +41,7 @@ from sslkit.training.progress import announce
 from sslkit.training.rates import Rates, Rehearsal
 from sslkit.training.resolve import USUAL_WARMUP, Resolved, refuse_times, resolve, seconds_of
 from sslkit.training.run import build_encoder, refuse_place
+from sslkit.training.snapshot import snapshot
 from sslkit.training.spans import refuse_longer_than_run
 
 WARM = 2
@@ -225,7 +226,7 @@ def rehearse(config: PretrainConfig, console: Console = SILENT, steps: int = 5) 
     model, loader, whole = bench.model(steps, WARM), bench.loader(steps), bench.whole(steps)
     read, fed, both = (batch / pace.seconds for pace in (loader, model, whole))
     rates = Rates(read, fed, both, bare=0.0, wait=whole.wait / whole.seconds, **bench.costs())
-    kept = checkpoint.snapshot(bench.method, bench.optimizer).bytes * (checkpoint.KEEP + 1)
+    kept = snapshot(bench.method, bench.optimizer).bytes * (checkpoint.KEEP + 1)
     encoder = sum(tensor.nbytes for tensor in bench.method.encoder.model.state_dict().values())
     picture = 3 * PICTURED * PICTURE_COLUMNS * config.data.size**2  # at most: PNG packs them
     disk = kept + encoder + picture * config.run.pictures

@@ -13,6 +13,7 @@ from torch import nn
 from sslkit.console import Console
 from sslkit.methods.base import Clock
 from sslkit.training import checkpoint
+from sslkit.training.snapshot import Room, Snapshot, copied, snapshot
 
 PATIENCE = 3
 """Saves that may fail one after the other before the run ends."""
@@ -34,13 +35,15 @@ def save_due(every: tuple[float, str], saved: float, clock: Clock) -> bool:
 class Writer:
     """Commits the checkpoints of one run.
 
-    In the background a save costs the training only a copy of the weights to the CPU; one thread writes, and
-    the next save waits for it, so that at most one copy exists. That is for GPUs: on the CPU the thread
-    would take cores and memory from the training itself, so there a save is done when `save` returns.
+    In the background a save costs the training only the beginning of a copy to the CPU, always into the same
+    memory; one thread waits for it and writes, and the next save waits for the thread. That is for GPUs: on
+    the CPU the thread would take cores and memory from the training itself, so there a save is done when
+    `save` returns.
     """
 
     def __init__(self, folder: Path, background: bool, console: Console) -> None:
         self._folder, self._background, self._console = folder, background, console
+        self._room = Room()
         self._thread: threading.Thread | None = None
         self._problem: BaseException | None = None
         self.failures = 0
@@ -50,12 +53,13 @@ class Writer:
     ) -> None:
         """Begin to save; raises what `settle` raises, on the CPU of this save, else of the one before."""
         self.settle()
-        snapshot = checkpoint.snapshot(method, optimizer, copy=self._background)
+        content = snapshot(method, optimizer)
         if self._background:
-            self._thread = threading.Thread(target=self._commit, args=(step, snapshot, state), daemon=True)
+            content = copied(content, self._room)
+            self._thread = threading.Thread(target=self._commit, args=(step, content, state), daemon=True)
             self._thread.start()
         else:
-            self._commit(step, snapshot, state)
+            self._commit(step, content, state)
             self._settled()
 
     def settle(self, wait: bool = True) -> None:
@@ -70,9 +74,9 @@ class Writer:
         self._thread.join()
         self._settled()
 
-    def _commit(self, step: int, snapshot: checkpoint.Snapshot, state: dict[str, Any]) -> None:
+    def _commit(self, step: int, content: Snapshot, state: dict[str, Any]) -> None:
         try:
-            checkpoint.commit(self._folder, step, snapshot, state)
+            checkpoint.commit(self._folder, step, content, state)
         except BaseException as problem:
             self._problem = problem
 
