@@ -18,124 +18,25 @@ import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
+from typing import Literal as Literal  # a method's Config, read from its file, may name what stands here
 
-from sslkit.checking import MAX_SIDE, MIN_SIDE, checked
+from sslkit.checking import checked
 from sslkit.earlier import RETIRED, completed
 from sslkit.errors import UserError, nearest, nearest_path
 from sslkit.files import read_text
+from sslkit.sections import Data as Data
+from sslkit.sections import Model as Model
+from sslkit.sections import Optim as Optim
+from sslkit.sections import Run as Run
+from sslkit.sections import Schedule as Schedule
 from sslkit.settings import AUTO as AUTO
-from sslkit.settings import nodata_setting, range_setting
 from sslkit.settings import setting as setting
 
 NO_FLAGS: Mapping[str, str] = {}
 
 RECIPES = Path(__file__).parent / "recipes"
 FINETUNING_RECIPES = RECIPES / "finetune"
-
-
-@dataclass(frozen=True)
-class Data:
-    sources: tuple[str, ...] = setting((), "folders, .txt lists, .csv tables or fractal:N")
-    size: int = setting(AUTO, "side of the square views, pixels", low=MIN_SIDE, high=MAX_SIDE, auto=True)
-    limit: int = setting(0, "use only N images, spread over the set; 0: all", low=0)
-    max_bad: float = setting(0.01, "share of unreadable images above which the run stops", low=0, high=1)
-    workers: int = setting(
-        AUTO, "processes that read images; 0: none, read in the training process", low=0, auto=True
-    )
-    cache: Literal["memory", "off"] = setting(
-        AUTO,
-        "memory: decode once and keep the images where they fit; off: read their files again and again",
-        auto=True,
-    )
-    range: tuple[float, ...] | Literal["full", "8-bit"] = range_setting(
-        "the set's own, 8-bit where it has no such files"
-    )
-    nodata: tuple[float, ...] = nodata_setting("usual ones that are far from all others")
-
-
-@dataclass(frozen=True)
-class Model:
-    backbone: str = setting(AUTO, "any timm model that the method accepts", auto=True)
-    patch_size: int = setting(AUTO, "patch of a ViT, pixels; 0: the model's own", low=0, auto=True)
-    heads: int = setting(0, "attention heads of a ViT; 0: the model's own", low=0)
-    stem: Literal["standard", "small"] = setting(
-        "standard",
-        "of a ResNet: standard (7 × 7, stride 2, pooling), or small (3 × 3, stride 1, no pooling) "
-        "for images up to 64 px",
-    )
-    sync_norm: bool = setting(False, "batch norms of a CNN take the statistics of all processes' images")
-    init: str = setting(
-        "", "start from these weights: a run, a file (also foreign: .pth), timm/NAME; empty: random"
-    )
-    checkpointing: bool = setting(
-        False, "keep only the inputs of blocks and compute the rest again: less memory, one more pass forward"
-    )
-    memory_format: Literal["channels_last", "contiguous"] = setting(AUTO, "of a CNN and its maps", auto=True)
-
-
-@dataclass(frozen=True)
-class Optim:
-    name: Literal["adamw", "sgd", "lars"] = setting(
-        AUTO, "the optimizer; auto: the method's for the backbone, or AdamW", auto=True
-    )
-    lr: float = setting(AUTO, "base learning rate, for `reference_batch` images", above=0, auto=True)
-    reference_batch: int = setting(
-        512, "the learning rate grows linearly with batch / reference_batch", low=1
-    )
-    weight_decay: float = setting(
-        AUTO,
-        "of matrices and kernels (see decay_norms); auto: 0.05, or 1e-4 for SGD and LARS",
-        low=0,
-        auto=True,
-    )
-    weight_decay_end: float = setting(
-        AUTO, "where a cosine over the run takes the weight decay; auto: it stays", low=0, auto=True
-    )
-    decay_norms: bool = setting(False, "biases and norms have weight decay too (MoCo)")
-    betas: tuple[float, float] = setting((0.9, 0.999), "AdamW's decay rates", low=0, high=0.99999)
-    eps: float = setting(1e-8, "AdamW's epsilon", above=0)
-    momentum: float = setting(0.9, "of SGD and LARS", low=0, high=0.99999)
-    trust: float = setting(0.001, "LARS's trust coefficient", above=0)
-    clip: float = setting(0.0, "norm to which gradients are clipped; 0: never", low=0)
-    clip_by: Literal["all", "tensor"] = setting(
-        "all", "the norm is that of all gradients, or each tensor's own"
-    )
-
-
-@dataclass(frozen=True)
-class Schedule:
-    epochs: int = setting(AUTO, "passes over the images", low=1, auto=True)
-    warmup_epochs: float = setting(AUTO, "epochs of linear warm-up", low=0, auto=True)
-    warmup_lr: float = setting(2.5e-7, "where warm-up starts, for `reference_batch` images", low=0)
-    min_lr: float = setting(2.5e-6, "where the cosine would end, for `reference_batch` images", low=0)
-    cosine_after_warmup: bool = setting(False, "the cosine begins after the warm-up; false: at step 0 (MFM)")
-
-
-@dataclass(frozen=True)
-class Run:
-    out: str = setting(AUTO, "the run's folder; never an existing one", auto=True)
-    batch_size: int = setting(AUTO, "images per optimizer step, over all devices", low=1, auto=True)
-    micro_batch: int = setting(
-        0, "images at once in memory; 0: the whole batch; auto: as many as fit, by trying", low=0, auto=True
-    )
-    seed: int = setting(0, "of the weights, the order and the views", low=0)
-    device: str = setting(AUTO, "cpu, cuda, cuda:1, mps", auto=True)
-    devices: int = setting(1, "processes that train together, one device each", low=1)
-    patience: int = setting(600, "seconds after which a process that says nothing counts as lost", low=1)
-    max_time: str = setting("", "fit the schedule to this time (30m, 8h) instead of epochs; empty: no limit")
-    precision: Literal["float32", "tf32", "bfloat16", "float16"] = setting(
-        AUTO, "of matrix products and convolutions; auto: what the chip multiplies fastest", auto=True
-    )
-    save_every: str = setting(
-        "10m", "time between checkpoints (30s, 10m, 2h), or epochs (5e), or steps (500)"
-    )
-    compile: bool = setting(False, "translate the backbone by torch.compile; the first steps wait for it")
-    log_every: int = setting(AUTO, "steps between two lines of metrics", low=1, auto=True)
-    pictures: int = setting(4, "how often, over the run, reconstructions are written", low=0)
-    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = setting(
-        (), "also tell the figures to tensorboard, wandb or mlflow"
-    )
 
 
 @dataclass(frozen=True)
@@ -150,6 +51,15 @@ class PretrainConfig:
     schedule: Schedule = field(default_factory=Schedule)
     run: Run = field(default_factory=Run)
 
+
+SECTIONS: Mapping[str, type] = {
+    "data": Data,
+    "model": Model,
+    "optim": Optim,
+    "schedule": Schedule,
+    "run": Run,
+}
+"""Those that every method shares, by their names in TOML."""
 
 Section = TypeVar("Section")
 
@@ -178,9 +88,8 @@ def build_pretrain(
     method_name: str, method: type, values: Mapping[str, Any], flags: Mapping[str, str] = NO_FLAGS
 ) -> PretrainConfig:
     """The whole configuration from flat dotted keys; unknown keys are refused with the nearest name."""
-    sections = {"data": Data, "model": Model, "optim": Optim, "schedule": Schedule, "run": Run}
-    refuse_unknown(values, {**sections, "method": method})
-    built: dict[str, Any] = {name: build(kind, name, values, flags) for name, kind in sections.items()}
+    refuse_unknown(values, {**SECTIONS, "method": method})
+    built: dict[str, Any] = {name: build(kind, name, values, flags) for name, kind in SECTIONS.items()}
     return PretrainConfig(method_name, build(method, "method", values), **built)
 
 

@@ -11,6 +11,9 @@ from sslkit.config import AUTO, PretrainConfig
 from sslkit.errors import UserError, nearest
 from sslkit.methods import card, full_name
 
+METHOD = "mfm"
+"""What learns where none is named."""
+
 PRETRAIN_FLAGS = {
     "backbone": "model.backbone",
     "init": "model.init",
@@ -47,7 +50,7 @@ def pretrain_config(
     assigned = dict(map(configuration.parse_set, settings))
     in_file, in_settings = file.pop("method.name", None), assigned.pop("method.name", None)
     in_file = full_name(in_file) if in_file else None
-    name = full_name(str(method or in_settings or in_file or "mfm"))
+    name = full_name(str(method or in_settings or in_file or METHOD))
     if name != (in_file or name):  # another method than the file's: its settings mean nothing here
         file = {key: value for key, value in file.items() if not key.startswith("method.")}
     known = card(name)

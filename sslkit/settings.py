@@ -38,3 +38,27 @@ def nodata_setting(otherwise: str) -> Any:
     """`data.nodata` likewise."""
     text = "numbers that stand for no data there and become black, beside what files name themselves; auto: "
     return setting(AUTO, text + otherwise, auto=True)
+
+
+def workers_setting() -> Any:
+    """`data.workers` likewise."""
+    text = "processes that read images; 0: none, read in the training process; "
+    text += "auto: one per core for a GPU, at most 8; on a CPU one for four cores"
+    return setting(AUTO, text, low=0, auto=True)
+
+
+def device_setting() -> Any:
+    """`run.device` likewise."""
+    return setting(AUTO, "cpu, cuda, cuda:1, mps; auto: a GPU where there is one", auto=True)
+
+
+def precision_setting() -> Any:
+    """`run.precision` likewise."""
+    text = "of matrix products and convolutions; auto: what the chip multiplies fastest"
+    return setting(AUTO, text, auto=True)
+
+
+def lines_setting() -> Any:
+    """`run.log_every` likewise."""
+    text = "steps between two lines of metrics; auto: about a hundred lines a run"
+    return setting(AUTO, text, low=1, auto=True)

@@ -16,7 +16,17 @@ PACKAGE = ROOT / "sslkit"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = [
-    {"allocator", "config", "earlier", "settings", "checking", "distributed", "processes", "place"}
+    {
+        "allocator",
+        "config",
+        "earlier",
+        "sections",
+        "settings",
+        "checking",
+        "distributed",
+        "processes",
+        "place",
+    }
     | {"errors", "keyed", "paths", "files", "console"},
     {"augment", "blocks", "frequency", "data", "initialization"}
     | {"backbones", "trial", "feature_maps", "tokens", "timm_models"}
@@ -104,6 +114,7 @@ def light_modules() -> list[Path]:
             "allocator",
             "config",
             "earlier",
+            "sections",
             "settings",
             "checking",
             "console",

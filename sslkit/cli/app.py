@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import typer
 
 from sslkit import __version__, allocator, place
+from sslkit.cli.command import WIDEST, described, none
 from sslkit.console import printable, visible
 from sslkit.errors import UserError
 
@@ -24,7 +27,7 @@ app = typer.Typer(
     name="sslkit",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDEST},
 )
 
 
@@ -62,20 +65,23 @@ def _add_commands() -> None:
         visualize,
     )
 
-    app.command()(pretrain.pretrain)
-    app.command()(finetune.finetune)
-    app.command()(probe.probe)
-    app.command()(visualize.visualize)
-    app.command()(export.export)
-    app.command()(embed.embed)
-    app.command()(check.check)
-    app.command()(pack.pack)
-    app.command()(bench.bench)
-    app.command()(info.info)
-    app.command()(methods.methods)
-    app.command()(models.models)
-    app.command()(doctor.doctor)
-    app.command()(demo.demo)
+    def add(function: Callable[..., None], module: ModuleType) -> None:
+        app.command(cls=described(module.EXAMPLES, getattr(module, "defaults", none)))(function)
+
+    add(pretrain.pretrain, pretrain)
+    add(finetune.finetune, finetune)
+    add(probe.probe, probe)
+    add(visualize.visualize, visualize)
+    add(export.export, export)
+    add(embed.embed, embed)
+    add(check.check, check)
+    add(pack.pack, pack)
+    add(bench.bench, bench)
+    add(info.info, info)
+    add(methods.methods, methods)
+    add(models.models, models)
+    add(doctor.doctor, doctor)
+    add(demo.demo, demo)
 
 
 _add_commands()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sslkit.cli import options
+from sslkit.cli.pretrain import defaults as defaults
 from sslkit.console import Console
 
 if TYPE_CHECKING:
@@ -18,6 +19,12 @@ SIDES = {
     "model": "model only",
     "whole": "end to end",
 }
+
+
+EXAMPLES = (
+    "sslkit bench photos/",
+    "sslkit bench fractal:512 -b resnet50 --batch-size 32 --steps 5",
+)
 
 
 def bench(

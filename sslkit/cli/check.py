@@ -13,9 +13,20 @@ from sslkit.console import Console, counted, named, nearby, visible
 if TYPE_CHECKING:
     from sslkit.data.audit import Audit, Finding
 
-EXAMPLES = 3
+SHOWN = 3
 """Images that are named of each finding; --out lists all."""
 BAR = 40
+
+
+EXAMPLES = (
+    "sslkit check photos/",
+    "sslkit check labelled/train --against labelled/val -o findings.tsv",
+)
+
+
+def defaults() -> dict[str, str]:
+    """What is taken where an option is not given."""
+    return {"workers": "auto: one per core, none for few images"}
 
 
 def check(
@@ -82,6 +93,6 @@ def _finding(finding: Finding) -> list[str]:
     lines = [f"{finding.kind}: {counted(finding.count, finding.noun)}, {visible(finding.advice)}"]
     if finding.noun != "image":  # the line has said all
         return lines
-    lines += ["  ".join(["", *(visible(nearby(text)) for text in row)]) for row in finding.rows[:EXAMPLES]]
-    more = len(finding.rows) - EXAMPLES
+    lines += ["  ".join(["", *(visible(nearby(text)) for text in row)]) for row in finding.rows[:SHOWN]]
+    more = len(finding.rows) - SHOWN
     return [*lines, f"  and {more:,} more; --out FILE lists all"] if more > 0 else lines

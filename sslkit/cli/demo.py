@@ -11,6 +11,13 @@ from sslkit.console import Console
 IMAGES = 800
 """Generated images; a fifth of them is held out."""
 
+EXAMPLES = ("sslkit demo", "sslkit demo -o first-look")
+
+
+def defaults() -> dict[str, str]:
+    """What is taken where an option is not given."""
+    return {"out": "default: the next free runs/demo-N"}
+
 
 def demo(out: options.Out = None, quiet: options.Quiet = False) -> None:
     """The whole way on generated images: pretrain, probe, finetune, export, visualize, report.

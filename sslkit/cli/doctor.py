@@ -10,6 +10,8 @@ import typer
 from sslkit.cli import options
 from sslkit.console import Console
 
+EXAMPLES = ("sslkit doctor", "sslkit doctor --train                           # about a minute")
+
 
 def doctor(
     train: Annotated[

@@ -9,6 +9,16 @@ import typer
 from sslkit.cli import options
 from sslkit.console import Console
 
+EXAMPLES = (
+    "sslkit embed runs/mfm-vit_tiny_patch16_224-1 photos/ -o photos.npz",
+    "sslkit embed timm/resnet50 photos/ --neighbours 5 --query photos/one.jpg",
+)
+
+
+def defaults() -> dict[str, str]:
+    """What is taken where an option is not given."""
+    return {**options.of_reading(), "out": "default: features.safetensors"}
+
 
 def embed(
     source: Annotated[
@@ -23,7 +33,8 @@ def embed(
         str, typer.Option("--readout", help="mean, or cls: the class token of a ViT.")
     ] = "mean",
     neighbours: Annotated[
-        int, typer.Option("--neighbours", help="Also write the K most similar images of each, as .csv.")
+        int,
+        typer.Option("--neighbours", help="Also write the K most similar of each, as .csv; 0: none."),
     ] = 0,
     query: Annotated[
         str | None, typer.Option("--query", help="Print the images that are most similar to this one.")

@@ -10,6 +10,11 @@ import typer
 from sslkit.cli import options
 from sslkit.console import Console
 
+EXAMPLES = (
+    "sslkit export runs/mfm-vit_tiny_patch16_224-1 my-backbone",
+    "sslkit export runs/mfm-vit_tiny_patch16_224-1 --format onnx",
+)
+
 
 def export(
     source: Annotated[

@@ -7,8 +7,22 @@ from typing import Annotated
 import typer
 
 from sslkit.cli import options
+from sslkit.cli.command import of_settings
 from sslkit.console import Console
 from sslkit.errors import UserError
+
+EXAMPLES = (
+    "sslkit finetune runs/mfm-vit_tiny_patch16_224-1 labelled/",
+    "sslkit finetune timm/resnet50 labelled/ --baseline scratch --seeds 0,1,2",
+    "sslkit finetune random/resnet18 labelled/ --share 0.5 --keep best",
+)
+
+
+def defaults() -> dict[str, str]:
+    """What is taken where an option is not given."""
+    from sslkit.evaluation.finetune_config import FLAGS, SECTIONS
+
+    return {**of_settings(FLAGS, SECTIONS), "seeds": "default: --seed alone"}
 
 
 def finetune(

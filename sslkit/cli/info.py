@@ -11,6 +11,8 @@ from sslkit.cli import options
 from sslkit.console import Console
 from sslkit.errors import UserError, nearest_path
 
+EXAMPLES = ("sslkit info runs/", "sslkit info runs/mfm-vit_tiny_patch16_224-1 --json")
+
 
 def info(
     path: Annotated[

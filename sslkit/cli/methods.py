@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from sslkit.methods import Card
 
 
+EXAMPLES = (
+    "sslkit methods mfm --toml                        # its settings, ready for -c",
+    "sslkit methods --new mine.py",
+    "sslkit methods --test mine.py",
+)
+
+
 def methods(
     name: Annotated[
         str | None, typer.Argument(help="One method, or a file ./mine.py: its card and settings.")

@@ -9,6 +9,8 @@ import typer
 from sslkit.cli import options
 from sslkit.console import Console
 
+EXAMPLES = ("sslkit models resnet", "sslkit models 'vit_*patch16*'")
+
 
 def models(
     pattern: Annotated[str, typer.Argument(help="Part of a name, or a pattern with *.")] = "",

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from sslkit.cli.command import of_settings
+
 Method = Annotated[
     str | None,
     typer.Option("-m", "--method", help="How to learn: a name of sslkit methods, or ./mine.py."),
@@ -29,7 +31,7 @@ Compile = Annotated[
     bool | None, typer.Option("--compile", help="torch.compile: a minute first, then faster steps.")
 ]
 Workers = Annotated[int | None, typer.Option("--workers", help="Processes that read images; 0: none.")]
-Cache = Annotated[str | None, typer.Option("--cache", help="auto: decode once, if the memory holds it; off.")]
+Cache = Annotated[str | None, typer.Option("--cache", help="memory: decode once, where it fits; off: never.")]
 Range = Annotated[
     str | None,
     typer.Option("--range", metavar="LOW,HIGH", help="What is black and white in files of more than 8 bits."),
@@ -39,11 +41,18 @@ Size = Annotated[int | None, typer.Option("--size", help="Side of the images tha
 Epochs = Annotated[int | None, typer.Option("-e", "--epochs", help="Passes over the images.")]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Images per optimizer step.")]
 LearningRate = Annotated[float | None, typer.Option("--lr", help="Base learning rate, per 512 images.")]
-RobustLimit = Annotated[int | None, typer.Option("--robust-limit", help="Images for --robust; 500.")]
-Attacks = Annotated[
-    bool | None, typer.Option("--attacks/--no-attacks", help="FGSM and PGD in --robust; on a GPU by default.")
-]
+RobustLimit = Annotated[int | None, typer.Option("--robust-limit", help="Images for --robust.")]
+Attacks = Annotated[bool | None, typer.Option("--attacks/--no-attacks", help="FGSM and PGD in --robust.")]
 Out = Annotated[str | None, typer.Option("-o", "--out", help="Folder to make; never an existing one.")]
+
+
+def of_reading() -> dict[str, str]:
+    """Defaults of the options of those that look at SOURCE's features."""
+    from sslkit.evaluation.finetune_config import SECTIONS
+
+    alike = {"device": "run.device", "precision": "run.precision", "workers": "data.workers"}
+    alike |= {"seed": "run.seed", "range": "data.range"}
+    return {**of_settings(alike, SECTIONS), "size": "default: the source's"}
 
 
 def number(text: str | None) -> int | str | None:

@@ -7,10 +7,25 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sslkit.cli import options
+from sslkit.cli.command import of_settings
 from sslkit.console import Console, counted, visible
 
 if TYPE_CHECKING:
     from sslkit.data.pack import Packing
+
+
+EXAMPLES = (
+    "sslkit pack photos/ photos-256 --size 256",
+    "sslkit pack photos/ more-photos/ packed --shard-size 1GB",
+)
+
+
+def defaults() -> dict[str, str]:
+    """What is taken where an option is not given."""
+    from sslkit.config import SECTIONS
+
+    read = of_settings({"range": "data.range", "limit": "data.limit"}, SECTIONS)
+    return {**read, "size": "default: as it is", "workers": "auto: one per core with --size, else 0"}
 
 
 def pack(
@@ -19,7 +34,7 @@ def pack(
     ],
     size: Annotated[
         int | None,
-        typer.Option("--size", help="Short side of what is larger, pixels; else as it is."),
+        typer.Option("--size", help="Short side of what is larger, pixels."),
     ] = None,
     shard_size: Annotated[
         str, typer.Option("--shard-size", metavar="BYTES", help="Of a shard, e.g. 100MB or 1GB.")

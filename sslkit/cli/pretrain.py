@@ -7,11 +7,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sslkit.cli import options
+from sslkit.cli.command import of_settings
 from sslkit.console import Console, command
 from sslkit.errors import UserError
 
 if TYPE_CHECKING:
     from sslkit.training.rates import Rehearsal
+
+
+EXAMPLES = (
+    "sslkit pretrain photos/ --dry-run               # what would it take?",
+    "sslkit pretrain photos/ -b resnet50 --epochs 100",
+    "sslkit pretrain photos/ -c mae-vit-b16 --size 96 -s run.log_every=10",
+)
+
+
+def defaults() -> dict[str, str]:
+    """What is taken where an option is not given."""
+    from sslkit.config import SECTIONS
+    from sslkit.request import METHOD, PRETRAIN_FLAGS
+
+    return {**of_settings(PRETRAIN_FLAGS, SECTIONS), "method": f"default: {METHOD}"}
 
 
 def pretrain(

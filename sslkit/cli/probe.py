@@ -9,6 +9,25 @@ import typer
 from sslkit.cli import options
 from sslkit.console import Console
 
+EXAMPLES = (
+    "sslkit probe runs/mfm-vit_tiny_patch16_224-1 labelled/",
+    "sslkit probe runs/mfm-vit_tiny_patch16_224-1 labelled/ --shots 5,all --robust",
+    "sslkit probe random/resnet18 labelled/ --min-top1 30   # exit code 1 if below",
+)
+
+
+def defaults() -> dict[str, str]:
+    """What is taken where an option is not given."""
+    return {
+        **options.of_reading(),
+        "baseline": "default: random, pixels",
+        "readout": "auto: what suits a fifth of the training images",
+        "seeds": "default: 3",
+        "robust_limit": "default: 500",
+        "attacks": "auto: on a GPU",
+        "out": "default: into the run",
+    }
+
 
 def probe(
     arguments: Annotated[
@@ -16,19 +35,17 @@ def probe(
     ],
     baseline: Annotated[
         list[str] | None,
-        typer.Option(
-            "--baseline", help="random, pixels or any SOURCE; repeatable; random and pixels by default."
-        ),
+        typer.Option("--baseline", help="random, pixels or any SOURCE; repeatable."),
     ] = None,
     readout: Annotated[
         str | None,
-        typer.Option("--readout", help="mean, cls, last4; auto: what suits a fifth of the training images."),
+        typer.Option("--readout", help="Features of an image: mean, cls or last4."),
     ] = None,
     shots: Annotated[
         str | None,
         typer.Option("--shots", metavar="1,5,10,all", help="Also after so many labelled images per class."),
     ] = None,
-    seeds: Annotated[int | None, typer.Option("--seeds", help="How often those are drawn; 3.")] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", help="How often those are drawn.")] = None,
     exclude_leaks: Annotated[
         bool, typer.Option("--exclude-leaks", help="Leave out validation images that are in training too.")
     ] = False,

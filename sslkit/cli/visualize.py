@@ -9,6 +9,41 @@ import typer
 from sslkit.cli import options
 from sslkit.console import Console
 
+KINDS = (
+    "masks",
+    "families",
+    "views",
+    "spectrum",
+    "recon",
+    "panels",
+    "curves",
+    "attention",
+    "pca",
+    "neighbours",
+    "map",
+    "filters",
+    "layers",
+    "robust",
+    "compare",
+)
+"""Kinds of pictures, and groups of them."""
+
+EXAMPLES = (
+    "sslkit visualize mfm                            # what it does, untrained",
+    "sslkit visualize runs/mfm-vit_tiny_patch16_224-1 photos/ -k attention -k pca",
+)
+
+
+def defaults() -> dict[str, str]:
+    """What is taken where an option is not given."""
+    return {
+        "kind": "default: all that SOURCE allows",
+        "radius": "default: the run's, or the method's",
+        "size": "default: the source's",
+        "seed": "default: 0",
+        "out": "default: RUN/pictures, or pictures-NAME",
+    }
+
 
 def visualize(
     source: Annotated[
@@ -25,8 +60,7 @@ def visualize(
         typer.Option(
             "-k",
             "--kind",
-            help="masks, families, views, spectrum, recon, panels, curves, attention, pca, neighbours, map, "
-            "filters, layers, robust, compare; repeatable.",
+            help=f"{', '.join(KINDS)}; repeatable.",
         ),
     ] = None,
     count: Annotated[int, typer.Option("--count", help="How many images.")] = 4,
