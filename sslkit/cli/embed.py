@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sslkit.cli import options
+from sslkit.cli import completion, options
 from sslkit.console import Console
 
 EXAMPLES = (
@@ -30,7 +30,12 @@ def embed(
         typer.Option("-o", "--out", help="A new .safetensors, .npz, .csv or .parquet file."),
     ] = None,
     readout: Annotated[
-        str, typer.Option("--readout", help="mean, or cls: the class token of a ViT.")
+        str,
+        typer.Option(
+            "--readout",
+            help="mean, or cls: the class token of a ViT.",
+            autocompletion=completion.among("mean", "cls"),
+        ),
     ] = "mean",
     neighbours: Annotated[
         int,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sslkit.cli import options
+from sslkit.cli import completion, options
 from sslkit.console import Console
 
 EXAMPLES = (
@@ -21,10 +21,17 @@ def export(
         str, typer.Argument(help="A run, an exported folder, a file of weights, timm/NAME or random/NAME.")
     ],
     out: Annotated[str | None, typer.Argument(help="Folder to make; by default exports/NAME-N.")] = None,
-    format: Annotated[str, typer.Option("--format", help="timm or onnx.")] = "timm",
+    format: Annotated[
+        str, typer.Option("--format", help="timm or onnx.", autocompletion=completion.among("timm", "onnx"))
+    ] = "timm",
     backbone: Annotated[
         str,
-        typer.Option("-b", "--backbone", help="Of a foreign file whose tensors leave it open: timm's name."),
+        typer.Option(
+            "-b",
+            "--backbone",
+            help="Of a foreign file whose tensors leave it open: timm's name.",
+            autocompletion=completion.backbones,
+        ),
     ] = "",
     trust: Annotated[
         bool,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sslkit.cli import options
+from sslkit.cli import completion, options
 from sslkit.cli.command import of_settings
 from sslkit.console import Console
 from sslkit.errors import UserError
@@ -56,7 +56,9 @@ def finetune(
     keep: Annotated[
         str | None,
         typer.Option(
-            "--keep", help="last, or best: the epoch that is best on a fifth of the training images."
+            "--keep",
+            help="last, or best: the epoch that is best on a fifth of the training images.",
+            autocompletion=completion.words_of("run.keep"),
         ),
     ] = None,
     robust: Annotated[

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sslkit.cli import options
+from sslkit.cli import completion, options
 from sslkit.console import Console, command
 from sslkit.errors import UserError, nearest_path
 
@@ -26,14 +26,24 @@ EXAMPLES = (
 
 def methods(
     name: Annotated[
-        str | None, typer.Argument(help="One method, or a file ./mine.py: its card and settings.")
+        str | None,
+        typer.Argument(
+            help="One method, or a file ./mine.py: its card and settings.",
+            autocompletion=completion.methods,
+        ),
     ] = None,
     toml: Annotated[bool, typer.Option("--toml", help="The settings as TOML, ready for -c.")] = False,
     new: Annotated[
         str | None, typer.Option("--new", metavar="FILE", help="Write a method of 40 lines that trains.")
     ] = None,
     test: Annotated[
-        str | None, typer.Option("--test", metavar="METHOD", help="Check a method, or a file ./mine.py.")
+        str | None,
+        typer.Option(
+            "--test",
+            metavar="METHOD",
+            help="Check a method, or a file ./mine.py.",
+            autocompletion=completion.methods,
+        ),
     ] = None,
     json: options.Json = False,
 ) -> None:

@@ -6,32 +6,80 @@ from typing import Annotated
 
 import typer
 
+from sslkit.cli import completion
 from sslkit.cli.command import of_settings
 
 Method = Annotated[
     str | None,
-    typer.Option("-m", "--method", help="How to learn: a name of sslkit methods, or ./mine.py."),
+    typer.Option(
+        "-m",
+        "--method",
+        help="How to learn: a name of sslkit methods, or ./mine.py.",
+        autocompletion=completion.methods,
+    ),
 ]
-Backbone = Annotated[str | None, typer.Option("-b", "--backbone", help="Any timm model; see sslkit models.")]
+Backbone = Annotated[
+    str | None,
+    typer.Option(
+        "-b",
+        "--backbone",
+        help="Any timm model; see sslkit models.",
+        autocompletion=completion.backbones,
+    ),
+]
 MicroBatch = Annotated[
     str | None, typer.Option("--micro-batch", help="Images at once in memory, or auto: what fits.")
 ]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only results, warnings and errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Results as JSON on stdout.")]
 Config = Annotated[
-    str | None, typer.Option("-c", "--config", metavar="FILE", help="A TOML file, or a recipe's name.")
+    str | None,
+    typer.Option(
+        "-c",
+        "--config",
+        metavar="FILE",
+        help="A TOML file, or a recipe's name.",
+        autocompletion=completion.recipes,
+    ),
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("-s", "--set", metavar="KEY=VALUE", help="Any setting, e.g. -s optim.clip=1.0"),
+    typer.Option(
+        "-s",
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any setting, e.g. -s optim.clip=1.0",
+        autocompletion=completion.settings,
+    ),
 ]
-Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
-Precision = Annotated[str | None, typer.Option("--precision", help="auto, float32, tf32, bfloat16, float16.")]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        help="auto, cpu, cuda, cuda:1 or mps.",
+        autocompletion=completion.among("auto", "cpu", "cuda", "mps"),
+    ),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        "--precision",
+        help="auto, float32, tf32, bfloat16, float16.",
+        autocompletion=completion.words_of("run.precision"),
+    ),
+]
 Compile = Annotated[
     bool | None, typer.Option("--compile", help="torch.compile: a minute first, then faster steps.")
 ]
 Workers = Annotated[int | None, typer.Option("--workers", help="Processes that read images; 0: none.")]
-Cache = Annotated[str | None, typer.Option("--cache", help="memory: decode once, where it fits; off: never.")]
+Cache = Annotated[
+    str | None,
+    typer.Option(
+        "--cache",
+        help="memory: decode once, where it fits; off: never.",
+        autocompletion=completion.words_of("data.cache"),
+    ),
+]
 Range = Annotated[
     str | None,
     typer.Option("--range", metavar="LOW,HIGH", help="What is black and white in files of more than 8 bits."),

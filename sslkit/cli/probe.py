@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sslkit.cli import options
+from sslkit.cli import completion, options
 from sslkit.console import Console
 
 EXAMPLES = (
@@ -39,7 +39,11 @@ def probe(
     ] = None,
     readout: Annotated[
         str | None,
-        typer.Option("--readout", help="Features of an image: mean, cls or last4."),
+        typer.Option(
+            "--readout",
+            help="Features of an image: mean, cls or last4.",
+            autocompletion=completion.among("auto", "mean", "cls", "last4"),
+        ),
     ] = None,
     shots: Annotated[
         str | None,

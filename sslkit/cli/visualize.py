@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sslkit.cli import options
+from sslkit.cli import completion, options
 from sslkit.console import Console
 
 KINDS = (
@@ -61,6 +61,7 @@ def visualize(
             "-k",
             "--kind",
             help=f"{', '.join(KINDS)}; repeatable.",
+            autocompletion=completion.among(*KINDS),
         ),
     ] = None,
     count: Annotated[int, typer.Option("--count", help="How many images.")] = 4,
