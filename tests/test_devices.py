@@ -170,13 +170,12 @@ class Recorded(torch.Tensor):
         return torch.zeros(1)
 
 
-@pytest.mark.parametrize(
-    ("device", "expected"), [("cpu", False), ("mps", False), ("cuda", True), ("cuda:1", True)]
-)
-def test_only_cuda_is_not_waited_for(device: str, expected: bool) -> None:
+@pytest.mark.parametrize("device", ["cpu", "mps"])
+def test_only_cuda_is_not_waited_for(device: str) -> None:
+    """CUDA's copies, which need a device, are looked at in tests/test_gpu_rehearsal.py."""
     Recorded.moves.clear()
     to_device({"image": torch.zeros(1).as_subclass(Recorded)}, torch.device(device))
-    assert Recorded.moves == [expected]
+    assert Recorded.moves == [False]
 
 
 # --------------------------------------------------------------------------------------- what float32 means

@@ -90,6 +90,15 @@ def test_no_option_of_mfm_waits(rehearsed: Any) -> None:
 
 
 @pytest.mark.slow
+def test_a_batch_is_sent_beside_what_the_device_computes(rehearsed: Any) -> None:
+    """By a stream of its own, which the usual one waits for; memory is not given away while it is read."""
+    sent = rehearsed("table.py", "--options")["sending 256 × 224 px to the device"]
+    assert sent["copies"] == sent["beside"] == 2
+    assert sent["ordered"] == 1
+    assert sent["held"] == [1, 3]  # places of three batches when the device is done, and when it still reads
+
+
+@pytest.mark.slow
 def test_a_save_waits_once(rehearsed: Any) -> None:
     """For all of its tensors, kernels in channels_last among them, and always into the same memory."""
     [saved] = rehearsed("saving.py", "resnet18").values()

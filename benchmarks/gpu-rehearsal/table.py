@@ -10,9 +10,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import itertools
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 import rehearsal  # before torch
@@ -20,10 +20,11 @@ import rehearsal  # before torch
 # isort: split
 import torch
 import traffic
-from launches import LOG, Case, Figures, measured, watch
+from launches import CUDA, LOG, Case, Figures, measured, watch
 
 from sslkit.augment.geometry import RandomResizedCrop
 from sslkit.data import cached
+from sslkit.training.device import to_device
 
 VIT, CNN = "vit_small_patch16_224", "resnet50"
 CASES = [
@@ -104,6 +105,46 @@ def cut_out() -> dict[str, Any]:
     return {"name": name, "precision": "uint8", **dataclasses.asdict(figures)}
 
 
+def sent() -> dict[str, Any]:
+    """A batch on its way to the device: on which streams, and whether its memory is given away too early."""
+    batch = {
+        "image": torch.zeros(256, 3, 224, 224, dtype=torch.uint8).pin_memory(),
+        "index": torch.arange(256).pin_memory(),
+    }
+    to_device(batch, CUDA)
+    LOG.clear()
+    LOG.listening = True
+    with traffic.Traffic() as moved:
+        to_device(batch, CUDA)
+    LOG.listening = False
+
+    def places() -> set[int]:
+        """Where the indices lie of three batches, each of them gone when the next one is sent."""
+        return {to_device(batch, CUDA)["index"].data_ptr() for _ in range(3)}
+
+    idle = places()
+    with rehearsal.busy():
+        still_read = places()
+    figures = Figures(
+        LOG.launched(),
+        LOG.launched(),
+        {line: float(count) for (_, line), count in LOG.waits.items()},
+        torch.cuda.max_memory_allocated(),
+        moved.outside(),
+    )
+    return {
+        "name": "sending 256 × 224 px to the device",
+        "precision": "uint8",
+        **dataclasses.asdict(figures),
+        "beside": sum(
+            count for (way, _), count in LOG.copies.items() if way == "pinned host to device beside"
+        ),
+        "copies": sum(LOG.copies.values()),
+        "ordered": LOG.ordered["the usual stream waits"],
+        "held": (len(idle), len(still_read)),
+    }
+
+
 def markdown(figures: dict[str, Any]) -> str:
     cells = [
         figures["name"],
@@ -126,12 +167,14 @@ def main() -> None:
     words = parser.parse_args()
     watch()
     cases = [small({}, micro_batch=4), *map(small, OPTIONS)] if words.options else CASES
-    rows = [functools.partial(row, case) for case in cases if re.search(words.only, name_of(case))]
+    rows: list[Callable[[], dict[str, Any]]] = [
+        functools.partial(row, case) for case in cases if re.search(words.only, name_of(case))
+    ]
     if not words.json:
         print("| step | launches | outside the encoder | host waits | peak GiB | GiB moved outside |")
         print("| --- | --- | --- | --- | --- | --- |")
-    for measured_row in itertools.chain((one() for one in rows), (cut_out() for _ in range(1))):
-        figures = measured_row
+    for one in (*rows, cut_out, sent):
+        figures = one()
         print(json.dumps(figures) if words.json else markdown(figures), flush=True)
 
 

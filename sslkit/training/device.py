@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -132,14 +133,36 @@ def _round_float32(to_tf32: bool) -> None:
 
 
 def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
-    """A batch's tensors on the device. Pictures travel as uint8 and become float in [0, 1] there."""
-    # Only CUDA copies what is not pinned before it returns. On MPS the batch could be freed before its copy.
-    moved = {
-        name: value.to(device, non_blocking=device.type == "cuda")
-        for name, value in batch.items()
-        if isinstance(value, Tensor)
-    }
+    """A batch's tensors on the device. Pictures travel as uint8 and become float in [0, 1] there.
+
+    Only CUDA copies what is not pinned before `to` returns; on MPS the batch could be freed before its copy.
+    """
+    tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+    if device.type == "cuda":
+        moved = _sent_beside(tensors, device)
+    else:
+        moved = {name: value.to(device) for name, value in tensors.items()}
     return {name: _fractions(value) if value.dtype == torch.uint8 else value for name, value in moved.items()}
+
+
+def _sent_beside(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """On a CUDA device, by a stream that copies while the device still computes what it was given before.
+
+    The host is a step ahead of the device wherever that is busy, so the batch of the next step arrives during
+    this one, and no batch need be read earlier. What is computed with it waits for the copies, on the device.
+    """
+    here, beside = torch.cuda.current_stream(device), _copying(device)
+    with torch.cuda.stream(beside):
+        moved = {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
+    here.wait_stream(beside)
+    for value in moved.values():
+        value.record_stream(here)  # else their memory could be copied into while `here` still reads it
+    return moved
+
+
+@cache
+def _copying(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _fractions(pixels: Tensor) -> Tensor:
