@@ -1,4 +1,4 @@
-"""Ten steps of each method are what they were; `python tests/golden/record.py` compares them digit by digit."""
+"""Ten steps of each method are what they were; tests/golden/record.py compares them digit by digit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", list(record.CASES))
 def test_ten_steps_are_what_they_were(name: str, folder: Path) -> None:
     stored = json.loads(record.STORED.read_text(encoding="utf-8"))
-    if record.VERSIONS != stored["versions"]:
+    if stored["versions"] != record.VERSIONS:
         pytest.skip(f"recorded with {stored['versions']}: others draw other weights")
     found = record.metrics(name, folder)
     assert len(found) == record.STEPS

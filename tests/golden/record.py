@@ -82,10 +82,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         found = {name: metrics(name, Path(folder)) for name in CASES}
     if write:
-        cases = [
-            f'"{name}": [\n' + ",\n".join(map(json.dumps, lines)) + "\n]" for name, lines in found.items()
-        ]
-        STORED.write_text("{\n" + ",\n".join(cases) + "\n}\n", encoding="utf-8")
+        cases = {"versions": json.dumps(VERSIONS)}
+        cases |= {name: "[\n" + ",\n".join(map(json.dumps, lines)) + "\n]" for name, lines in found.items()}
+        text = ",\n".join(f'"{name}": {case}' for name, case in cases.items())
+        STORED.write_text("{\n" + text + "\n}\n", encoding="utf-8")
         return 0
     stored = json.loads(STORED.read_text(encoding="utf-8"))
     for name, lines in found.items():
