@@ -5,8 +5,7 @@ Importing it costs nothing; torch comes with the first name that needs it.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False  # what typing has; importing it takes long enough for a Ctrl-C that nobody can hear yet
 
 __version__ = "0.1.0"
 
@@ -48,6 +47,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from sslkit.backbones import Encoder
     from sslkit.data.decode import read_image
     from sslkit.errors import UserError
@@ -58,5 +59,7 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
+        from importlib import import_module
+
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'sslkit' has no attribute {name!r}")

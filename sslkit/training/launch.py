@@ -33,11 +33,21 @@ STOPPING = 5.0
 STOPS = (signal.SIGINT, signal.SIGTERM)
 WRITING = 600.0
 """The same where one of them has said that it is writing: storage may be slow."""
+BEGINNING = 2.0
+"""The same where all were asked to stop and none trains yet: one that waits for another hears nothing."""
+LOOK = 0.5
+"""Seconds between two looks at them."""
 
 Outcome = tuple[str, Any]
 """("done", what the work returned), ("error", (message, hint, code)), ("stopped", code), ("stalled", None)"""
 
+_WORDS = ("training", "writing")
+"""What a process says before its outcome."""
+
 _front: Any = None  # in a process that was launched: the way to tell the one in front
+
+
+_trains = False  # in such a process: whether it has come as far as the loop
 
 
 def launch(work: Callable[..., Any], arguments: tuple[Any, ...], count: int) -> Any:
@@ -59,24 +69,38 @@ def launch(work: Callable[..., Any], arguments: tuple[Any, ...], count: int) -> 
         place = {**environment, "RANK": number, "LOCAL_RANK": number}
         processes.append(context.Process(target=_begin, args=(place, theirs, work, arguments)))
         ends.append(ours)
+    said: set[str] = set()
     with _passed_on(processes) as asked:
         if sys.platform != "win32":  # before: it opens the ears again that `_later` has closed
             resource_tracker.ensure_running()
         with _later():  # who is being started would not hear of it, and the server that forks would die of it
             for process in processes:
                 process.start()
-        outcomes = _outcomes(processes, ends)
+        outcomes = _outcomes(processes, ends, asked, said)
     finished = all(outcome and outcome[0] == "done" for outcome in outcomes)
     if asked and not finished and not _own_errors(outcomes):
-        raise Interrupted(128 + asked[0])
+        stop = Interrupted(128 + asked[0])
+        stop.untold = "training" not in said
+        raise stop
     return _judged(outcomes, [process.exitcode for process in processes])
 
 
 def say_writing() -> None:
     """Ask the process in front, if there is one, to wait for what this one writes before it ends."""
+    _say("writing")
+
+
+def say_training() -> None:
+    """Tell it that from here on this one hears signals between two steps, and saves."""
+    global _trains
+    _trains = True
+    _say("training")
+
+
+def _say(word: str) -> None:
     if _front is not None:
         with suppress(OSError):  # it is gone, and waits for nobody
-            _front.send(("writing", None))
+            _front.send((word, None))
 
 
 def _context() -> Any:
@@ -115,11 +139,15 @@ def _begin(place: Mapping[str, Any], end: Any, work: Callable[..., Any], argumen
 
 
 def _listen(asked: list[int]) -> None:
-    """Until the loop listens itself, a signal ends this process at once: there is nothing to save yet."""
+    """Until the loop listens itself, a signal ends this process at once: there is nothing to save yet.
+
+    After the loop all is written, or what went wrong is on its way.
+    """
 
     def stop(number: int, frame: object) -> None:
         asked.append(number)
-        raise Interrupted(128 + number)
+        if not _trains:
+            raise Interrupted(128 + number)
 
     for number in STOPS:
         signal.signal(number, stop)
@@ -178,22 +206,31 @@ def _passed_on(processes: list[Any]) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _outcomes(processes: list[Any], ends: list[Any]) -> list[Outcome | None]:
-    """What each has sent, None where one died; when one fails the others get a while, and then no longer."""
+def _outcomes(
+    processes: list[Any], ends: list[Any], asked: list[int], words: set[str]
+) -> list[Outcome | None]:
+    """What each has sent, None where one died; when one fails the others get a while, and then no longer.
+
+    Args:
+        asked: signals to stop that have come.
+        words: what the processes say on the way is added.
+    """
     outcomes: list[Outcome | None] = [None] * len(processes)
     waiting, failed_at = dict(zip(ends, range(len(ends)), strict=True)), float("inf")
     writing: set[int] = set()
+    asked_at = float("inf")
     for process, end in zip(processes, ends, strict=True):
         waiting[process.sentinel] = waiting[end]
     while any(process.is_alive() for process in processes):
-        for ready in connection.wait(list(waiting), timeout=1.0):
+        for ready in connection.wait(list(waiting), timeout=LOOK):
             number = waiting.pop(ready)
             said = None
             if ready is ends[number]:
                 with suppress(EOFError):
                     said = ready.recv()
-            if said and said[0] == "writing":
-                writing.add(number)
+            if said and said[0] in _WORDS:
+                words.add(said[0])
+                writing.update([number] if said[0] == "writing" else [])
                 waiting[ready] = number  # its outcome follows
                 continue
             outcomes[number] = said or outcomes[number]
@@ -202,8 +239,10 @@ def _outcomes(processes: list[Any], ends: list[Any]) -> list[Outcome | None]:
                 failed_at = min(failed_at, time.monotonic())
             if (outcomes[number] or ("",))[0] == "stopped":
                 failed_at = min(failed_at, time.monotonic() + STOPPING - GRACE)
+        asked_at = min(asked_at, time.monotonic()) if asked else asked_at
+        beginning = not words and time.monotonic() > asked_at + BEGINNING
         patience = WRITING if any(processes[number].is_alive() for number in writing) else GRACE
-        if time.monotonic() > failed_at + patience:
+        if beginning or time.monotonic() > failed_at + patience:
             for number, process in enumerate(processes):
                 if process.is_alive():  # it stalls; that is another's find, and no death of its own
                     outcomes[number] = ("stalled", None)
@@ -212,7 +251,7 @@ def _outcomes(processes: list[Any], ends: list[Any]) -> list[Outcome | None]:
         with suppress(EOFError):
             while outcomes[number] is None and end.poll():
                 said = end.recv()
-                outcomes[number] = None if said[0] == "writing" else said
+                outcomes[number] = None if said[0] in _WORDS else said
     return outcomes
 
 

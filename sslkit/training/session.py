@@ -30,7 +30,7 @@ from sslkit.training.changes import settings_of
 from sslkit.training.deadline import Deadline
 from sslkit.training.device import idle_within
 from sslkit.training.engine import Step, train
-from sslkit.training.launch import say_writing
+from sslkit.training.launch import say_training, say_writing
 from sslkit.training.memory import OutOfMemory, images_at_once
 from sslkit.training.optim import pretraining
 from sslkit.training.pictures import due, write_panels
@@ -83,6 +83,7 @@ class Session:
     def go(self, start: int) -> Path:
         """Run the loop from `start`, and leave the product."""
         with listening() as wishes, self.books.opened(start):
+            say_training()
             try:
                 self._loop(start, wishes)
                 return self._finish()

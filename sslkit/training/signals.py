@@ -11,6 +11,9 @@ from typing import Any
 class Interrupted(SystemExit):
     """A run that was asked to stop, and saved; carries the exit code (130 or 143)."""
 
+    untold: bool = False
+    """Nobody has said so yet: there was nothing to save."""
+
 
 class Wishes:
     """Set by signals, read between two steps."""
