@@ -71,7 +71,9 @@ class Model:
         False, "keep only the inputs of blocks and compute the rest again: less memory, one more pass forward"
     )
     memory_format: Literal["channels_last", "contiguous"] = setting(
-        AUTO, "of a CNN and its maps; auto: channels_last where the device can train it so", auto=True
+        AUTO,
+        "of a CNN and its maps; auto: channels_last where the device can train it so; see run.precision",
+        auto=True,
     )
 
 
@@ -145,7 +147,9 @@ class Run:
     devices: int = setting(1, "processes that train together, one device each", low=1)
     patience: int = setting(600, "seconds after which a process that says nothing counts as lost", low=1)
     max_time: str = setting("", "fit the schedule to this time (30m, 8h) instead of epochs; empty: no limit")
-    precision: Literal["float32", "tf32", "bfloat16", "float16"] = precision_setting()
+    precision: Literal["float32", "tf32", "bfloat16", "float16"] = precision_setting(
+        ", or what a few steps show where no table knows"
+    )
     save_every: str = setting(
         "10m", "time between checkpoints (30s, 10m, 2h), or epochs (5e), or steps (500)"
     )

@@ -52,9 +52,9 @@ def device_setting() -> Any:
     return setting(AUTO, "cpu, cuda, cuda:1, mps; auto: a GPU where there is one", auto=True)
 
 
-def precision_setting() -> Any:
-    """`run.precision` likewise."""
-    text = "of matrix products and convolutions; auto: what the chip multiplies fastest"
+def precision_setting(otherwise: str = "") -> Any:
+    """`run.precision` likewise; `otherwise` ends the sentence."""
+    text = f"of matrix products and convolutions; auto: what the chip multiplies fastest{otherwise}"
     return setting(AUTO, text, auto=True)
 
 

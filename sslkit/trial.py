@@ -35,6 +35,7 @@ class Outline(NamedTuple):
     stride: int  # pixels per step of the last map, as timm says
     map: tuple[int, ...]  # (C, h, w) of the final map; empty if there is none
     breaks_channels_last: bool = False
+    grouped: bool = False  # with convolutions of groups of channels, or of each by itself
 
 
 def outline(
@@ -169,7 +170,8 @@ def _look(model: Any, size: int, vit: bool) -> Outline:
         layout, shape = _map(model, images, features, vit)
     families: dict[Layout, Family] = {"tokens": "vit", "NHWC": "swin", "NCHW": "cnn"}
     family, breaks = families.get(layout, "transformer"), breaks_channels_last(model)
-    return Outline(family, layout, vector.shape[1], _stride(model), shape, breaks)
+    grouped = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in model.modules())
+    return Outline(family, layout, vector.shape[1], _stride(model), shape, breaks, grouped)
 
 
 def _map(model: Any, images: Tensor, features: Any, vit: bool) -> tuple[Layout, tuple[int, ...]]:

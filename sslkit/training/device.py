@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -72,7 +73,7 @@ def idle_within(seconds: float, device: torch.device) -> bool:
 
 def pick_precision(wanted: str, device: torch.device) -> Precision:
     """ "auto": bfloat16 where the chip multiplies it natively, float16 where a GPU has only that (V100, T4),
-    else float32.
+    else float32. Before it trains a network for which that is only likely, `training.fastest` measures.
 
     Raises:
         UserError: no such precision, or not on this device.
@@ -89,7 +90,7 @@ def pick_precision(wanted: str, device: torch.device) -> Precision:
         return wanted  # type: ignore[return-value]
     if device.type == "cuda":
         return "bfloat16" if _ampere(device) else "float16" if _volta(device) else "float32"
-    return "bfloat16" if device.type == "cpu" and _cpu_has_bfloat16() else "float32"
+    return "bfloat16" if device.type == "cpu" and cpu_bfloat16() else "float32"
 
 
 def _ampere(device: torch.device) -> bool:
@@ -103,13 +104,20 @@ def _volta(device: torch.device) -> bool:
     return new and "GTX 16" not in torch.cuda.get_device_name(device)
 
 
-def _cpu_has_bfloat16() -> bool:
-    """AVX512-BF16 or AMX, from the kernel's own list; elsewhere than on Linux the answer is no."""
+def cpu_bfloat16(root: Path = Path("/")) -> bool | None:
+    """Whether it multiplies bfloat16: AVX512-BF16 or AMX in the kernel's own list. None: nobody says.
+
+    That is so elsewhere than on Linux, and for chips that are none of Intel's and AMD's.
+
+    Args:
+        root: where `proc` is.
+    """
     try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        told = (root / "proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+        return None
+    flags = re.search(r"^flags\s*:(.*)$", told, re.MULTILINE)
+    return any(name in flags[1].split() for name in ("avx512_bf16", "amx_bf16")) if flags else None
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:

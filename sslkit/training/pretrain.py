@@ -23,6 +23,7 @@ from sslkit.training.acceleration import accelerate_, fitted
 from sslkit.training.beginning import built, check, held, start_weights, started, write_settings
 from sslkit.training.changes import image_changes, list_images, setting_changes, settings_of
 from sslkit.training.device import kind, pick_device
+from sslkit.training.fastest import measured
 from sslkit.training.image_range import open_with_range
 from sslkit.training.launch import launch
 from sslkit.training.longer import lengthen, refuse_epochs, refuse_fewer, with_epochs
@@ -62,6 +63,7 @@ def pretrain(config: PretrainConfig, console: Console = SILENT, overwrite: bool 
         ready = _agreed(resolve(config, len(images), native_side(images), device, numbers))
         check(ready, console)
         refuse_longer_than_run(ready.config, len(images), USUAL_WARMUP, console)
+        ready = measured(ready, device, console)
         method = _prepared(ready, images, device, console)
         ready = fitted(ready, method, images, device)
         needed = checkpoint.bytes_needed(method, ready.config.optim.name)

@@ -33,6 +33,7 @@ from sslkit.training.acceleration import accelerate_, fitted
 from sslkit.training.beginning import check, started
 from sslkit.training.device import autocast, pick_device, to_device
 from sslkit.training.engine import Step, train
+from sslkit.training.fastest import measured
 from sslkit.training.flops import counted_flops, peak_flops
 from sslkit.training.image_range import open_with_range
 from sslkit.training.optim import build_optimizer, parameter_groups, pretraining
@@ -279,6 +280,7 @@ def at_the_door(config: PretrainConfig, console: Console, with_bare: bool = Fals
     ready = resolve(config, len(images), native_side(images), device, numbers)
     check(ready, console)
     refuse_longer_than_run(ready.config, len(images), USUAL_WARMUP, console)
+    ready = measured(ready, device, console)
     bench = Workbench(ready, images, device, console, with_bare)
     announce(replace(ready, config=bench.config), bench.method, images, console)
     bench.decode(console)
