@@ -21,7 +21,7 @@ def checked(key: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any
     try:
         value = _typed(key, value, hint, auto)
     except UserError as problem:
-        problem.hint = problem.hint or _expected(hint, metadata)
+        problem.hint = problem.hint or _expected(key, hint, metadata)
         raise
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, int | float) and not isinstance(number, bool):
@@ -47,8 +47,12 @@ def refuse_huge(name: str, size: int) -> None:
         raise UserError(problem, f"--size of {MAX_SIDE} at most")
 
 
-def _expected(hint: Any, metadata: Mapping[str, Any]) -> str:
-    """What may be given, in words: the range, `auto`, the default."""
+def _expected(key: str, hint: Any, metadata: Mapping[str, Any]) -> str:
+    """What may be given, in words: the range, `auto`, the default.
+
+    An option that wants a number takes no `auto`: that is what leaving it out means.
+    """
+    typed = key.startswith("--")
     low, high, above = (metadata.get(name) for name in ("low", "high", "above"))
     words = [_named(hint)] if isinstance(hint, type) and hint is not bool else []
     if above is not None:
@@ -57,9 +61,10 @@ def _expected(hint: Any, metadata: Mapping[str, Any]) -> str:
         words.append(f"from {low:g} to {high:g}")
     elif low is not None:
         words.append(f"of {low:g} or more")
-    text = " ".join(words) + (", or auto" if words and metadata.get("auto") else "")
+    text = " ".join(words) + (", or auto" if words and metadata.get("auto") and not typed else "")
     default = metadata.get("default")
     told = "" if default in (None, "", ()) else f"the default is {default}"
+    told = f"leave it out: {told}" if typed and told else told
     return "; ".join(filter(None, (text, told)))
 
 
@@ -127,4 +132,4 @@ def _in_range(key: str, number: float, metadata: Mapping[str, Any]) -> None:
         wrong = f"<= {high}"
     else:
         return
-    raise UserError(f"{key}: {number} is not {wrong}", _expected(type(number), metadata))
+    raise UserError(f"{key}: {number} is not {wrong}", _expected(key, type(number), metadata))

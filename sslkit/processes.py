@@ -24,7 +24,7 @@ from sslkit.errors import UserError
 
 Value = TypeVar("Value")
 
-LESS = "a smaller --size or --backbone, or --precision bfloat16"
+LESS = "a smaller --size or backbone, or --precision bfloat16"
 """The cure where fewer images at once are none."""
 
 _ANSWER = 5.0  # seconds for the others to say that they are there

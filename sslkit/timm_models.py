@@ -100,7 +100,7 @@ def create_model(name: str, stem: Stem = "standard", **arguments: Any) -> Any:
         raise UserError(
             f"{name} with the small stem and patches of {arguments['patch_size']} px: stems are of ResNets, "
             "patches of ViTs",
-            "model.stem=small with a ResNet such as resnet18, or model.stem=standard",
+            "-s model.stem=standard, or -b resnet18",
         )
     if "distilled" in name and is_vit(name):
         problem = f"{name} is read through a class and a distillation token, not through the mean of patches"
@@ -156,7 +156,7 @@ def shrink_stem_(model: Any, name: str) -> None:
     if not (isinstance(model, ResNet) and usual):
         raise UserError(
             f"{name} has no small stem: it is for ResNets that begin with a 7 × 7 convolution and a pooling",
-            "take resnet18, resnet34 or resnet50, or model.stem=standard",
+            "-s model.stem=standard, or -b resnet18, resnet34 or resnet50",
         )
     model.conv1 = nn.Conv2d(old.in_channels, old.out_channels, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")

@@ -68,7 +68,9 @@ def pretrain(
         run = continue_run(Path(resume), console, allow_data_change, **free)
     else:
         if allow_data_change:
-            raise UserError("--allow-data-change belongs to --resume", "sslkit pretrain --resume RUN")
+            raise UserError(
+                "--allow-data-change belongs to --resume", "leave it out, or sslkit pretrain --resume RUN"
+            )
         wanted = pretrain_config(data, method, config, settings, given)
         from sslkit.training.pretrain import pretrain as train
 

@@ -87,7 +87,7 @@ BAD = [
     (["probe", "random/resnet10t", "fractal:40", "--seed", "-1"], "--seed: -1 is not >= 0", "0 or more"),
     (["embed", "random/resnet10t", "fractal:40", "--seed", "-1"], "--seed: -1 is not >= 0", "0 or more"),
     (["visualize", "random/resnet10t", "fractal:40", "--seed", "-1"], "--seed: -1 is not >= 0", "0 or more"),
-    (["info", "gone.safetensors"], "no file gone.safetensors", "sslkit info runs/"),
+    (["info", "gone.safetensors"], "no file gone.safetensors", "the folder that holds runs"),
     (
         ["pretrain", "photos", *SMALL, "-b", "resnet18", "--size", "72"],
         "can't take images of 72 px",

@@ -131,7 +131,7 @@ def test_one_image_at_once(photos: Path, command: Callable[..., Called], words: 
     assert (code, out) == (2, ""), told
     lines = [line for line in told.splitlines() if line.startswith(("error", "hint", "Traceback"))]
     assert lines[0] == "error: one image at once leaves batch norm one value per channel"
-    assert lines[1].startswith(("hint: --batch-size 2", "hint: -s run.micro_batch="))
+    assert lines[1].startswith(("hint: --batch-size 2", "hint: --micro-batch", "hint: -s run.micro_batch="))
     assert not Path("runs").exists()
 
 
@@ -144,8 +144,8 @@ def test_one_image_at_once_where_maps_are_larger(tiny: Callable[..., PretrainCon
 def test_cures_of_one_image_at_once() -> None:
     assert cure_of_one(1) == "--batch-size 2 or more"
     assert cure_of_one(4, 4) == "--batch-size 8 or more"
-    assert cure_of_one(8) == "-s run.micro_batch=2"
-    assert cure_of_one(7) == "-s run.micro_batch=0"
+    assert cure_of_one(8) == "--micro-batch 2"
+    assert cure_of_one(7, micro="-s run.micro_batch=") == "-s run.micro_batch=0"
 
 
 class Normed(nn.Module):

@@ -113,5 +113,37 @@ def test_a_shared_memory_that_is_really_small(folder: Path) -> None:
     assert "(3 of 3)" in done.stderr
     assert "hint: fewer --workers" in done.stderr
     assert "/dev/shm has only 0 MB" in done.stderr
+    first = next(line for line in done.stderr.splitlines() if "(1 of 3)" in line)
+    assert "/dev/shm has only 0 MB (docker: --shm-size=2g)" in first
     assert "Traceback" not in done.stderr
     assert list((folder / "run/checkpoints").glob("step-*"))
+
+
+LIMITED = """
+import resource, sys
+from sslkit.cli import app
+resource.setrlimit(resource.RLIMIT_NOFILE, ({}, {}))
+sys.argv = ["sslkit", *{!r}]
+app.main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="it counts in /proc")
+@pytest.mark.parametrize(("hard", "told"), [(4096, False), (72, True)])
+def test_few_open_files(folder: Path, hard: int, told: bool) -> None:
+    """The soft limit is raised without a word; where the hard one is too low, one line says both numbers."""
+    words = ["pretrain", "bilder-ü", *WORDS, "-o", "run", "--workers", "3", "--cache", "off", "-q"]
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED.format(72, hard, words)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    warned = [line for line in done.stderr.splitlines() if "open files" in line]
+    assert "Traceback" not in done.stderr
+    assert len(warned) == told, done.stderr
+    assert not told or "of which 72 are allowed (ulimit -n 4096) (fewer --workers)" in warned[0]
+    assert (done.returncode, done.stdout) == (0, "run\n"), done.stderr

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sslkit.console import Console
-from sslkit.data import workers
+from sslkit.data import limits, workers
 from sslkit.data.loader import pretraining_loader
 from sslkit.data.picture import Picture
 from sslkit.data.sources import open_images
@@ -132,11 +132,12 @@ def test_small_shared_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         == f"images can't be handed over: {text}"
     )
     assert workers._why_lost("shapes differ", 0.0, False) is None
-    usage = workers.shutil.disk_usage("/")
-    monkeypatch.setattr(workers.shutil, "disk_usage", lambda path: usage._replace(total=64 << 20))
-    assert workers._shared_memory() == "; /dev/shm has only 64 MB (docker: --shm-size=2g)"
-    monkeypatch.setattr(workers.shutil, "disk_usage", lambda path: usage._replace(total=8 << 30))
-    assert workers._shared_memory() == ""
+    usage = limits.shutil.disk_usage("/")
+    monkeypatch.setattr(limits, "open_files", lambda: None)
+    monkeypatch.setattr(limits.shutil, "disk_usage", lambda path: usage._replace(total=64 << 20))
+    assert limits.small() == "; /dev/shm has only 64 MB (docker: --shm-size=2g)"
+    monkeypatch.setattr(limits.shutil, "disk_usage", lambda path: usage._replace(total=8 << 30))
+    assert limits.small() == ""
 
 
 @pytest.mark.slow

@@ -95,7 +95,7 @@ def main() -> None:
     if allocator.COMMANDS.intersection(sys.argv[1:2]):
         allocator.keep_memory()
     try:
-        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        code = app(sys.argv[1:] or ["--help"], prog_name="sslkit", standalone_mode=False)
         if code == 130:  # newer typer makes this of KeyboardInterrupt, and says nothing
             _tell("interrupted", "", 130)
     except UserError as error:

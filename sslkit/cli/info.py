@@ -30,7 +30,7 @@ def info(
     elif place.suffix == ".safetensors" or (place / "model.safetensors").is_file():
         facts = _of_weights(place)
     else:
-        cure = nearest_path(path, "sslkit info runs/")
+        cure = nearest_path(path, _elsewhere())
         raise UserError(f"{path} is not a run, a weight file or a folder of runs", cure)
     rows = [f"{name:<14} {value}" for name, value in facts.items()]
     Console(json=json).result("\n".join(rows), facts)
@@ -58,6 +58,13 @@ def _of_run(run: Path) -> dict[str, Any]:
     return facts
 
 
+def _elsewhere() -> str:
+    """The usual folder, if it holds runs."""
+    if any(Path("runs").glob("*/run.json")):
+        return "sslkit info runs/"
+    return "name a run, a .safetensors file, or the folder that holds runs"
+
+
 def _summary(facts: dict[str, Any]) -> str:
     loss = f", loss {facts['loss']}" if "loss" in facts else ""
     return f"{facts.get('status', '?')}, step {facts.get('step', 0)}{loss}"
@@ -71,7 +78,7 @@ def _of_weights(place: Path) -> dict[str, Any]:
 
     file = place if place.suffix == ".safetensors" else place / "model.safetensors"
     if not file.is_file():
-        raise UserError(f"no file {file}", nearest_path(file, "sslkit info runs/"))
+        raise UserError(f"no file {file}", nearest_path(file, _elsewhere()))
     try:
         tensors, weights, metadata = header_of(file)
     except SafetensorError as problem:

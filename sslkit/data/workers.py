@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
-import shutil
 import signal
 import threading
 import time
@@ -23,6 +22,7 @@ from typing import Any, TypeVar
 from torch.utils.data import DataLoader
 
 from sslkit.console import Console
+from sslkit.data import limits
 from sslkit.errors import UserError
 
 Part = TypeVar("Part")
@@ -34,10 +34,6 @@ PATIENCE = 300.0
 """Seconds for one batch: storage may be slow, but a worker may also hang for ever."""
 LOOK = 5.0
 """Seconds between two looks at whether the workers live; the loader's `timeout`."""
-SMALL = 1 << 30
-"""Bytes of shared memory under which it is worth a word."""
-
-
 DIED = "a process that reads images died (out of memory?)"
 _SLOW = "no batch came for {:.0f} s"
 
@@ -89,12 +85,16 @@ class _Lost(Exception):
 def unbroken(loader: Callable[[int], DataLoader[Any]], console: Console) -> Generator[Any, None, None]:
     """All batches of `loader(0)`. When workers are lost, `loader(n)` goes on after the n delivered ones."""
     delivered = lost = 0
+    limits.allow_open_files()
     while True:
         if lost:  # a new worker must not inherit the pass that failed: it would try to end it
             gc.collect()
         try:
-            with closing(_pass(loader(delivered))) as batches:
+            made = loader(delivered)
+            with closing(_pass(made)) as batches:
                 for batch in batches:
+                    if not delivered and made.num_workers:
+                        _tell_needed(batch, made, console)
                     delivered, lost = delivered + 1, 0
                     yield batch
             return
@@ -103,10 +103,17 @@ def unbroken(loader: Callable[[int], DataLoader[Any]], console: Console) -> Gene
             if lost > RESTARTS:
                 raise WorkersLost(
                     f"the processes that read images failed {lost} times at the same batch: {problem}",
-                    f"fewer --workers (data.workers in config.toml); 0 shows the fault{_shared_memory()}",
+                    f"fewer --workers (data.workers in config.toml); 0 shows the fault{limits.small()}",
                     code=1,
                 ) from None
-            console.warn(f"{problem}; reading starts again at the same batch ({lost} of {RESTARTS})")
+            why = limits.small() if lost == 1 else ""
+            console.warn(f"{problem}{why}; reading starts again at the same batch ({lost} of {RESTARTS})")
+
+
+def _tell_needed(batch: Any, loader: DataLoader[Any], console: Console) -> None:
+    """Before the first step: what is too small for all batches on their way, in one line."""
+    if told := limits.needed(batch, loader.num_workers, loader.prefetch_factor or 1):
+        console.warn(f"batches from {loader.num_workers} processes take up to {told}", "fewer --workers")
 
 
 def _pass(loader: DataLoader[Any]) -> Generator[Any, None, None]:
@@ -195,12 +202,3 @@ def _workers(loader: DataLoader[Any]) -> Iterator[tuple[Iterator[Any], set[BaseP
         for child in children:  # one that hangs would not listen to anything gentler
             child.kill()
         raise
-
-
-def _shared_memory() -> str:
-    """A word on /dev/shm, through which batches travel, where it is small."""
-    try:
-        room = shutil.disk_usage("/dev/shm").total
-    except OSError:
-        return ""
-    return f"; /dev/shm has only {room / 2**20:.0f} MB (docker: --shm-size=2g)" if room < SMALL else ""

@@ -235,7 +235,14 @@ def refuse_one_at_once(
     classifier = Classifier(model, encoder, labels, mixing, frozen=config.model.freeze).to(device)
     one = {"image": torch.rand(1, 3, size, size, device=device), "index": labels.to(device)}
     clock = Clock(0, 1, 1, run.seed)
-    refuse_one_value(classifier, one, clock, device, run.precision, cure_of_one(run.batch_size))
+    refuse_one_value(
+        classifier,
+        one,
+        clock,
+        device,
+        run.precision,
+        cure_of_one(run.batch_size, micro="-s run.micro_batch="),
+    )
 
 
 def predicted(

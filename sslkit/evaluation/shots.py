@@ -24,7 +24,7 @@ def parse_shots(wanted: str | Sequence[int | str]) -> tuple[int, ...]:
     words = [word.strip() for word in words if word.strip() not in ("", "all")]
     for word in words:
         if not (word.isdecimal() and int(word) >= 1):
-            raise UserError(f"--shots: {word!r} is not a number of images per class", "--shots 1,5,10,all")
+            raise UserError(f"--shots: {word!r} is not a number of images per class", "--shots 1,all")
     return tuple(sorted({int(word) for word in words}))
 
 
@@ -36,7 +36,7 @@ def check_shots(shots: Sequence[int], seeds: int, train: ImageSet) -> None:
     smallest = int(counts.argmin())
     if shots and max(shots) > int(counts[smallest]):
         have = f"class {train.classes[smallest]!r} has {int(counts[smallest])} training images"
-        raise UserError(f"--shots {max(shots)}: {have}", f"--shots of at most {int(counts[smallest])}")
+        raise UserError(f"--shots {max(shots)}: {have}", f"--shots {int(counts[smallest])} or less")
 
 
 def draw(labels: Tensor, shots: int, seed: int) -> Tensor:

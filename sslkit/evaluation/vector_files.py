@@ -41,7 +41,8 @@ def check_target(file: Path) -> None:
         UserError: another ending, an existing file, no such folder, or parquet without pyarrow.
     """
     if file.suffix not in WRITERS:
-        raise UserError(f"--out {file}: unknown ending {file.suffix!r}", "one of " + " ".join(WRITERS))
+        cure = f"--out {file.with_suffix('.safetensors')}, or {', '.join(list(WRITERS)[1:])}"
+        raise UserError(f"--out {file}: unknown ending {file.suffix!r}", cure)
     if file.suffix == ".parquet" and find_spec("pyarrow") is None:
         raise UserError(f"--out {file} needs pyarrow", "pip install 'sslkit[parquet]', or take .safetensors")
     for path in (file, sidecar(file)):

@@ -213,17 +213,21 @@ def masked_error(prediction: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
 def _check(config: MAE.Config, encoder: Encoder) -> None:
     """Refuse a backbone without tokens of its own for each patch, and settings that leave nothing to do."""
     if encoder.family != "vit":
-        raise UserError(f"mae drops tokens, and {encoder.name} has none", "take a ViT, or -m mfm")
+        raise UserError(
+            f"mae drops tokens, and {encoder.name} has none",
+            "-m mfm, or a ViT such as -b vit_small_patch16_224",
+        )
     require_positions(encoder)
     count = encoder.model.patch_embed.num_patches
     kept = visible_count(count, config.mask_ratio)
     if not 0 < kept < count:
         left = "nothing" if kept == 0 else "everything"
         raise UserError(
-            f"method.mask_ratio: {config.mask_ratio} leaves {left} of {count} patches", "try 0.75"
+            f"method.mask_ratio: {config.mask_ratio} leaves {left} of {count} patches",
+            "-s method.mask_ratio=0.75",
         )
     step = math.lcm(4, config.decoder_heads)  # four: sine and cosine of row and column
     if config.decoder_width % step:
         problem = f"method.decoder_width: {config.decoder_width} is not a multiple of {step}"
         fits = step * max(1, round(config.decoder_width / step))
-        raise UserError(f"{problem} ({config.decoder_heads} heads)", f"try -s method.decoder_width={fits}")
+        raise UserError(f"{problem} ({config.decoder_heads} heads)", f"-s method.decoder_width={fits}")

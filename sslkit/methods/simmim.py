@@ -172,4 +172,4 @@ def _check(encoder: Encoder) -> None:
     plain = isinstance(getattr(encoder.model, "patch_embed", None), PatchEmbed)
     if not encoder.hides_patches or not plain:
         problem = f"simmim puts a mask token in place of patches, and {encoder.name} has no patch embedding"
-        raise UserError(problem, "take a ViT or a Swin, or -m mfm")
+        raise UserError(problem, "-m mfm, or a ViT or Swin such as -b vit_small_patch16_224")

@@ -74,7 +74,10 @@ def check(ready: Resolved, console: Console) -> None:
     memory, fewest = min(run.micro_batch or part, part), _fewest(run)
     if fewest < method.minimum_batch:
         problem = f"{name} compares the images of a batch, and gets {fewest} at once"
-        raise UserError(problem, f"--batch-size and --micro-batch of at least {method.minimum_batch}")
+        least = method.minimum_batch
+        raise UserError(
+            problem, f"--batch-size {least * run.devices} or more" if part < least else "--micro-batch 0"
+        )
     if method.couples_images and memory < part:
         console.warn(
             f"{name} compares the images in memory: {part} in parts of {memory} is the method "

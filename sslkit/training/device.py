@@ -83,9 +83,11 @@ def pick_precision(wanted: str, device: torch.device) -> Precision:
         raise UserError(f"--precision: {wanted!r} is not one of {', '.join(known)}", nearest(wanted, known))
     if wanted == "tf32" and not _ampere(device):
         problem = f"--precision tf32 (run.precision): {device.type} has none, NVIDIA's GPUs do from Ampere on"
-        raise UserError(problem, "float32")
+        raise UserError(problem, "--precision float32")
     if wanted == "float16" and device.type not in ("cuda", "cpu"):
-        raise UserError(f"--precision float16 (run.precision) is not tried on {device.type}", "float32")
+        raise UserError(
+            f"--precision float16 (run.precision) is not tried on {device.type}", "--precision float32"
+        )
     if wanted != AUTO:
         return wanted  # type: ignore[return-value]
     if device.type == "cuda":

@@ -120,7 +120,7 @@ def _take_stem(choice: Chooser[PretrainConfig], made: Architecture, reason: str)
     if made.stem == "standard":
         raise UserError(
             f"model.stem is small, and --init {model.init} ({made.name}) has the standard stem",
-            "--set model.stem=standard, or start from random weights",
+            "-s model.stem=standard, or leave out --init",
         )
     choice.take("model.stem", made.stem, reason)
 
@@ -199,7 +199,7 @@ def interval(text: str) -> tuple[float, str]:
     """
     if (found := _amount(text)) is None:
         problem = f"--save-every (run.save_every): {text!r} is not an interval"
-        raise UserError(problem, "30s, 10m, 2h, 5e (epochs) or 500 (steps)")
+        raise UserError(problem, "--save-every 10m, or 30s, 2h, 5e (epochs), 500 (steps)")
     return found
 
 
@@ -228,6 +228,6 @@ def seconds_of(text: str) -> float:
     """
     found = _amount(text)
     if found is None or found[1] != "seconds":
-        cure = "a number with its unit: 30s, 30m, 8h"
+        cure = "--max-time 8h, or 30s, 30m: a number with its unit"
         raise UserError(f"--max-time (run.max_time): {text!r} is not a time", cure)
     return found[0]

@@ -71,7 +71,7 @@ def stored_robustness(run: Path) -> RobustnessResult | None:
     except (KeyError, TypeError) as problem:
         file = run / "probe.json"
         raise UserError(
-            f"{file} holds another robustness: {problem!r}", "probe again with --robust"
+            f"{file} holds another robustness: {problem!r}", "sslkit probe RUN DATA --robust makes one anew"
         ) from None
 
 
