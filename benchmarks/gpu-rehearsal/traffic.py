@@ -18,7 +18,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-NOTHING = ("aten::empty", "aten::new_empty", "aten::detach", "aten::_local_scalar_dense")
+NOTHING = (
+    "aten::empty",
+    "aten::new_empty",
+    "aten::detach",
+    "aten::record_stream",
+    "aten::_local_scalar_dense",
+)
 """Operations, by how their names begin, that touch no memory of the device."""
 OVERWRITES = ("aten::copy_", "aten::fill_", "aten::zero_", "aten::_foreach_copy_", "aten::_foreach_zero_")
 """Operations that write over what they are given without a look at it."""
