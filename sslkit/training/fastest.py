@@ -29,7 +29,7 @@ from sslkit.trial import outline
 
 CLEARLY = 0.9
 """float32, and channels_last, are left only for what takes at most this share of their time."""
-LIMIT = 5.0
+LIMIT = 8.0
 """Seconds for the steps; the process itself needs some to begin."""
 PATIENCE = 120.0
 """Seconds after which nothing is expected any more."""
@@ -40,7 +40,7 @@ _USUAL = ("float32", "channels_last")
 
 @dataclass(frozen=True)
 class Trial:
-    """What came out: seconds of a step of so many images in each way, or why there are none."""
+    """What came out: processor time of a step of so many images in each way, or why there is none."""
 
     images: int = 0
     seconds: Mapping[Way, float] = field(default_factory=dict)
@@ -114,12 +114,12 @@ def _preferred(seconds: Mapping[Way, float], part: int) -> Way:
 
 
 def _told(trial: Trial, chosen: Way, part: int) -> str:
-    """ "a step took 41 ms, 78 ms in bfloat16": beside the best that each other value came to."""
+    """ "a step of 64 images took 41 ms …, 78 ms in bfloat16": each other value by the best it came to."""
     others: dict[str, float] = {}
     for way, seconds in trial.seconds.items():
         if way[part] != chosen[part] and (part == 0 or way[0] == chosen[0]):
             others[way[part]] = min(seconds, others.get(way[part], seconds))
-    own = f"a step of {trial.images} images took {_time(trial.seconds[chosen])}"
+    own = f"a step of {trial.images} images took {_time(trial.seconds[chosen])} of processor time"
     if not others:
         return f"{own}; the other one ended the process that tried it"
     return ", ".join([own, *(f"{_time(seconds)} in {name}" for name, seconds in others.items())])

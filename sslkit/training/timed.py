@@ -30,7 +30,7 @@ Way = tuple[str, str]
 """Precision and memory format of a step."""
 
 FEW = 8
-"""Images of the first steps, which tell how many there is time for."""
+"""Images of the first two steps, which tell how many there is time for."""
 ROUNDS = 5
 """Turns that each way gets at most; its fastest counts, as whatever else the machine does only adds to it."""
 
@@ -42,37 +42,44 @@ def timed(
     fewest: int,
     limit: float,
     clock: Callable[[], float] = time.perf_counter,
+    work: Callable[[], float] = time.process_time,
     trying: Callable[[int], object] = lambda number: None,
 ) -> tuple[int, dict[Way, float]]:
     """Seconds of a step in each way, and of how many images it was.
 
+    Processor time counts, of all threads: other programs stretch a step by the clock, and each way by another
+    factor.
+
     Args:
         step: computes one, of so many images.
-        images: of a real step; fewer are taken where these do not fit the limit.
+        images: of a real step; fewer are taken where these do not fit the limit. With few, what does not grow
+            with them (rounding the weights) counts for too much.
         fewest: images that a step takes at least.
-        limit: seconds for all of it, about.
+        limit: seconds for all of it by the clock, about.
+        clock, work: seconds, and seconds of processor time.
         trying: told before the first step of each way; it may be the last that is heard.
     """
 
     def seconds(way: Way, count: int) -> float:
-        began = clock()
+        began = work()
         step(way, count)
-        return clock() - began
+        return work() - began
 
     began, count = clock(), min(images, max(FEW, fewest))
+    trying(0)
+    step(ways[0], count)  # plans and memory are made in the first one
+    first = clock()
+    step(ways[0], count)
+    an_image = (clock() - first) * len(ways) / count  # a way's first step takes about two, and two are timed
+    count = max(count, min(images, int((limit - (clock() - began)) / (4 * an_image))))
     for number, way in enumerate(ways):
         trying(number)
-        step(way, count)  # plans and memory are made in the first one
+        step(way, count)
+    turn = clock()
     found = {way: seconds(way, count) for way in ways}
-    an_image = sum(found.values()) / count  # seconds; a first step takes about two, and two are timed
-    fit = int((limit - (clock() - began)) / (4 * an_image))
-    if min(fit, images) > count:
-        count = min(fit, images)
-        for way in ways:
-            step(way, count)
-        found = {way: seconds(way, count) for way in ways}
+    turn = clock() - turn
     for _ in range(ROUNDS - 1):
-        if clock() - began + sum(found.values()) > limit:
+        if clock() - began + turn > limit:
             break
         found = {way: min(found[way], seconds(way, count)) for way in ways}
     return count, found
