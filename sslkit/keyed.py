@@ -21,9 +21,14 @@ from torch import Tensor
 _WORD = (1 << 64) - 1
 
 
-@lru_cache(maxsize=256)
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _stream_key(seed: int, stream: str) -> int:
     """A 64-bit key for one named use of one seed; streams with different names are independent."""
+    return _hashed(seed, stream)
+
+
+@lru_cache(maxsize=256)
+def _hashed(seed: int, stream: str) -> int:
     digest = hashlib.blake2b(f"{seed}:{stream}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,8 +16,9 @@ from sslkit.backbones import Encoder
 from sslkit.console import counted
 from sslkit.data.ranges import BYTES, FULL, Range, parse
 from sslkit.errors import UserError
-from sslkit.foreign.known import refuse_transformers
-from sslkit.timm_models import Stem
+from sslkit.foreign import read_safetensors, refuse_transformers
+from sslkit.foreign.shapes import grid_of
+from sslkit.timm_models import Stem, is_vit, named_patch
 
 LARGEST = 4096
 """Pixels of a side above which a config.json is taken for damaged."""
@@ -64,6 +66,22 @@ def _check_config(config: dict[str, Any]) -> None:
     for key, least in (("mean", -math.inf), ("std", 0.0)):
         if len(made[key]) != 3 or not all(least < float(value) < math.inf for value in made[key]):
             raise ValueError(f"{key} {made[key]!r:.40}, three finite numbers expected")
+
+
+def config_behind(file: Path, tensors: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
+    """The config.json beside a file of weights; a ViT's sizes are its tensors' where it tells none.
+
+    timm 1.0.26 writes no model_args unless `save_for_hf` is handed them. `tensors`: those of the file.
+    """
+    config = read_config(file.parent)
+    name, arguments = config["architecture"], config.get("model_args", {})
+    if "img_size" in arguments or not is_vit(name):
+        return config
+    found = grid_of(read_safetensors(file) if tensors is None else tensors)
+    if found is not None and found != (side_of(config), named_patch(name)):
+        size, patch = found
+        config["model_args"] = {"patch_size": patch, **arguments, "img_size": size}
+    return config
 
 
 def side_of(config: dict[str, Any]) -> int:

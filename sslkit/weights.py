@@ -27,7 +27,7 @@ from sslkit.console import SILENT, Console, command, without_strays
 from sslkit.errors import UserError, nearest_path
 from sslkit.files import sort_metadata_
 from sslkit.foreign import ForeignWeights, is_foreign, read_foreign, read_safetensors, refuse_transformers
-from sslkit.model_config import range_behind, read_config, side_of, stem_of, timm_config, without_head
+from sslkit.model_config import config_behind, range_behind, side_of, stem_of, timm_config, without_head
 from sslkit.timm_models import Stem, is_eva, is_vit, native_size
 from sslkit.trial import check_size
 from sslkit.unfinished import newest_file, open_unfinished, told
@@ -84,7 +84,8 @@ def load_encoder(
         console.say(told(unfinished.file))
         return _from_folder(unfinished.file, unfinished.config, unfinished.tensors, size)
     file = encoder_file(Path(source))
-    config, tensors = read_config(file.parent), read_safetensors(file)
+    tensors = read_safetensors(file)
+    config = config_behind(file, tensors)
     if not config.get("num_classes"):
         return _from_folder(file, config, tensors, size)
     tensors, left = without_head(file, config, tensors)
@@ -169,7 +170,7 @@ def architecture(source: str, backbone: str = "") -> Architecture:
         shape = read_foreign(Path(source), backbone).shape
         return Architecture(shape.name, shape.size, shape.patch_size, shape.stem, shape.heads)
     unfinished = open_unfinished(Path(source))
-    config = unfinished.config if unfinished else read_config(encoder_file(Path(source)).parent)
+    config = unfinished.config if unfinished else config_behind(encoder_file(Path(source)))
     patch, heads = (int(config.get("model_args", {}).get(key, 0)) for key in ("patch_size", "num_heads"))
     return Architecture(str(config["architecture"]), side_of(config), patch, stem_of(config), heads)
 

@@ -124,18 +124,27 @@ def test_weights_alone_keep_the_norm_after_the_mean(classifier: Path) -> None:
 # -------------------------------------------------------------------------------- classifiers made by others
 
 
+@pytest.mark.parametrize("told", [True, False], ids=["as it is written", "without model_args"])
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
         ("test_resnet", {}),
         ("test_vit", {"img_size": 64, "global_pool": "avg", "patch_size": 8}),
+        ("test_vit", {"img_size": 64, "global_pool": "avg", "patch_size": 32}),
         ("test_vit", {"img_size": 64, "global_pool": "avg", "fc_norm": False}),
     ],
 )
-def test_a_classifier_that_timm_saved(tmp_path: Path, name: str, arguments: dict[str, Any]) -> None:
+def test_a_classifier_that_timm_saved(
+    tmp_path: Path, name: str, arguments: dict[str, Any], told: bool
+) -> None:
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=5, **arguments).eval()
     timm.models.save_for_hf(model, str(tmp_path), safe_serialization=True)
+    if not told:  # as by timm 1.0.26
+        config = json.loads((tmp_path / "config.json").read_text())
+        config.pop("model_args", None)
+        config["pretrained_cfg"]["input_size"] = [3, 160, 160]
+        (tmp_path / "config.json").write_text(json.dumps(config))
     images, encoder = torch.rand(2, 3, 64, 64), load_encoder(tmp_path)
     assert encoder.size == architecture(str(tmp_path)).size == arguments.get("img_size", 160)
     with torch.no_grad():

@@ -166,9 +166,9 @@ def profile_chunk(name: bytes, method: int, body: bytes) -> bytes:
     [
         (profile_chunk(b"x", 0, b"no zlib stream"), ""),  # passed over
         (profile_chunk(b"x", 7, zlib.compress(b"x")), "damaged header"),
-        (profile_chunk(b"x", 0, zlib.compress(bytes(2**21))), "too large"),
+        (profile_chunk(b"x", 0, zlib.compress(bytes(2**21))), "(?i)too large"),
         (png_chunk(b"iCCP", b""), "damaged header"),
-        (png_chunk(b"cHRM", b"\1"), "cHRM"),
+        (png_chunk(b"cHRM", b"\1"), "cHRM|damaged header"),
     ],
     ids=["stream", "method", "bomb", "empty", "primaries"],
 )
@@ -191,7 +191,10 @@ def test_lab_is_converted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ending", ["png", "tif", "pgm"])
 def test_16_bits_are_scaled_to_8(tmp_path: Path, ending: str) -> None:
     values = np.linspace(0, 65535, 192).reshape(12, 16).astype(np.uint16)
-    Image.fromarray(values).save(tmp_path / f"a.{ending}")
+    if ending == "pgm":  # which early versions of Pillow read and do not write
+        (tmp_path / "a.pgm").write_bytes(b"P5 16 12 65535\n" + values.astype(">u2").tobytes())
+    else:
+        Image.fromarray(values).save(tmp_path / f"a.{ending}")
     assert np.abs(pixels(tmp_path / f"a.{ending}") - grey_to_rgb(values / 257)).max() <= 0.51
 
 
@@ -259,6 +262,22 @@ def test_exif_orientation(tmp_path: Path, orientation: int, ending: str) -> None
     lossless: dict[str, Any] = {"lossless": True} if ending == "webp" else {}
     Image.fromarray(COLOR).save(tmp_path / f"a.{ending}", exif=exif, **lossless)
     assert np.array_equal(pixels(tmp_path / f"a.{ending}"), UPRIGHT[orientation](COLOR))
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+@pytest.mark.parametrize("kind", [np.uint16, np.float32])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_of_tiff_with_wide_numbers(
+    tmp_path: Path, orientation: int, kind: type, compression: str | None
+) -> None:
+    """Pillow gives the size of such a file as stored or as turned, by its version; here it is not square."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(GREY.astype(kind)).save(tmp_path / "a.tif", exif=exif, compression=compression)
+    Image.fromarray(GREY.astype(kind)).save(tmp_path / "plain.tif")
+    expected = UPRIGHT[orientation](pixels(tmp_path / "plain.tif"))
+    assert np.array_equal(pixels(tmp_path / "a.tif"), expected)
+    assert image_size(str(tmp_path / "a.tif")) == (expected.shape[1], expected.shape[0])
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

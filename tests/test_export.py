@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 import sslkit
 from sslkit.backbones import Encoder
@@ -188,6 +190,39 @@ def test_onnx_export(tmp_path: Path, name: str) -> None:
     assert metadata["input"] == "images: float32 [B, 3, 64, 64], RGB in [0, 1]"
     expected = encoder.vector(torch.zeros(1, 3, 64, 64))
     torch.testing.assert_close(pasted(result, "vectors"), expected, rtol=0, atol=1e-4)
+
+
+class WithBessel(Encoder):
+    """An encoder with a function that ONNX lacks."""
+
+    def vector(self, images: Tensor) -> Tensor:
+        return torch.special.bessel_j0(super().vector(images))
+
+
+def test_what_onnx_can_not_express_is_told_in_a_plain_line(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason=NO_ONNX)
+    with pytest.raises(UserError, match=r"test_vit can't be written as ONNX: .*bessel_j0") as caught:
+        export_onnx_module._write(WithBessel("test_vit", 32), tmp_path / "model.onnx", {})
+    assert caught.value.message.isprintable()
+    assert caught.value.code == 1
+
+
+def test_batch_norm_by_our_own_translation(tmp_path: Path) -> None:
+    """What torch 2.6 falls back to is used once with any torch."""
+    onnxruntime = pytest.importorskip("onnxruntime", reason=NO_ONNX)
+    pytest.importorskip("onnxscript", reason=NO_ONNX)
+    torch.manual_seed(0)
+    encoder, images = Encoder("test_resnet", 32).eval(), torch.rand(3, 3, 32, 32)
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = export_onnx_module._program(encoder, export_onnx_module.OURS)
+        program.save(str(tmp_path / "model.onnx"), external_data=False)
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"images": images.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), encoder.vector(images), rtol=0, atol=1e-4)
 
 
 def test_onnx_without_its_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -21,6 +22,8 @@ from sslkit.frequency import (
     super_resolution,
     swap_amplitude,
 )
+
+STYLE = torch.tensor([1, 0])
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -188,6 +191,21 @@ def test_swapped_amplitudes_are_the_style_image_s_and_phases_stay() -> None:
     swapped = swap_amplitude(torch.cat([flat, torch.rand(1, 1, 8, 8)]), torch.tensor([2, 2, 2]), 3)
     (gradient,) = torch.autograd.grad(swapped.sum(), flat)
     assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("function", [lambda x: low_pass(x, 12.0), lambda x: swap_amplitude(x, STYLE, 3.0)])
+def test_the_gradient_of_a_sum_is_that_of_any_other_sum(function: Callable[[Tensor], Tensor]) -> None:
+    """It is one number in memory, seen many times, of which torch 2.6 takes no transform."""
+    images = torch.rand(2, 1, 32, 32).requires_grad_()
+    (summed,) = torch.autograd.grad(function(images).sum(), images)
+    (weighted,) = torch.autograd.grad((function(images) * torch.ones(2, 1, 32, 32)).sum(), images)
+    assert torch.equal(summed, weighted)
+
+
+def test_a_spectrum_of_expanded_images() -> None:
+    row = torch.rand(2, 3, 1, 32)
+    expanded = row.expand(2, 3, 32, 32)
+    assert torch.equal(power_spectrum(expanded), power_spectrum(expanded.clone()))
 
 
 def test_random_fields_have_unit_variance_zero_mean_and_the_given_spectrum() -> None:

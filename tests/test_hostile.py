@@ -43,7 +43,7 @@ EXPECTED = {
     "st_huge_header": "its header claims",
     "st_header_bomb": "its header claims",
     "st_overlap": "invalid offset",
-    "st_negative_shape": "expected usize",
+    "st_negative_shape": "can't be read",
     "st_overflow": "overflow",
     "st_beyond": "can't be read",
     "st_not_json": "its header is no JSON",
@@ -76,7 +76,8 @@ def read_all() -> dict[str, dict[str, Any]]:
 def test_hostile_file(name: str) -> None:
     found = read_all()[name]
     assert found["kind"] == "UserError", found["text"]
-    assert EXPECTED[name] in found["text"]
+    # The library writes "InvalidOffset" in one version and "invalid offset" in another.
+    assert EXPECTED[name].replace(" ", "").lower() in found["text"].replace(" ", "").lower()
     assert not found["canary"]
     assert found["grown"] <= max(1.2 * found["bytes"], 32 << 20)
     assert found["harmless"]

@@ -645,16 +645,23 @@ def test_panels_are_pictures_and_the_composite_joins_kept_and_predicted_bins() -
 
 
 def test_sixteen_images_are_learnt() -> None:
-    """The smoke test: the masked loss of a few fixed images falls to less than half."""
-    method = make()
+    """The masked loss of a few fixed images falls far below that of the best answer that ignores the input.
+
+    With squared distances: that answer is then their mean, and is left behind within the 200 steps.
+    """
+    method = make(gamma=2.0)
     coarse = images(16, 8).float()
     batch = batch_of(nn.functional.interpolate(coarse, scale_factor=4, mode="bicubic").clamp(0, 1))
-    optimizer = torch.optim.AdamW(method.parameters(), lr=1e-2, betas=(0.9, 0.95))
-    steps = 150
+    optimizer = torch.optim.AdamW(method.parameters(), lr=3e-3, betas=(0.9, 0.95))
+    steps = 200
     schedule = CosineSchedule(optimizer, steps, warmup=10, warmup_lr=0.0, min_lr=0.0)
     clock = Clock(0, steps, steps_per_epoch=steps)  # one epoch, so the flags stay
     done = train(
         method, [batch] * steps, optimizer, schedule, clock.rest(), device=torch.device("cpu"), clip=3.0
     )  # fmt: skip
     losses = [step.metrics["loss"].item() for step in done]
-    assert losses[-1] < losses[0] / 2
+    target = method.encoder.normalize(batch["image"])
+    _, keep_low, cutoff = method.task(batch["image"], batch["index"], clock)
+    error = spectral_error(target.mean(0).expand_as(target), target, keep_low, cutoff, gamma=2.0)
+    print(losses[-1], error.reduce())
+    assert losses[-1] < error.reduce() / 2

@@ -13,7 +13,7 @@ import os
 import stat
 import statistics
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -44,7 +44,7 @@ Part = tuple[int, int]
 
 _AT_ONCE = 16 * 2**20  # bytes; a smaller file is read in one piece, a larger one as the decoder asks for it
 _REDUCIBLE = {"JPEG RGB", "JPEG L", "MPO RGB", "MPO L"}  # the decoder can skip the high frequencies
-_ORIENTATION_TAG = 0x0112
+_WIDTH_TAG, _HEIGHT_TAG, _ORIENTATION_TAG = 256, 257, 274
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -79,9 +79,8 @@ class _Encoded(Picture):
             wide = ";16" if has_wide_channels(self._header) else ""
             self.kind = f"{self._header.format} {self._header.mode}{wide}"
             self._orientation = _orientation(self._header)
-        self.width, self.height = self._header.size
-        # Pillow reports the size of a TIFF already turned, of every other format as stored.
-        if self._orientation >= 5 and self._header.format != "TIFF":
+        self.width, self.height = _stored_size(self._header)
+        if self._orientation >= 5:
             self.width, self.height = self.height, self.width
 
     def _read_header(self) -> Image.Image:
@@ -285,6 +284,14 @@ def _orientation(image: Image.Image) -> int:
     except Exception:
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _stored_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) before it is turned upright, which later versions of Pillow have done of a TIFF."""
+    if image.format != "TIFF":
+        return image.size
+    tags: Mapping[int, int] = image.tag_v2  # type: ignore[attr-defined]
+    return tags[_WIDTH_TAG], tags[_HEIGHT_TAG]
 
 
 def _turned(image: Image.Image, orientation: int) -> Image.Image:

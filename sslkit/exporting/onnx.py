@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from sslkit.exporting.proof import ExportResult, new_folder, prove, provenance, 
 from sslkit.weights import load_encoder
 
 ONNX_FILE = "model.onnx"
+MOST = 2**31 - 1
+"""Images at once; without a bound torch 2.6 finds that there must not be 2^63 - 1, and settles on two."""
 NEEDS = ("onnx", "onnxruntime", "onnxscript")
 
 LINES = """\
@@ -77,25 +80,79 @@ class _Vector(nn.Module):
 
 
 def _write(encoder: Encoder, file: Path, metadata: dict[str, str]) -> None:
-    """Trace at a batch of two (the exporter takes a batch of one for a constant) and save in one file."""
-    example = torch.zeros(2, 3, encoder.size, encoder.size)
+    """The encoder in one file."""
     # What the exporter says about its own internals and about operators that are absent is not for users.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
-            program = torch.onnx.export(
-                _Vector(encoder),
-                (example,),
-                dynamo=True,
-                verbose=False,
-                input_names=["images"],
-                output_names=["vectors"],
-                dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
-            )
+            program = _translated(encoder)
         except torch.onnx.errors.OnnxExporterError as problem:
-            reason = first_line(problem)
-            raise UserError(f"{encoder.name} can't be written as ONNX: {reason}", code=1) from problem
-        assert program is not None  # with dynamo=True
+            raise UserError(
+                f"{encoder.name} can't be written as ONNX: {_reason(problem)}", code=1
+            ) from problem
         program.model.metadata_props.update(metadata)
         program.save(str(file), external_data=False)
+
+
+def _translated(encoder: Encoder) -> torch.onnx.ONNXProgram:
+    """With torch's own translations; where they fail, with ours for batch norm.
+
+    torch 2.6 takes the three results that later versions of onnxscript give for it for one.
+    """
+    try:
+        return _program(encoder, None)
+    except torch.onnx.errors.OnnxExporterError as problem:
+        try:
+            return _program(
+                encoder, {torch.ops.aten._native_batch_norm_legit_no_training.default: _batch_norm}
+            )
+        except torch.onnx.errors.OnnxExporterError:
+            raise problem from problem.__cause__
+
+
+def _program(encoder: Encoder, translations: dict[Any, Any] | None) -> torch.onnx.ONNXProgram:
+    """Traced at a batch of two: the exporter takes a batch of one for a constant."""
+    program = torch.onnx.export(
+        _Vector(encoder),
+        (torch.zeros(2, 3, encoder.size, encoder.size),),
+        dynamo=True,
+        verbose=False,
+        input_names=["images"],
+        output_names=["vectors"],
+        dynamic_shapes={"images": {0: torch.export.Dim("batch", max=MOST)}},
+        custom_translation_table=translations,
+    )
+    assert program is not None  # with dynamo=True
+    return program
+
+
+def _batch_norm(
+    input: Any,
+    weight: Any = None,
+    bias: Any = None,
+    running_mean: Any = None,
+    running_var: Any = None,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple[Any, Any, Any]:
+    """Batch norm with its running statistics, as ONNX has it; the statistics are results too.
+
+    The arguments' names are those of the operator, by which torch hands them over.
+    """
+    from onnxscript import opset18
+
+    found = opset18.BatchNormalization(input, weight, bias, running_mean, running_var, epsilon=eps)
+    normalized = found[0] if isinstance(found, tuple | list) else found
+    return normalized, opset18.Identity(running_mean), opset18.Identity(running_var)
+
+
+OURS = {torch.ops.aten._native_batch_norm_legit_no_training.default: _batch_norm}
+"""Translations that stand in where torch's own fail."""
+
+
+def _reason(problem: BaseException) -> str:
+    """What went wrong first, in one line; the exporter's own text is a coloured page on how to report it."""
+    while problem.__cause__ is not None:
+        problem = problem.__cause__
+    return re.sub(r"\x1b\[[\d;]*m", "", first_line(problem))

@@ -5,11 +5,13 @@ timm builds a ResNet with its own stem; a small one takes two lines more, which 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from timm.models import SwinTransformer, SwinTransformerV2
 from torch import Tensor, nn
 
 from sslkit.backbones import Encoder
@@ -38,6 +40,13 @@ timm.models.load_checkpoint(model, {file!r})
 model.eval()"""
 
 
+SWIN_MODEL = """
+# timm before 1.0.31 renames the layers of a Swin without a last layer: load it as it is.
+model = timm.create_model({name!r})
+timm.models.load_checkpoint(model, {file!r})
+model.eval()"""
+
+
 def export_timm(source: str | Path, out: Path | None, **loading: Any) -> ExportResult:
     """Write `out` for `timm.create_model("local-dir:OUT", pretrained=True)`, reload it so, and compare.
 
@@ -61,10 +70,18 @@ def export_timm(source: str | Path, out: Path | None, **loading: Any) -> ExportR
 
 def _model_lines(encoder: Encoder, name: str, file: Path) -> str:
     """Python that builds the model and loads the weights, after the imports."""
+    if encoder.stem == "standard" and _renamed(encoder.model):
+        return SWIN_MODEL.format(name=name, file=str(file))
     if encoder.stem == "standard":
         return MODEL.format(name=name)
     channels = encoder.model.conv1.out_channels
     return SMALL_STEM_MODEL.format(name=name, file=str(file), backbone=encoder.name, channels=channels)
+
+
+def _renamed(model: nn.Module) -> bool:
+    """Whether the installed timm would rename the layers of its own Swin; see `SWIN_MODEL`."""
+    version = tuple(map(int, re.findall(r"\d+", timm.__version__)[:3]))
+    return version < (1, 0, 31) and isinstance(model, SwinTransformer | SwinTransformerV2)
 
 
 def _numbers_told(encoder: Encoder) -> str:
@@ -90,11 +107,14 @@ class PlainTimm:
     """
 
     def __init__(self, name: str, stem: Stem = "standard") -> None:
-        self.model = timm.create_model(name, pretrained=stem == "standard")
+        self.model = timm.create_model(name)
         if stem == "small":
             self.model.conv1 = nn.Conv2d(3, self.model.conv1.out_channels, 3, padding=1, bias=False)
             self.model.maxpool = nn.Identity()
+        if stem == "small" or _renamed(self.model):
             timm.models.load_checkpoint(self.model, str(Path(name.removeprefix("local-dir:"), EXPORT_FILE)))
+        else:
+            self.model = timm.create_model(name, pretrained=True)
         self.model.eval()
         data = timm.data.resolve_model_data_config(self.model)
         self.mean = torch.tensor(data["mean"]).view(1, 3, 1, 1)

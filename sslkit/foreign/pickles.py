@@ -85,9 +85,13 @@ def read_pickle(file: Path, trust: bool = False) -> Any:
         _refuse(file, first_line(problem))
 
 
+def is_safe() -> bool:
+    """Whether this torch's weights_only holds, as far as is known."""
+    return tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) >= SAFE_SINCE
+
+
 def _refuse_old_torch(file: Path, trust: bool) -> None:
-    version = tuple(map(int, re.findall(r"\d+", torch.__version__)[:2]))
-    if version < SAFE_SINCE and not trust:
+    if not is_safe() and not trust:
         begun = command("sslkit", "export", file)
         raise UserError(
             f"{file} is a pickle, and torch {torch.__version__} can be tricked into running code in it",

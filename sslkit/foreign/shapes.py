@@ -49,7 +49,7 @@ def shape_of(tensors: Mapping[str, Tensor], backbone: str = "", heads: int = 0) 
     name = backbone or _vit(tensors) or _resnet(tensors)
     if not name:
         return None
-    size, patch = _grid(tensors) or (native_size(name), 0)
+    size, patch = grid_of(tensors) or (native_size(name), 0)
     stem = _dimensions(tensors, "conv1.weight")[2:] == (3, 3) and "layer1.0.conv1.weight" in tensors
     own = 0 if patch == named_patch(name) else patch
     return Shape(name, size, own, "small" if stem else "standard", heads)
@@ -58,7 +58,7 @@ def shape_of(tensors: Mapping[str, Tensor], backbone: str = "", heads: int = 0) 
 def _vit(tensors: Mapping[str, Tensor]) -> str:
     """A ViT by width, depth and patch; "" if it is none of the usual ones."""
     embedding = _dimensions(tensors, "patch_embed.proj.weight")
-    if not _grid(tensors):
+    if not grid_of(tensors):
         return ""
     kind, patch = (embedding[0], _count(tensors, "blocks")), embedding[2]
     registers, scaled = _dimensions(tensors, "reg_token"), "blocks.0.ls1.gamma" in tensors
@@ -84,10 +84,11 @@ def _resnet(tensors: Mapping[str, Tensor]) -> str:
     return RESNETS.get((*blocks, kind), "")  # type: ignore[arg-type]
 
 
-def _grid(tensors: Mapping[str, Tensor]) -> tuple[int, int] | None:
+def grid_of(tensors: Mapping[str, Tensor]) -> tuple[int, int] | None:
     """(side of the images, side of the patches) of a ViT with square patches on a square grid."""
     embedding, position = (_dimensions(tensors, name) for name in ("patch_embed.proj.weight", "pos_embed"))
-    if len(embedding) != 4 or len(position) != 3 or embedding[2] != embedding[3]:
+    hybrid = embedding[1:2] != (3,)  # its patches are of a CNN's map
+    if hybrid or len(embedding) != 4 or len(position) != 3 or embedding[2] != embedding[3]:
         return None
     for prefix in (int("cls_token" in tensors), 0):  # timm's models with registers have no position for it
         side = math.isqrt(max(0, position[1] - prefix))

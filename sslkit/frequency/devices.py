@@ -11,8 +11,13 @@ import torch
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
     """Autocast off, on devices that know it: spectra are never computed in sixteen bits."""
-    known = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if known else nullcontext()
+    return torch.autocast(device.type, enabled=False) if _knows_autocast(device.type) else nullcontext()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _knows_autocast(kind: str) -> bool:
+    """A constant for the compiler: torch 2.6 can't translate the question."""
+    return torch.amp.is_autocast_available(kind)
 
 
 def fourier_device(device: torch.device) -> torch.device:

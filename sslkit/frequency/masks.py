@@ -191,7 +191,7 @@ def at_least_float32(images: Tensor) -> Tensor:
 
 def check_radius(radius: object) -> float:
     """`radius` as a float; ValueError or TypeError unless it is a number > 0 (fractions are welcome)."""
-    if isinstance(radius, bool) or not isinstance(radius, int | float):
+    if isinstance(radius, bool) or not isinstance(radius, (int, float)):
         raise TypeError(f"radius is {radius!r}, expected a number > 0")
     if not radius > 0:
         raise ValueError(f"radius is {radius}, expected > 0")

@@ -1,12 +1,14 @@
-"""The real 2-D Fourier transform and its inverse, for empty batches too.
+"""The real 2-D Fourier transform and its inverse, of all that MKL refuses in some version of torch too.
 
-torch 2.14's MKL refuses a transform of nothing (versions up to 2.13 returned an empty spectrum).
+torch 2.14 refuses a transform of nothing (versions up to 2.13 returned an empty spectrum). torch 2.6 refuses
+numbers that are one number in memory, seen many times ("Inconsistent configuration parameters"): an expanded
+image, or the gradient of a sum.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +21,7 @@ def rfft2(images: Tensor, norm: Norm = "backward") -> Tensor:
     if images.numel() == 0:
         half = images[..., : images.shape[-1] // 2 + 1]
         return torch.complex(half, half)
-    spectrum: Tensor = torch.fft.rfft2(images, norm=norm)
+    spectrum: Tensor = torch.fft.rfft2(images.contiguous(), norm=norm)
     return spectrum
 
 
@@ -28,4 +30,19 @@ def irfft2(spectrum: Tensor, size: Sequence[int], norm: Norm = "backward") -> Te
     if spectrum.numel() == 0:
         return spectrum.real[..., :1].expand(*spectrum.shape[:-2], *size)
     images: Tensor = torch.fft.irfft2(spectrum, s=tuple(size), norm=norm)
+    if torch.is_grad_enabled() and images.requires_grad:
+        images = _WholeGradient.apply(images)
     return images
+
+
+class _WholeGradient(torch.autograd.Function):
+    """The identity, whose gradient has all its numbers in memory: a forward transform will be taken of it."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor) -> Tensor:
+        ctx.mark_dirty(images)  # neither a copy nor a view: what is returned may be changed in place
+        return images
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.contiguous()

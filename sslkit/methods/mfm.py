@@ -233,7 +233,8 @@ class MFM(Method):
         task = self.task(images, batch["index"], clock)
         prediction, features = self.predict(task.inputs)
         target = self.encoder.normalize(images)
-        scored = task[1:] if self.config.target == "missing" else _every_bin(images)
+        missing = (task.keep_low, task.cutoff)
+        scored = missing if self.config.target == "missing" else _every_bin(images)
         error = spectral_error(prediction, target, *scored, self.config.gamma)
         loss, vector = error.reduce(self.config.reduction), features.mean((2, 3))
         two_tasks = self.config.corruption == "frequency" and self.config.target == "missing"

@@ -28,6 +28,7 @@ import torch
 from safetensors.torch import save_file
 
 from sslkit.errors import UserError
+from sslkit.foreign.pickles import is_safe
 from sslkit.weights import load_encoder
 
 CANARY = "canary"
@@ -250,7 +251,8 @@ def read(file: Path) -> dict[str, Any]:
 def _answer(file: Path) -> dict[str, Any]:
     before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     try:
-        load_encoder(file)
+        # A torch that refuses every pickle would hide what the walls behind that refusal do.
+        load_encoder(file, trust=not is_safe())
         kind, text = "loaded", ""
     except UserError as problem:
         kind, text = "UserError", f"{problem.message}\n{problem.hint}"
