@@ -7,7 +7,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # what typing has; importing it takes long enough for a Ctrl-C that nobody can hear yet
 
-__version__ = "0.1.0"
+from sslkit.version import __version__ as __version__
 
 _HOMES = {
     "pretrain": "sslkit.verbs",

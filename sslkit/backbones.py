@@ -13,12 +13,12 @@ from timm.models import SwinTransformer, SwinTransformerV2
 from torch import Tensor, nn
 
 from sslkit.checking import refuse_huge
-from sslkit.data.ranges import BYTES
 from sslkit.errors import UserError
 from sslkit.feature_maps import as_map, as_nchw, final_map
 from sslkit.timm_models import Stem, create_model, is_vit, timm_arguments, without_dropout_
 from sslkit.tokens import Tokens, tokens_of
 from sslkit.trial import check_size, outline, outline_of_vit
+from sslkit.value_range import BYTES
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from sslkit.backbones import Encoder
 from sslkit.console import counted
-from sslkit.data.ranges import BYTES, FULL, Range, parse
 from sslkit.errors import UserError
 from sslkit.foreign import read_safetensors, refuse_transformers
 from sslkit.foreign.shapes import grid_of
 from sslkit.timm_models import Stem, is_vit, named_patch
+from sslkit.value_range import BYTES, FULL, Range, parse
 
 LARGEST = 4096
 """Pixels of a side above which a config.json is taken for damaged."""

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from sslkit import config as configuration
 from sslkit.backbones import Encoder
-from sslkit.data.ranges import Range, parse
 from sslkit.errors import UserError
 from sslkit.foreign import read_safetensors
 from sslkit.model_config import timm_config
 from sslkit.saved import whole
+from sslkit.value_range import Range, parse
 
 CHECKPOINTS = "checkpoints"
 _MODEL, _BUFFERS = "encoder.model.", ("encoder.mean", "encoder.std")

@@ -27,7 +27,7 @@ FLOORS = [
         "processes",
         "place",
     }
-    | {"errors", "keyed", "paths", "files", "console"},
+    | {"errors", "keyed", "paths", "files", "console", "value_range", "version"},
     {"augment", "blocks", "frequency", "data", "initialization"}
     | {"backbones", "trial", "feature_maps", "tokens", "timm_models"}
     | {"model_config", "weights", "foreign", "saved", "unfinished"},
@@ -122,6 +122,7 @@ def light_modules() -> list[Path]:
             "files",
             "place",
             "request",
+            "version",
         )
     ]
     return [*named, PACKAGE / "methods" / "__init__.py", *sorted((PACKAGE / "cli").rglob("*.py"))]

@@ -19,10 +19,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from sslkit.data.decode import UnreadableImage, image_size, native_side, read_image
-from sslkit.data.ranges import FULL
+from sslkit.data.decode import UnreadableImage, image_size, read_image
 from sslkit.data.sources import ImageSet, open_images
 from sslkit.errors import UserError
+from sslkit.value_range import FULL
 
 Pixels = NDArray[np.uint8]
 RANDOM = np.random.default_rng(0)
@@ -508,19 +508,19 @@ def test_native_side_is_the_median_short_side(tmp_path: Path) -> None:
     for i, size in enumerate([(100, 30), (20, 90), (64, 50)]):
         Image.new("L", size).save(tmp_path / f"{i}.png")
     (tmp_path / "bad.png").touch()
-    assert native_side(open_images([str(tmp_path)])) == 30
-    assert native_side(open_images(["fractal:100"])) == 128
+    assert open_images([str(tmp_path)]).native_side() == 30
+    assert open_images(["fractal:100"]).native_side() == 128
 
 
 def test_native_side_of_nothing_but_damage_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "bad.png").touch()
     with pytest.raises(UserError, match="none of 1 sampled images can be read"):
-        native_side(open_images([str(tmp_path)]))
+        open_images([str(tmp_path)]).native_side()
 
 
 def test_native_side_samples_the_whole_range(tmp_path: Path) -> None:
     for side in (10, 20):
         Image.new("L", (side, side)).save(tmp_path / f"{side}.png")
     small, large = str(tmp_path / "10.png"), str(tmp_path / "20.png")
-    assert native_side(ImageSet((small,) * 40 + (large,) * 60, "x"), sample=5) == 20
-    assert native_side(ImageSet((small,) * 60 + (large,) * 40, "x"), sample=5) == 10
+    assert ImageSet((small,) * 40 + (large,) * 60, "x").native_side(sample=5) == 20
+    assert ImageSet((small,) * 60 + (large,) * 40, "x").native_side(sample=5) == 10

@@ -21,6 +21,7 @@ from sslkit import verbs
 from sslkit.augment.geometry import CenterCrop
 from sslkit.backbones import Encoder
 from sslkit.console import Console
+from sslkit.data.class_samples import counts
 from sslkit.data.decode import read_image
 from sslkit.data.labels import open_labelled
 from sslkit.errors import UserError
@@ -30,7 +31,7 @@ from sslkit.evaluation.finetune import finetune
 from sslkit.evaluation.finetune_arms import Comparison
 from sslkit.evaluation.finetune_config import Augment, finetune_config
 from sslkit.evaluation.outcome import FinetuneResult
-from sslkit.evaluation.parts import Parts, counts, open_parts
+from sslkit.evaluation.parts import Parts, open_parts
 from sslkit.evaluation.recipe import Given, resolve
 from sslkit.evaluation.scores import class_scores, confusion, reliability
 from sslkit.methods.base import Clock

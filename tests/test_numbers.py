@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sslkit.data.decode import UnreadableImage, read_image, read_numbers
-from sslkit.data.ranges import FULL, Range
+from sslkit.value_range import FULL, Range
 from tests.tiffs import png, tiff
 
 RANDOM = np.random.default_rng(0)

@@ -21,11 +21,11 @@ from sslkit.data.numbers import Numbers
 from sslkit.data.own_range import own_range
 from sslkit.data.pack import pack
 from sslkit.data.packed import DESCRIPTION
-from sslkit.data.ranges import BYTES, FULL, Range, given, parse
 from sslkit.data.set_range import SAMPLE, asked_range, find_range, with_range
 from sslkit.data.sources import open_images
 from sslkit.errors import UserError
 from sslkit.evaluation.cache import images_digest
+from sslkit.value_range import BYTES, FULL, Range, given, parse
 from tests.tiffs import png, tiff
 
 RANDOM = np.random.default_rng(0)

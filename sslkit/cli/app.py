@@ -15,10 +15,11 @@ from typing import Any
 
 import typer
 
-from sslkit import __version__, allocator, place
+from sslkit import allocator, place
 from sslkit.cli.command import WIDEST, described, none
 from sslkit.console import printable, visible
 from sslkit.errors import UserError
+from sslkit.version import __version__
 
 UsageError: Any = typer.BadParameter.__base__
 """What typer raises for wrong arguments; newer versions carry their own click, so it is not imported."""

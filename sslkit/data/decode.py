@@ -11,13 +11,11 @@ from __future__ import annotations
 import io
 import os
 import stat
-import statistics
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from sslkit.data import turbo
@@ -26,11 +24,7 @@ from sslkit.data.modes import shaded, to_rgb
 from sslkit.data.numbers import Numbers, has_one_channel, has_wide_channels, mend_, numbers_of
 from sslkit.data.own_range import own_range
 from sslkit.data.picture import Picture, Pixels
-from sslkit.data.ranges import FULL, Range
-from sslkit.errors import UserError
-
-if TYPE_CHECKING:
-    from sslkit.data.sources import ImageSet
+from sslkit.value_range import FULL, Range
 
 MAX_PIXELS = 64 * 2**20
 """Just above what a 64-megapixel camera writes; what is larger is a mistake or a decompression bomb."""
@@ -182,27 +176,6 @@ def image_size(path: str, part: Part | None = None) -> tuple[int, int]:
     with _source(path, part, at_once=False) as file:
         picture = _Encoded(path, file)
         return picture.width, picture.height
-
-
-def native_side(images: ImageSet, sample: int = 64) -> int:
-    """Median short side, in pixels, of at most `sample` images spread evenly over the set; headers only.
-
-    Raises:
-        UserError: none of the sampled files is an image.
-    """
-    chosen = np.linspace(0, len(images) - 1, min(sample, len(images))).round().astype(int)
-    sides, reason = [], ""
-    for index in chosen:
-        try:
-            sides.append(min(images.size(int(index))))
-        except UnreadableImage as error:
-            reason = str(error)
-    if not sides:
-        raise UserError(
-            f"{images.name}: none of {len(chosen)} sampled images can be read; the last: {reason}",
-            hint="open one of them in a viewer; sslkit reads " + ", ".join(FORMATS) + " and others",
-        )
-    return round(statistics.median(sides))
 
 
 @contextmanager

@@ -6,7 +6,8 @@ import numpy as np
 from PIL import Image
 
 from sslkit.data.numbers import Numbers
-from sslkit.data.ranges import Range, stands_for_none
+from sslkit.data.shades import stands_for_none
+from sslkit.value_range import Range
 
 DARK = 32
 """Brightness, of 255, that nine hundred and ninety-nine in a thousand values of a dark image stay below."""

@@ -14,9 +14,9 @@ from PIL import Image
 from sslkit.data import fractal, packed
 from sslkit.data.decode import UnreadableImage
 from sslkit.data.names import Names
-from sslkit.data.ranges import FULL, Range
 from sslkit.data.sources import ImageSet
 from sslkit.data.workers import mapped
+from sslkit.value_range import FULL, Range
 
 _CHUNK = 8  # images handed to a process at once: what is begun is finished after Ctrl-C
 _LONGEST = 65_500  # pixels a side that a JPEG can hold

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sslkit.data.numbers import Numbers, has_alpha, has_one_channel, one_channel
-from sslkit.data.ranges import Range, shades, stands_for_none
+from sslkit.data.shades import shades, stands_for_none
+from sslkit.value_range import Range
 
 
 def to_rgb(image: Image.Image, nodata: Sequence[float] = ()) -> Image.Image:

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from sslkit.console import counted
 from sslkit.data.numbers import Numbers
-from sslkit.data.ranges import BYTES, HUGE, Limits, Range, stands_for_none
+from sslkit.data.shades import HUGE, stands_for_none
+from sslkit.value_range import BYTES, Limits, Range
 
 TAIL = 0.1
 """Percent at either end that may be left out."""

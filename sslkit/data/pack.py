@@ -32,13 +32,13 @@ from sslkit.data.labels import class_numbers
 from sslkit.data.layout import Ambiguous
 from sslkit.data.members import Settings, ending, made
 from sslkit.data.names import Names, common_folder
-from sslkit.data.ranges import given
 from sslkit.data.set_range import find_range
 from sslkit.data.shards import OVERHEAD, Shards
 from sslkit.data.sources import ImageSet, open_images
 from sslkit.data.workers import usable_cores
 from sslkit.errors import UserError
 from sslkit.paths import make_folder, refuse_full, refuse_unwritable
+from sslkit.value_range import given
 
 DEFAULTS = Settings()
 

@@ -26,8 +26,8 @@ from safetensors.numpy import load_file
 
 from sslkit.data.decode import Part, UnreadableImage
 from sslkit.data.names import Names
-from sslkit.data.ranges import BYTES, FULL, Range, parse
 from sslkit.errors import UserError
+from sslkit.value_range import BYTES, FULL, Range, parse
 
 FORMAT = "sslkit pack 1"
 DESCRIPTION = "pack.json"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +12,9 @@ from sslkit.data import packed
 from sslkit.data.decode import UnreadableImage
 from sslkit.data.numbers import Numbers
 from sslkit.data.own_range import Found, own_range
-from sslkit.data.ranges import BYTES, Range, given
 from sslkit.data.sources import ImageSet
 from sslkit.settings import AUTO
+from sslkit.value_range import BYTES, Range, given
 
 SAMPLE = 64
 """Images whose numbers are looked at."""
@@ -54,6 +54,16 @@ def with_range(images: ImageSet, own: Range, console: Console) -> ImageSet:
     for name, told in found.facts().items():
         console.say(f"{name} = {told}")
     return replace(images, range=found.range)
+
+
+def choose_range(choice: Callable[[str, Any, str], Any], found: Found) -> None:
+    """Resolve `data.range` and `data.nodata` by `choice(key, value, reason)`.
+
+    Without a reason, and so untold, where no image has more than 8 bits.
+    """
+    own = found.range
+    choice("data.range", own.limits, found.reason if own.known else "")
+    choice("data.nodata", own.nodata, found.fills if own.nodata else "")
 
 
 def asked_range(own: Range, limits: str | Sequence[float] | None, source: str, console: Console) -> Range:

@@ -8,6 +8,7 @@ import hashlib
 import heapq
 import itertools
 import os
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,17 +23,17 @@ from PIL import Image
 from sslkit import keyed
 from sslkit.console import counted
 from sslkit.data import fractal, packed
-from sslkit.data.decode import image_size, opened, read_image, read_numbers
+from sslkit.data.decode import UnreadableImage, image_size, opened, read_image, read_numbers
 from sslkit.data.folders import refuse_no_images
-from sslkit.data.formats import ENDINGS
+from sslkit.data.formats import ENDINGS, FORMATS
 from sslkit.data.left_out import LeftOut
 from sslkit.data.listing import Found, look_through
 from sslkit.data.names import Names, common_folder
 from sslkit.data.numbers import Numbers
 from sslkit.data.picture import Picture
-from sslkit.data.ranges import FULL, Range
 from sslkit.data.tables import is_table, lines_of, rows_of
 from sslkit.errors import UserError, nearest_path
+from sslkit.value_range import FULL, Range
 
 _NOT_FILES = (b"fractal:", b"pack:")
 
@@ -110,6 +111,26 @@ class ImageSet:
     def sizes(self) -> NDArray[np.int64]:
         """`file_bytes` of every image, int64 [N], as they were when first asked for."""
         return np.fromiter(map(file_bytes, self.paths.as_bytes()), np.int64, len(self))
+
+    def native_side(self, sample: int = 64) -> int:
+        """Median short side, in pixels, of at most `sample` images spread evenly over the set; headers only.
+
+        Raises:
+            UserError: none of the sampled files is an image.
+        """
+        chosen = np.linspace(0, len(self) - 1, min(sample, len(self))).round().astype(int)
+        sides, reason = [], ""
+        for index in chosen:
+            try:
+                sides.append(min(self.size(int(index))))
+            except UnreadableImage as error:
+                reason = str(error)
+        if not sides:
+            raise UserError(
+                f"{self.name}: none of {len(chosen)} sampled images can be read; the last: {reason}",
+                hint="open one of them in a viewer; sslkit reads " + ", ".join(FORMATS) + " and others",
+            )
+        return round(statistics.median(sides))
 
     @property
     def fingerprint(self) -> str:

@@ -16,9 +16,9 @@ from sslkit.data.decode import UnreadableImage
 from sslkit.data.exposure import faults
 from sslkit.data.likeness import LOOK, Looks, look_at
 from sslkit.data.names import Names
-from sslkit.data.ranges import Range
 from sslkit.data.sources import ImageSet
 from sslkit.data.workers import mapped, usable_cores
+from sslkit.value_range import Range
 
 HUGE = 16 * 10**6
 """Pixels above which decoding is what training would wait for."""

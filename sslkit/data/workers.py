@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader
 
+from sslkit import place
 from sslkit.console import Console
 from sslkit.data import limits
 from sslkit.errors import UserError
@@ -41,6 +42,16 @@ _SLOW = "no batch came for {:.0f} s"
 def usable_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def reading_workers(on_cpu: bool) -> int:
+    """Processes that read images while a model trains: one per core for a GPU, at most eight.
+
+    On the CPU they take cores from the training itself, and one feeds several of those. Processes that train
+    together share the cores of their machine.
+    """
+    cores = max(1, usable_cores() // place.local_count())
+    return max(1, cores // 4) if on_cpu else min(8, cores)
 
 
 def mapped(

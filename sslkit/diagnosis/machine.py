@@ -12,11 +12,10 @@ from pathlib import Path
 import torch
 
 from sslkit.console import counted
-from sslkit.data.workers import usable_cores
+from sslkit.data.workers import reading_workers, usable_cores
 from sslkit.diagnosis.finding import Finding
 from sslkit.diagnosis.operations import operations_finding
 from sslkit.errors import first_line
-from sslkit.training.choices import reading_workers
 from sslkit.training.device import pick_device, pick_precision
 
 GIGABYTE = 1e9

@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sslkit import __version__
 from sslkit.backbones import Encoder
 from sslkit.data.likeness import LOOK
 from sslkit.data.sources import ImageSet
 from sslkit.evaluation.features import Features
 from sslkit.files import replacing
+from sslkit.version import __version__
 
 FORMAT = 1
 LIMIT = 4 * 2**30

@@ -21,6 +21,7 @@ from sslkit.console import SILENT, Console
 from sslkit.data.decode import UnreadableImage
 from sslkit.data.set_range import asked_range, with_range
 from sslkit.data.sources import ImageSet, open_images
+from sslkit.data.workers import reading_workers
 from sslkit.errors import UserError, nearest_path
 from sslkit.evaluation.gallery import (
     class_names,
@@ -40,7 +41,6 @@ from sslkit.evaluation.vector_files import (
 from sslkit.files import sha256
 from sslkit.foreign import is_foreign
 from sslkit.paths import numbered_names, refuse_full
-from sslkit.training.choices import reading_workers
 from sslkit.training.device import Precision, pick_device, pick_precision
 from sslkit.weights import encoder_file, load_encoder
 

@@ -11,7 +11,6 @@ import torch
 from sslkit.backbones import Encoder
 from sslkit.checking import refuse_range
 from sslkit.console import Console, nearby
-from sslkit.data.ranges import BYTES, Range
 from sslkit.data.set_range import asked_range, find_range
 from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError, nearest, nearest_path
@@ -19,6 +18,7 @@ from sslkit.evaluation.features import PIXEL_SIDE, pixels
 from sslkit.evaluation.measure import Pass
 from sslkit.evaluation.readout import chosen, read_out
 from sslkit.training.device import Precision
+from sslkit.value_range import BYTES, Range
 from sslkit.weights import load_encoder
 
 BASELINES = ("random", "pixels")

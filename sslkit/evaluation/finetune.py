@@ -15,7 +15,6 @@ from sslkit.backbones import Encoder
 from sslkit.config import AUTO
 from sslkit.console import SILENT, Console, command, nearby
 from sslkit.data.own_range import Found
-from sslkit.data.ranges import BYTES, Range
 from sslkit.data.set_range import find_range
 from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError, nearest_path
@@ -35,6 +34,7 @@ from sslkit.training.locks import locked
 from sslkit.training.resolve import interval
 from sslkit.training.run import ROOM, RUNS, RunFolder, begun, refuse_place
 from sslkit.training.spans import refuse_longer_than_run
+from sslkit.value_range import BYTES, Range
 from sslkit.weights import load_encoder
 
 

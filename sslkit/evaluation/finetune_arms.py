@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 
-import sslkit
 from sslkit import config as configuration
 from sslkit.console import Console, command, nearby
 from sslkit.errors import UserError
@@ -29,6 +28,7 @@ from sslkit.evaluation.robustness_scores import RobustnessResult
 from sslkit.evaluation.verdict import Difference, against_random, paired_shares
 from sslkit.files import write_json
 from sslkit.training.run import RunFolder
+from sslkit.version import __version__
 
 COMPARISON_FILE = "comparison.json"
 SCRATCH = "random weights"
@@ -121,7 +121,7 @@ def begin(path: Path, wanted: FinetuneConfig, baseline: bool, seeds: Sequence[in
     repeat = ["sslkit", "finetune", wanted.model.source, wanted.data.source, "-c", str(path / "config.toml")]
     repeat += ["--baseline", "scratch"] if baseline else []
     repeat += ["--seeds", ",".join(map(str, seeds))]
-    header = f"sslkit {sslkit.__version__}: `{command(*repeat)}` repeats this comparison"
+    header = f"sslkit {__version__}: `{command(*repeat)}` repeats this comparison"
     (path / "config.toml").write_text(configuration.dump(wanted, header), encoding="utf-8")
     arms = [
         {"folder": f"{name}-seed-{seed}", "seed": seed, "scratch": scratch}

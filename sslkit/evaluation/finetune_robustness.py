@@ -14,7 +14,6 @@ from typing import TypeVar
 from sslkit import config as configuration
 from sslkit.console import Console, command, nearby
 from sslkit.data.labels import open_labelled
-from sslkit.data.ranges import as_set
 from sslkit.errors import UserError
 from sslkit.evaluation.classifier_files import OpenedClassifier
 from sslkit.evaluation.finetune_arms import SCRATCH, Comparison
@@ -33,6 +32,7 @@ from sslkit.evaluation.table import robust_lines
 from sslkit.evaluation.verdict import against_random
 from sslkit.files import write_json
 from sslkit.training.device import pick_device, pick_precision
+from sslkit.value_range import as_set
 
 FILE = "robustness.json"
 Found = TypeVar("Found", FinetuneResult, Comparison)

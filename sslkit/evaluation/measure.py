@@ -10,7 +10,6 @@ from torch import Tensor
 
 from sslkit.backbones import Encoder
 from sslkit.console import Console
-from sslkit.data.ranges import BYTES, Range
 from sslkit.data.sources import ImageSet
 from sslkit.evaluation.cache import FeatureCache, encoder_digest, images_digest, key_of
 from sslkit.evaluation.features import Features, extract
@@ -20,6 +19,7 @@ from sslkit.evaluation.linear import LinearProbe, fit_best
 from sslkit.evaluation.readout import ReadFunction
 from sslkit.evaluation.shots import draw
 from sslkit.training.device import Precision
+from sslkit.value_range import BYTES, Range
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import sslkit
 from sslkit import config as configuration
 from sslkit.backbones import Encoder
 from sslkit.console import Console, command, counted, named, nearby
@@ -25,6 +24,7 @@ from sslkit.methods.base import Info
 from sslkit.training.optim import learning_rate
 from sslkit.training.progress import tell_reasons
 from sslkit.training.run import RunFolder, describe
+from sslkit.version import __version__
 from sslkit.weights import Loaded
 
 
@@ -94,7 +94,7 @@ def announce(plan: Plan, console: Console) -> None:
     steps = counted(len(parts.training) // batch, "step")
     warmup = f"{schedule.warmup_epochs:g} of warm-up"
     source = nearby(config.model.source)
-    console.say(f"sslkit {sslkit.__version__} finetune: {plan.encoder.name} from {source}")
+    console.say(f"sslkit {__version__} finetune: {plan.encoder.name} from {source}")
     console.facts(
         {
             "data": _told(parts, config),
@@ -132,7 +132,7 @@ def write_beginning(plan: Plan, run: RunFolder) -> None:
     config, training = plan.config, plan.parts.training
     source, data = config.model.source, config.data.source
     repeat = command("sslkit", "finetune", source, data, "-c", run.path / "config.toml")
-    header = f"sslkit {sslkit.__version__}: `{repeat}` repeats this run"
+    header = f"sslkit {__version__}: `{repeat}` repeats this run"
     (run.path / "config.toml").write_text(configuration.dump(config, header), encoding="utf-8")
     write_splits(run.path / "splits.csv", plan.parts)
     facts = describe(training, Info(len(training), config.data.size, plan.encoder.size), plan.device)
@@ -148,7 +148,7 @@ def image_facts(images: ImageSet) -> dict[str, Any]:
 def write_product(model: nn.Module, plan: Plan, folder: Path) -> None:
     """The classifier as timm opens it."""
     config = plan.config
-    metadata = {"sslkit": sslkit.__version__, "source": config.model.source, "data": config.data.source}
+    metadata = {"sslkit": __version__, "source": config.model.source, "data": config.data.source}
     folder.mkdir(exist_ok=True)
     write_classifier(model, plan.encoder, config.data.size, plan.parts.training.classes, folder, metadata)
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sslkit import keyed
-from sslkit.console import counted
+from sslkit.data.class_samples import counts, drawn, refuse_empty_folders, uneven
 from sslkit.data.folders import has_masks
-from sslkit.data.labels import empty_class_folders, open_labelled
-from sslkit.data.ranges import Range
+from sslkit.data.labels import open_labelled
 from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError
 from sslkit.evaluation.finetune_config import FinetuneConfig
+from sslkit.value_range import Range
 
 HELD_OUT = 0.2
 """Share of the training images on which `--keep best` compares the epochs."""
@@ -70,26 +69,6 @@ def open_parts(config: FinetuneConfig) -> Parts:
     return Parts(training, validation, held_out, unused, tuple(filter(None, notes)))
 
 
-def drawn(
-    images: ImageSet, wanted: Callable[[int], int], seed: int, stream: str
-) -> tuple[ImageSet, ImageSet]:
-    """(drawn, the rest): of each class `wanted(its images)`, in an order that `seed` and `stream` give."""
-    chosen: set[int] = set()
-    for label, members in _by_class(images).items():
-        order = keyed.generator(seed, 0, label, stream).permutation(len(members))
-        chosen.update(members[i] for i in order[: wanted(len(members))])
-    rest = [index for index in range(len(images)) if index not in chosen]
-    return images.subset(sorted(chosen)), images.subset(rest)
-
-
-def counts(images: ImageSet) -> list[int]:
-    """Images of each class, in the order of the classes."""
-    found = [0] * len(images.classes)
-    for label in images.labels or ():
-        found[label] += 1
-    return found
-
-
 def write_splits(path: Path, parts: Parts) -> None:
     """path,label,split,use of every image. The file is DATA itself, with the same validation part."""
     named: list[tuple[str, ImageSet | None]] = [
@@ -115,13 +94,6 @@ def write_table(path: Path, header: list[str], rows: Iterable[Iterable[object]])
         table.writerows(rows)
 
 
-def _by_class(images: ImageSet) -> dict[int, list[int]]:
-    members: dict[int, list[int]] = {}
-    for index, label in enumerate(images.labels or ()):
-        members.setdefault(label, []).append(index)
-    return members
-
-
 def _wanted(config: FinetuneConfig, count: int) -> int:
     """Training images of a class of `count`; at least one."""
     return config.data.shots or max(1, round(config.data.share * count))
@@ -141,36 +113,3 @@ def _few(training: ImageSet, shots: int) -> str:
     least, name = min(short)
     some = f"{len(short)} of {len(training.classes)} classes have"
     return f"{some} fewer than {shots} training images; {name!r} has {least}"
-
-
-def refuse_empty_folders(source: str) -> None:
-    """A class folder without images is a download that failed, or a typo; either way a class is missing."""
-    if empty := empty_class_folders(source):
-        raise UserError(
-            f"{source}: class folder {empty[0]!r} holds no images"
-            + (f", and {len(empty) - 1} more" if len(empty) > 1 else ""),
-            "add its images, or remove the folder",
-        )
-
-
-def uneven(source: str, training: ImageSet, validation: ImageSet) -> str:
-    """A note about classes of a single image, which can't be validated.
-
-    Raises:
-        UserError: the data has a validation part, and that lacks a class; a split of our own never does.
-    """
-    lacking = [
-        (name, count)
-        for name, count, held in zip(training.classes, counts(training), counts(validation), strict=True)
-        if not held
-    ]
-    for name, count in lacking:
-        if count > 1:
-            raise UserError(
-                f"{source}: class {name!r} is in training but not in the validation part",
-                "both parts need the same classes",
-            )
-    if not lacking:
-        return ""
-    have = counted(len(lacking), "class has", "classes have")
-    return f"{have} one image, such as {lacking[0][0]!r}: trained on, not validated"

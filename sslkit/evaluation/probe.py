@@ -10,10 +10,12 @@ from torch import Tensor
 
 from sslkit.config import AUTO
 from sslkit.console import SILENT, Console, counted
+from sslkit.data.class_samples import refuse_empty_folders, uneven
 from sslkit.data.folders import has_masks
 from sslkit.data.labels import open_labelled
 from sslkit.data.set_range import with_range
 from sslkit.data.sources import ImageSet
+from sslkit.data.workers import reading_workers
 from sslkit.errors import UserError
 from sslkit.evaluation.cache import FeatureCache, cache_folder
 from sslkit.evaluation.compare import compare, make_level, make_row
@@ -30,12 +32,10 @@ from sslkit.evaluation.heads import Classifier, measure_robustness
 from sslkit.evaluation.leaks import Leaks
 from sslkit.evaluation.local import check_cells, check_maps, check_mosaics, probe_masks, probe_mosaics
 from sslkit.evaluation.measure import Bench, Reading
-from sslkit.evaluation.parts import refuse_empty_folders, uneven
 from sslkit.evaluation.result import ProbeResult
 from sslkit.evaluation.robustness_scores import RobustnessResult
 from sslkit.evaluation.shots import check_shots, parse_shots
 from sslkit.evaluation.table import leak_warning, show
-from sslkit.training.choices import reading_workers
 from sslkit.training.device import pick_device, pick_precision
 from sslkit.weights import load_encoder
 

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from sslkit.data.own_range import NONE, Found
+from sslkit.data.set_range import choose_range
+from sslkit.data.workers import reading_workers
 from sslkit.errors import UserError
 from sslkit.evaluation.finetune_config import FinetuneConfig
-from sslkit.training.choices import Chooser, choose_range, reading_workers
+from sslkit.training.choices import Chooser
 
 PAPER_SCALE = 100_000
 """Training images from which the paper's epochs are kept."""

@@ -18,16 +18,16 @@ from torch import Tensor
 from sslkit import keyed
 from sslkit.augment.geometry import to_tensor_uint8
 from sslkit.console import Console, counted
+from sslkit.data.class_samples import drawn
 from sslkit.data.decode import MAX_PIXELS, UnreadableImage
 from sslkit.data.folders import parts_of
 from sslkit.data.labels import VALIDATION_SHARE
 from sslkit.data.loader import evaluation_loader
-from sslkit.data.ranges import Range
 from sslkit.data.sources import ImageSet, images_in, none_found
 from sslkit.errors import UserError
 from sslkit.evaluation.cells import Scenes, Tally
-from sslkit.evaluation.parts import drawn
 from sslkit.evaluation.scores import confusion
+from sslkit.value_range import Range
 
 NONE = 255
 """The value of a pixel that is of no class."""

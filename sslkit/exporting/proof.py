@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import sslkit
 from sslkit import config as configuration
 from sslkit.backbones import Encoder
 from sslkit.data.decode import UnreadableImage
@@ -26,6 +25,7 @@ from sslkit.foreign import is_foreign
 from sslkit.methods import short_name
 from sslkit.paths import claim_folder, make_folder, refuse_unwritable
 from sslkit.unfinished import folder_of
+from sslkit.version import __version__
 from sslkit.weights import encoder_file, header_of
 
 TOLERANCE = 1e-4
@@ -147,7 +147,7 @@ def _name_of(source: str | Path) -> str:
 
 def provenance(source: str | Path, encoder: Encoder) -> dict[str, str]:
     """Metadata of an exported file: who wrote it, from which method and data, as far as is known."""
-    facts = {"sslkit": sslkit.__version__, "backbone": encoder.name, "source": Path(source).name}
+    facts = {"sslkit": __version__, "backbone": encoder.name, "source": Path(source).name}
     if encoder.range.known:
         facts["range"] = encoder.range.told()
     if _is_model_name(source) or is_foreign(source):

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-import sslkit
 from sslkit import config as configuration
 from sslkit import distributed
 from sslkit.blocks import share_statistics_
@@ -26,13 +25,14 @@ from sslkit.training.loggers import require
 from sslkit.training.norms import cure_of_one, fewest_at_once, refuse_one_value
 from sslkit.training.resolve import Resolved
 from sslkit.training.run import RunFolder, build_method
+from sslkit.version import __version__
 from sslkit.weights import load_encoder, load_into, tensors_for
 
 
 def write_settings(path: Path, config: PretrainConfig) -> None:
     """config.toml of a run's folder."""
     repeat = command("sslkit", "pretrain", "-c", path / "config.toml")
-    header = f"sslkit {sslkit.__version__}: `{repeat}` repeats this run"
+    header = f"sslkit {__version__}: `{repeat}` repeats this run"
     with replacing(path / "config.toml") as unfinished:
         unfinished.write_text(configuration.dump(config, header), encoding="utf-8")
 

@@ -21,7 +21,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-import sslkit
 from sslkit.errors import UserError, first_line
 from sslkit.files import sha256
 from sslkit.saved import as_json, committed, fault
@@ -29,6 +28,7 @@ from sslkit.training import generators
 from sslkit.training.locks import alive
 from sslkit.training.optim import match_memory_
 from sslkit.training.snapshot import Snapshot, snapshot
+from sslkit.version import __version__
 from sslkit.weights import save
 
 FORMAT = 2
@@ -84,7 +84,7 @@ def commit(folder: Path, step: int, content: Snapshot, state: dict[str, Any]) ->
         )
     temporary = _temporary(final)
     try:
-        _fill(temporary, content, {"format": FORMAT, "step": step, "sslkit": sslkit.__version__, **state})
+        _fill(temporary, content, {"format": FORMAT, "step": step, "sslkit": __version__, **state})
         temporary.rename(final)
     except (OSError, RuntimeError, SafetensorError) as problem:  # a full disk shows as any of the three
         shutil.rmtree(temporary, ignore_errors=True)
@@ -177,7 +177,7 @@ def read_state(path: Path) -> dict[str, Any]:
     state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
     wrote = f"{path} has format {state['format']}, written by sslkit {state.get('sslkit', '?')}"
     if state["format"] > FORMAT:
-        problem = f"{wrote}; this is {sslkit.__version__}, which reads formats up to {FORMAT}"
+        problem = f"{wrote}; this is {__version__}, which reads formats up to {FORMAT}"
         raise UserError(problem, f"install sslkit {state.get('sslkit', '')} or newer".replace("  ", " "))
     while state["format"] < FORMAT:
         if state["format"] not in MIGRATIONS:

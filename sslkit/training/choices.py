@@ -5,10 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Generic, TypeVar
 
-from sslkit import place
 from sslkit.config import AUTO
-from sslkit.data.own_range import Found
-from sslkit.data.workers import usable_cores
 
 Configuration = TypeVar("Configuration")
 
@@ -34,20 +31,3 @@ class Chooser(Generic[Configuration]):
         changed: dict[str, Any] = {section: dataclasses.replace(own, **{name: value})}
         self.config = dataclasses.replace(self.config, **changed)  # type: ignore[type-var]
         return value
-
-
-def choose_range(choice: Chooser[Any], found: Found) -> None:
-    """The range of the images; without a reason, and so untold, where none has more than 8 bits."""
-    own = found.range
-    choice("data.range", own.limits, found.reason if own.known else "")
-    choice("data.nodata", own.nodata, found.fills if own.nodata else "")
-
-
-def reading_workers(on_cpu: bool) -> int:
-    """Processes that read images while a model trains: one per core for a GPU, at most eight.
-
-    On the CPU they take cores from the training itself, and one feeds several of those. Processes that train
-    together share the cores of their machine.
-    """
-    cores = max(1, usable_cores() // place.local_count())
-    return max(1, cores // 4) if on_cpu else min(8, cores)

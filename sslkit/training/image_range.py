@@ -8,12 +8,12 @@ from pathlib import Path
 from sslkit import processes
 from sslkit.config import AUTO, PretrainConfig
 from sslkit.data.own_range import Found
-from sslkit.data.ranges import BYTES, Range
 from sslkit.data.set_range import find_range
 from sslkit.data.sources import ImageSet, open_images
 from sslkit.foreign import is_foreign
 from sslkit.model_config import range_behind, read_config
 from sslkit.unfinished import folder_of, range_of
+from sslkit.value_range import BYTES, Range
 from sslkit.weights import encoder_file
 
 

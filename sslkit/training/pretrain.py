@@ -12,7 +12,6 @@ from sslkit import config as configuration
 from sslkit import distributed, place, processes
 from sslkit.config import PretrainConfig
 from sslkit.console import SILENT, Console, command
-from sslkit.data.decode import native_side
 from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError
 from sslkit.methods import card
@@ -60,7 +59,7 @@ def pretrain(config: PretrainConfig, console: Console = SILENT, overwrite: bool 
         processes.on_first(lambda: refuse_place(config.run.out, overwrite))
         images, numbers = open_with_range(config)
         config = _anchored(config)
-        ready = _agreed(resolve(config, len(images), native_side(images), device, numbers))
+        ready = _agreed(resolve(config, len(images), images.native_side(), device, numbers))
         check(ready, console)
         refuse_longer_than_run(ready.config, len(images), USUAL_WARMUP, console)
         ready = measured(ready, device, console)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import sslkit
 from sslkit.config import PretrainConfig, flat
 from sslkit.console import Console, command, counted
 from sslkit.data.sources import ImageSet
@@ -15,6 +14,7 @@ from sslkit.methods.base import Method
 from sslkit.training.engine import Step
 from sslkit.training.optim import learning_rate
 from sslkit.training.resolve import Resolved
+from sslkit.version import __version__
 
 
 def announce(ready: Resolved, method: Method, images: ImageSet, console: Console) -> None:
@@ -27,9 +27,7 @@ def announce(ready: Resolved, method: Method, images: ImageSet, console: Console
     devices = config.run.devices
     micro = min(config.run.micro_batch or batch, batch // devices)
     peak = learning_rate(optim.lr, batch, optim.reference_batch)
-    console.say(
-        f"sslkit {sslkit.__version__} pretrain: {short_name(config.method_name)} on {config.model.backbone}"
-    )
+    console.say(f"sslkit {__version__} pretrain: {short_name(config.method_name)} on {config.model.backbone}")
     console.facts(
         {
             "data": f"{info.count:,} images from {images.name}, short side {info.native} px",

@@ -12,12 +12,14 @@ import torch
 
 from sslkit.config import AUTO, PretrainConfig, Run
 from sslkit.data.own_range import NONE, Found
+from sslkit.data.set_range import choose_range
+from sslkit.data.workers import reading_workers
 from sslkit.errors import UserError
 from sslkit.methods import load, short_name
 from sslkit.methods.base import Info
 from sslkit.paths import next_folder
 from sslkit.timm_models import Stem, is_vit, named_patch
-from sslkit.training.choices import Chooser, choose_range, reading_workers
+from sslkit.training.choices import Chooser
 from sslkit.training.device import pick_precision
 from sslkit.training.run import RUNS
 from sslkit.trial import nearest_size, outline, takes

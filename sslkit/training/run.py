@@ -22,12 +22,10 @@ from typing import Any
 import timm
 import torch
 
-import sslkit
 from sslkit import config as configuration
 from sslkit.backbones import Encoder
 from sslkit.config import AUTO, PretrainConfig
 from sslkit.console import command, counted
-from sslkit.data.ranges import as_set
 from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError, nearest_path
 from sslkit.files import replacing, write_json
@@ -37,6 +35,8 @@ from sslkit.paths import claim_folder, make_folder, next_folder, refuse_unwritab
 from sslkit.saved import whole
 from sslkit.training import checkpoint
 from sslkit.training.locks import refuse_if_locked
+from sslkit.value_range import as_set
+from sslkit.version import __version__
 from sslkit.weights import ENCODER_FILE, is_finetuning, write_encoder
 
 FORMAT = 1
@@ -224,7 +224,7 @@ def describe(images: ImageSet, info: Info, device: torch.device) -> dict[str, An
             "nodata": list(images.range.nodata),
         },
         "versions": {
-            "sslkit": sslkit.__version__,
+            "sslkit": __version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "timm": timm.__version__,

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-import sslkit
 from sslkit import keyed, processes
 from sslkit.console import Console, command
 from sslkit.data.cached import cached_loader
@@ -38,6 +37,7 @@ from sslkit.training.resolve import USUAL_WARMUP, Resolved, interval, seconds_of
 from sslkit.training.run import RunFolder
 from sslkit.training.signals import Interrupted, Wishes, listening
 from sslkit.training.writer import Writer, save_due
+from sslkit.version import __version__
 
 _LAST_STEP = 20.0
 """Seconds for a GPU to end its last step when another process is gone."""
@@ -243,7 +243,7 @@ class Session:
         if self.writer.failures:
             raise UserError(f"{self.run.path}: the last step is done and not saved", cure, code=1)
         facts = {
-            "sslkit": sslkit.__version__,
+            "sslkit": __version__,
             "method": short_name(self.config.method_name),
             "data": self.fingerprint,
         }

@@ -24,7 +24,6 @@ from torch import Tensor
 from sslkit.config import PretrainConfig
 from sslkit.console import SILENT, Console
 from sslkit.data.cached import Source, pick_source
-from sslkit.data.decode import native_side
 from sslkit.data.sources import ImageSet
 from sslkit.errors import UserError
 from sslkit.methods.base import Clock
@@ -277,7 +276,7 @@ def at_the_door(config: PretrainConfig, console: Console, with_bare: bool = Fals
     device = pick_device(config.run.device)
     refuse_times(config.run)
     images, numbers = open_with_range(config)
-    ready = resolve(config, len(images), native_side(images), device, numbers)
+    ready = resolve(config, len(images), images.native_side(), device, numbers)
     check(ready, console)
     refuse_longer_than_run(ready.config, len(images), USUAL_WARMUP, console)
     ready = measured(ready, device, console)

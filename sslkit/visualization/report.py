@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-import sslkit
 from sslkit.config import PretrainConfig
 from sslkit.console import SILENT, Console, counted
 from sslkit.errors import UserError
 from sslkit.files import replacing
 from sslkit.methods import short_name
 from sslkit.training.run import RunFolder, read_configuration
+from sslkit.version import __version__
 from sslkit.visualization import account, judgements
 from sslkit.visualization.curves import curves, read_metrics
 from sslkit.visualization.page import anchor, drawn, paragraph, section, shown, stored
@@ -115,7 +115,7 @@ def render(page: Page) -> str:
 <main>
 {"".join(parts.values())}
 </main>
-<footer>sslkit {shown(sslkit.__version__)} · run of {shown(page.facts.get("started", "unknown date"))} ·
+<footer>sslkit {shown(__version__)} · run of {shown(page.facts.get("started", "unknown date"))} ·
 page of {written}</footer>
 </body>
 </html>

@@ -21,20 +21,20 @@ from sslkit.augment.geometry import CenterCrop
 from sslkit.backbones import Encoder
 from sslkit.checking import checked, refuse_range
 from sslkit.console import SILENT, Console
-from sslkit.data.decode import UnreadableImage, native_side
+from sslkit.data.decode import UnreadableImage
 from sslkit.data.formats import ending, is_image
 from sslkit.data.names import Names
-from sslkit.data.ranges import BYTES, Range, as_set
 from sslkit.data.set_range import with_range
 from sslkit.data.sources import ImageSet, open_images
+from sslkit.data.workers import reading_workers
 from sslkit.errors import UserError, nearest_path
 from sslkit.evaluation.gallery import class_names, embed_images
 from sslkit.methods import card, load, short_name
 from sslkit.methods.base import Info, Method
-from sslkit.training.choices import reading_workers
 from sslkit.training.device import pick_device
 from sslkit.training.run import RunFolder, load_method, read_configuration
 from sslkit.trial import check_size
+from sslkit.value_range import BYTES, Range, as_set
 from sslkit.weights import EXPORT_FILE, is_finetuning, load_encoder
 
 LIMIT, COUNT = 1000, 4
@@ -181,7 +181,7 @@ class Subject:
             return self._size
         if not self.has_method:
             return self.encoder.size
-        return min(224, native_side(self.images)) if self.run is None else self.method.info.size
+        return min(224, self.images.native_side()) if self.run is None else self.method.info.size
 
     @property
     def radius(self) -> float:
@@ -225,7 +225,7 @@ class Subject:
 
     def _blank(self) -> Method:
         """The method around a network of shapes alone: its views and settings need no weights."""
-        info = Info(len(self.images), self.size, native_side(self.images))
+        info = Info(len(self.images), self.size, self.images.native_side())
         made = load(self.source)
         resolved = made.resolve(made.Config(), "vit", info)
         config = dataclasses.replace(made.Config(), **{name: value for name, (value, _) in resolved.items()})
