@@ -29,16 +29,16 @@ import timm
 import torch
 from torch import nn
 
-from sslkit.backbones import Encoder
-from sslkit.config import PretrainConfig
-from sslkit.errors import UserError
+from sslkit.core.config.build import PretrainConfig
+from sslkit.core.errors import UserError
 from sslkit.exporting import export
 from sslkit.methods import load
-from sslkit.request import pretrain_config
-from sslkit.timm_models import native_size
-from sslkit.training.pretrain import pretrain
-from sslkit.training.resolve import resolve
-from sslkit.trial import nearest_size, outline
+from sslkit.models.encoder import Encoder
+from sslkit.models.factory import native_size
+from sslkit.models.input_size import nearest_size, outline
+from sslkit.training.pretrain.auto import resolve
+from sslkit.training.pretrain.config import pretrain_config
+from sslkit.training.pretrain.pretrain import pretrain
 
 MORE = {
     "byoanet": ("halonet26t", "lambda_resnet26t"),

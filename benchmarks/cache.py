@@ -26,11 +26,11 @@ import torch
 from frequency import medians
 from torch import Tensor
 
-from sslkit.augment.geometry import RandomResizedCrop, Views
-from sslkit.augment.resample import crop_resize_batch
-from sslkit.data.cached import cached_loader
-from sslkit.data.picture import Cut, Picture
-from sslkit.data.sources import ImageSet, open_images
+from sslkit.augmentations.batch_crops import crop_resize_batch
+from sslkit.augmentations.crops import RandomResizedCrop, Views
+from sslkit.data.images.picture import Cut, Picture
+from sslkit.data.sources.image_set import ImageSet, open_images
+from sslkit.training.loop.cached_loader import cached_loader
 
 SETS = [("../data/cifar10/train", 32), ("../data/clothing224/train", 224)]
 BATCH = 64

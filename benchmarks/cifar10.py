@@ -33,12 +33,12 @@ from typing import Any
 import torch
 
 import sslkit
-from sslkit.config import read
-from sslkit.console import Console
-from sslkit.evaluation.finetune_arms import SCRATCH
-from sslkit.evaluation.finetune_config import from_values
-from sslkit.evaluation.finetune_robustness import measure
-from sslkit.evaluation.verdict import STUDENT
+from sslkit.core.config.build import read
+from sslkit.core.console import Console
+from sslkit.evaluation.metrics.significance import STUDENT
+from sslkit.finetuning.classifier_robustness import measure
+from sslkit.finetuning.comparison import SCRATCH
+from sslkit.finetuning.config import from_values
 
 METHODS = ("mfm", "mae", "simmim", "simclr", "moco", "byol", "dino")
 VARIANTS = {

@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from frequency import medians
 
-from sslkit.backbones import Encoder
-from sslkit.config import Optim
+from sslkit.core.config.sections import Optim
+from sslkit.core.device import Precision, autocast, pick_device, pick_precision, to_device
 from sslkit.frequency import corrupt, masked_spectral_loss
 from sslkit.methods import load
 from sslkit.methods.base import Clock, Info
-from sslkit.training.device import Precision, autocast, pick_device, pick_precision, to_device
-from sslkit.training.engine import train
-from sslkit.training.optim import CosineSchedule, build_optimizer, clip_gradients_, parameter_groups
+from sslkit.models.encoder import Encoder
+from sslkit.training.loop.engine import train
+from sslkit.training.loop.optim import CosineSchedule, build_optimizer, clip_gradients_, parameter_groups
 
 OPTIM = Optim(name="adamw", weight_decay=0.05, betas=(0.9, 0.95))
 CLIP = 3.0

@@ -26,11 +26,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from sslkit.augment.geometry import RandomResizedCrop, Views
-from sslkit.data import listing
-from sslkit.data.loader import KeyedBatches, pretraining_loader
-from sslkit.data.sources import open_images
-from sslkit.training.changes import list_images
+from sslkit.augmentations.crops import RandomResizedCrop, Views
+from sslkit.data.loading.loader import KeyedBatches, pretraining_loader
+from sslkit.data.sources import listing
+from sslkit.data.sources.image_set import open_images
+from sslkit.training.run.resume_check import list_images
 
 FEW = 1_000
 FOLDER = 1_000  # files of one folder

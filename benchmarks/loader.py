@@ -29,10 +29,10 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from sslkit.augment.geometry import RandomResizedCrop, Views
-from sslkit.data import turbo
-from sslkit.data.loader import ViewDataset
-from sslkit.data.sources import ImageSet, open_images
+from sslkit.augmentations.crops import RandomResizedCrop, Views
+from sslkit.data.images import turbo
+from sslkit.data.loading.loader import ViewDataset
+from sslkit.data.sources.image_set import ImageSet, open_images
 
 USUAL = transforms.Compose(
     [

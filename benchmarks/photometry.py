@@ -23,8 +23,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as reference
 
-from sslkit.augment.colour import color_jitter
-from sslkit.augment.photometry import Photometry, gaussian_blur
+from sslkit.augmentations.color import color_jitter
+from sslkit.augmentations.photometric import Photometry, gaussian_blur
 
 
 def smooth_images(count: int, size: int) -> Tensor:

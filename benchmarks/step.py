@@ -22,13 +22,13 @@ import torch
 from frequency import compare, medians
 from torch import Tensor
 
-from sslkit.backbones import Encoder
-from sslkit.config import Optim
+from sslkit.core.config.sections import Optim
+from sslkit.core.device import autocast
 from sslkit.frequency import corrupt, masked_spectral_loss
 from sslkit.methods import load
 from sslkit.methods.base import Batch, Clock, Info, Method
-from sslkit.training.device import autocast
-from sslkit.training.optim import build_optimizer, parameter_groups
+from sslkit.models.encoder import Encoder
+from sslkit.training.loop.optim import build_optimizer, parameter_groups
 
 SIZE = 224
 RADIUS = 16.0

@@ -31,17 +31,17 @@ SIDES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 def side(options: dict[str, Any]) -> None:
     """One side: makes steps as the other process asks for them, a line in and a line out."""
-    from sslkit import allocator
+    from sslkit.core import allocator
 
     if options["keep"]:
         assert allocator.keep_memory(), "no glibc here, or it has settings of its own"
 
     import torch
 
-    from sslkit.config import build_pretrain
+    from sslkit.core.config.build import build_pretrain
     from sslkit.methods import card
-    from sslkit.training import acceleration
-    from sslkit.training.speed import at_the_door
+    from sslkit.training.loop import acceleration
+    from sslkit.training.pretrain.throughput import at_the_door
 
     torch.set_num_threads(options["threads"])
     if not options["fast"]:  # torch's own gradients of depthwise convolutions
@@ -57,7 +57,7 @@ def side(options: dict[str, Any]) -> None:
         "run.device": "cpu",
         "run.precision": options["precision"],
     }
-    from sslkit.console import Console
+    from sslkit.core.console import Console
 
     bench = at_the_door(build_pretrain(options["method"], known.Config, values), Console(quiet=True))
     bench.model(1, warm=2)

@@ -5,26 +5,29 @@ Importing it costs nothing; torch comes with the first name that needs it.
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # what typing has; importing it takes long enough for a Ctrl-C that nobody can hear yet
-
+from sslkit.core import moved
 from sslkit.version import __version__ as __version__
 
+TYPE_CHECKING = False  # what typing has; importing it takes long enough for a Ctrl-C that nobody can hear yet
+
+moved.install()
+
 _HOMES = {
-    "pretrain": "sslkit.verbs",
-    "finetune": "sslkit.verbs",
-    "probe": "sslkit.verbs",
-    "export": "sslkit.verbs",
-    "visualize": "sslkit.verbs",
-    "embed": "sslkit.verbs",
-    "bench": "sslkit.verbs",
-    "check": "sslkit.verbs",
-    "pack": "sslkit.verbs",
-    "doctor": "sslkit.verbs",
-    "load_encoder": "sslkit.weights",
-    "read_image": "sslkit.data.decode",
-    "Encoder": "sslkit.backbones",
+    "pretrain": "sslkit.api",
+    "finetune": "sslkit.api",
+    "probe": "sslkit.api",
+    "export": "sslkit.api",
+    "visualize": "sslkit.api",
+    "embed": "sslkit.api",
+    "bench": "sslkit.api",
+    "check": "sslkit.api",
+    "pack": "sslkit.api",
+    "doctor": "sslkit.api",
+    "load_encoder": "sslkit.models.weights",
+    "read_image": "sslkit.data.images.decode",
+    "Encoder": "sslkit.models.encoder",
     "Method": "sslkit.methods.base",
-    "UserError": "sslkit.errors",
+    "UserError": "sslkit.core.errors",
 }
 
 __all__ = [
@@ -49,12 +52,12 @@ __all__ = [
 if TYPE_CHECKING:
     from typing import Any
 
-    from sslkit.backbones import Encoder
-    from sslkit.data.decode import read_image
-    from sslkit.errors import UserError
+    from sslkit.api import bench, check, doctor, embed, export, finetune, pack, pretrain, probe, visualize
+    from sslkit.core.errors import UserError
+    from sslkit.data.images.decode import read_image
     from sslkit.methods.base import Method
-    from sslkit.verbs import bench, check, doctor, embed, export, finetune, pack, pretrain, probe, visualize
-    from sslkit.weights import load_encoder
+    from sslkit.models.encoder import Encoder
+    from sslkit.models.weights import load_encoder
 
 
 def __getattr__(name: str) -> Any:

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from sslkit.backbones import Encoder
 from sslkit.cli import app
-from sslkit.weights import write_encoder
+from sslkit.models.encoder import Encoder
+from sslkit.models.weights import write_encoder
 
 Network = TypeVar("Network", bound=nn.Module)
 Called = tuple[int, str, str]

@@ -12,7 +12,7 @@ import torch
 from building import Called, called
 from PIL import Image
 
-from sslkit.config import PretrainConfig, build_pretrain
+from sslkit.core.config.build import PretrainConfig, build_pretrain
 from sslkit.methods import card
 
 TINY = {

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslkit.evaluation.adversarial import Logits, fgsm, gradient, pgd
+from sslkit.evaluation.robustness.adversarial import Logits, fgsm, gradient, pgd
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from types import MappingProxyType
 
 import pytest
 
-from sslkit import allocator
-from sslkit.training.launch import launch
+from sslkit.core import allocator
+from sslkit.training.pretrain.launch import launch
 
 BLOCK = 40 * 2**20
 PAGES = BLOCK // os.sysconf("SC_PAGE_SIZE")
@@ -22,7 +22,7 @@ PAGES = BLOCK // os.sysconf("SC_PAGE_SIZE")
 
 PROGRAM = """
 import os, sys
-from sslkit.allocator import keep_memory
+from sslkit.core.allocator import keep_memory
 BLOCK = 40 * 2**20
 {faults}
 print(keep_memory() if sys.argv[1] == "keep" else None, faults())

@@ -12,16 +12,16 @@ import torch
 from building import called
 from torch import Tensor
 
-from sslkit.backbones import Encoder
-from sslkit.config import build_pretrain
-from sslkit.errors import UserError
+from sslkit.core.config.build import build_pretrain
+from sslkit.core.errors import UserError
 from sslkit.methods import card, load
 from sslkit.methods.base import Info
 from sslkit.methods.mfm import MFM
-from sslkit.timm_models import native_size
-from sslkit.training.resolve import resolve
-from sslkit.trial import nearest_size, outline, takes
-from sslkit.weights import load_encoder, write_encoder
+from sslkit.models.encoder import Encoder
+from sslkit.models.factory import native_size
+from sslkit.models.input_size import nearest_size, outline, takes
+from sslkit.models.weights import load_encoder, write_encoder
+from sslkit.training.pretrain.auto import resolve
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import backbones as table

@@ -15,11 +15,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageEnhance
 
-from sslkit import verbs
+from sslkit import api
 from sslkit.cli import app
-from sslkit.data import fractal
-from sslkit.data.audit import Audit, audit
-from sslkit.data.likeness import (
+from sslkit.core.errors import UserError
+from sslkit.data.audit.audit import Audit, audit
+from sslkit.data.audit.likeness import (
     BLANK,
     COLOUR_LEVELS,
     HASH_BITS,
@@ -30,7 +30,7 @@ from sslkit.data.likeness import (
     near_groups,
     perceptual_hash,
 )
-from sslkit.errors import UserError
+from sslkit.data.sources import fractal
 
 Edit = Callable[[Image.Image], Image.Image]
 
@@ -317,18 +317,18 @@ def test_exit_code_and_streams(
 def test_out_lists_every_finding_in_a_new_file(clean: Path, tmp_path: Path) -> None:
     for number in range(5):
         photo(0).save(clean / "a" / f"again\n{number}.png")
-    found = verbs.check(clean, out=tmp_path / "found.tsv", workers=0)
+    found = api.check(clean, out=tmp_path / "found.tsv", workers=0)
     lines = (tmp_path / "found.tsv").read_text("utf-8").splitlines()
     assert lines == ["\t".join(row) for row in found.rows()]
     assert [line.split("\t")[0] for line in lines] == ["copies"] * 5
     for place, reason in (("found.tsv", "exists"), ("missing/found.tsv", "lies in no folder")):
         with pytest.raises(UserError, match=reason):
-            verbs.check(clean, out=tmp_path / place)
+            api.check(clean, out=tmp_path / place)
     assert not (tmp_path / "missing").exists()
 
 
 def test_what_can_not_be_checked_is_said(tmp_path: Path, clean: Path) -> None:
     with pytest.raises(UserError, match="no such file or folder"):
-        verbs.check(clean, against=[tmp_path / "missing"])
+        api.check(clean, against=[tmp_path / "missing"])
     with pytest.raises(UserError, match="--workers: -1 is not >= 0"):
-        verbs.check(clean, workers=-1)
+        api.check(clean, workers=-1)

@@ -10,8 +10,8 @@ import torch
 from building import map_with_hidden
 from torch import Tensor
 
-from sslkit.backbones import Encoder, require_maps
-from sslkit.errors import UserError
+from sslkit.core.errors import UserError
+from sslkit.models.encoder import Encoder, require_maps
 
 SWIN = "swin_tiny_patch4_window7_224"
 VITS = [

@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from sslkit.blocks import BatchNorm1d, PixelDecoder, mlp, momentum_copy, momentum_update_, rising_momentum
+from sslkit.models.blocks import (
+    BatchNorm1d,
+    PixelDecoder,
+    mlp,
+    momentum_copy,
+    momentum_update_,
+    rising_momentum,
+)
 
 
 def test_a_follower_is_the_running_mean_of_its_leader() -> None:

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from building import two_views
 from torch import Tensor, nn
 
-from sslkit.backbones import Encoder
-from sslkit.config import Optim
+from sslkit.core.config.sections import Optim
 from sslkit.methods.base import Clock, Info
 from sslkit.methods.byol import BYOL, distance, spread
-from sslkit.training.engine import train
-from sslkit.training.optim import CosineSchedule, build_optimizer, parameter_groups
+from sslkit.models.encoder import Encoder
+from sslkit.training.loop.engine import train
+from sslkit.training.loop.optim import CosineSchedule, build_optimizer, parameter_groups
 
 CLOCK = Clock(step=0, steps=100_000, steps_per_epoch=10)
 UNCHANGED = {"jitter_share": 0.0, "grayscale": 0.0, "blur": (0.0, 0.0), "solarize": (0.0, 0.0)}

@@ -14,15 +14,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sslkit.augment.geometry import RandomResizedCrop, Views
-from sslkit.augment.resample import crop_resize_batch
-from sslkit.console import SILENT, Console
-from sslkit.data import cached, memory
-from sslkit.data.cached import cached_loader
-from sslkit.data.picture import Cut, Picture
-from sslkit.data.pixels import BLOCK, Pixels, decode_all
-from sslkit.data.sources import ImageSet, open_images
-from sslkit.errors import UserError
+from sslkit.augmentations.batch_crops import crop_resize_batch
+from sslkit.augmentations.crops import RandomResizedCrop, Views
+from sslkit.core.console import SILENT, Console
+from sslkit.core.errors import UserError
+from sslkit.data.images.picture import Cut, Picture
+from sslkit.data.loading import memory
+from sslkit.data.loading.decoded import BLOCK, Pixels, decode_all
+from sslkit.data.sources.image_set import ImageSet, open_images
+from sslkit.training.loop import cached_loader as cached
+from sslkit.training.loop.cached_loader import cached_loader
 
 CPU = torch.device("cpu")
 CROP = RandomResizedCrop(16, box=True)
@@ -253,8 +254,8 @@ def test_nothing_readable_is_refused_as_ever(equal: ImageSet) -> None:
 
 
 def test_pixels_of_any_size_in_blocks(mixed: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sslkit.data.pixels.BLOCK", 3 * 50 * 50)
-    monkeypatch.setattr("sslkit.data.pixels._CHUNK", 3)
+    monkeypatch.setattr("sslkit.data.loading.decoded.BLOCK", 3 * 50 * 50)
+    monkeypatch.setattr("sslkit.data.loading.decoded._CHUNK", 3)
     pixels = decoded(mixed)
     assert len(pixels._blocks) > 3
     assert pixels.equal_size() is None
@@ -266,8 +267,8 @@ def test_pixels_of_any_size_in_blocks(mixed: ImageSet, monkeypatch: pytest.Monke
 
 def test_equal_images_as_one_tensor(equal: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     Path(equal.paths[4]).write_bytes(b"")
-    monkeypatch.setattr("sslkit.data.pixels._UPLOAD", 4)
-    monkeypatch.setattr("sslkit.data.pixels._CHUNK", 3)  # several to a block
+    monkeypatch.setattr("sslkit.data.loading.decoded._UPLOAD", 4)
+    monkeypatch.setattr("sslkit.data.loading.decoded._CHUNK", 3)  # several to a block
     pixels = decoded(equal)
     assert pixels.equal_size() == (18, 20)
     whole = pixels.stacked(18, 20, CPU)

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from sslkit.errors import UserError
-from sslkit.training import checkpoint
+from sslkit.core.errors import UserError
+from sslkit.training.run import checkpoint
 
 FILES = ["manifest.json", "model.safetensors", "optimizer.safetensors", "state.json"]
 

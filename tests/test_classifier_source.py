@@ -14,15 +14,22 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sslkit import verbs
-from sslkit.augment.geometry import CenterCrop
-from sslkit.backbones import Encoder
-from sslkit.console import Console
-from sslkit.data.sources import open_images
-from sslkit.errors import UserError
-from sslkit.evaluation.classifier import build_model
-from sslkit.evaluation.classifier_files import write_classifier
-from sslkit.weights import Architecture, architecture, load_encoder, load_into, tensors_for, write_encoder
+from sslkit import api
+from sslkit.augmentations.crops import CenterCrop
+from sslkit.core.console import Console
+from sslkit.core.errors import UserError
+from sslkit.data.sources.image_set import open_images
+from sslkit.finetuning.classifier import build_model
+from sslkit.finetuning.classifier_files import write_classifier
+from sslkit.models.encoder import Encoder
+from sslkit.models.weights import (
+    Architecture,
+    architecture,
+    load_encoder,
+    load_into,
+    tensors_for,
+    write_encoder,
+)
 
 QUICK: dict[str, Any] = {"workers": 0, "device": "cpu"}
 TINY: dict[str, Any] = {**QUICK, "epochs": 1, "batch_size": 8, "precision": "float32"}
@@ -200,7 +207,7 @@ def test_a_comparison_names_one_of_its_models(tmp_path: Path) -> None:
     (tmp_path / "comparison.json").write_text("{}")
     for seed in (5, 4):
         (tmp_path / f"source-seed-{seed}").mkdir()
-    for ask in (load_encoder, lambda place: architecture(str(place)), verbs.visualize):
+    for ask in (load_encoder, lambda place: architecture(str(place)), api.visualize):
         with pytest.raises(UserError, match="compares several fine-tunings") as caught:
             ask(tmp_path)
         assert str(tmp_path / "source-seed-4") in caught.value.hint
@@ -208,7 +215,7 @@ def test_a_comparison_names_one_of_its_models(tmp_path: Path) -> None:
 
 def test_an_unfinished_fine_tuning_says_how_to_finish_it(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"kind": "finetune"}')
-    for ask in (load_encoder, verbs.visualize):
+    for ask in (load_encoder, api.visualize):
         with pytest.raises(UserError, match="has no classifier yet") as caught:
             ask(tmp_path)
         assert f"sslkit finetune --resume {tmp_path}" in caught.value.hint
@@ -235,7 +242,7 @@ def test_pretraining_from_a_classifier_norms_tokens_by_its_norm(classifier: Path
 
 def test_the_export_is_the_same_encoder(classifier: Path, tmp_path: Path) -> None:
     images = torch.rand(2, 3, 32, 32)
-    made = verbs.export(classifier, tmp_path / "out")
+    made = api.export(classifier, tmp_path / "out")
     expected = by_timm(classifier, images, num_classes=0)
     found = load_encoder(made.folder).vector(images).detach()
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
@@ -253,7 +260,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "vit").mkdir()
     write_encoder(trained("test_vit"), place / "vit", "model.safetensors", {})
     kept = ["run.keep=best"]
-    verbs.finetune(place / "vit", "fractal:40", out=str(place / "ft"), size=32, settings=kept, **TINY)
+    api.finetune(place / "vit", "fractal:40", out=str(place / "ft"), size=32, settings=kept, **TINY)
     return place
 
 
@@ -271,7 +278,7 @@ def listing(folder: Path) -> dict[str, int]:
 
 
 def test_probe(finetuned: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = verbs.probe(
+    found = api.probe(
         finetuned, data="fractal:40", baselines=[str(finetuned / "last")], console=Console(), **QUICK
     )
     assert [row.name for row in found.rows] == [str(finetuned), str(finetuned / "last")]
@@ -281,7 +288,7 @@ def test_probe(finetuned: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_embed_gives_what_timm_gives(finetuned: Path, tmp_path: Path) -> None:
-    verbs.embed(finetuned, "fractal:4", tmp_path / "v.safetensors", precision="float32", **QUICK)
+    api.embed(finetuned, "fractal:4", tmp_path / "v.safetensors", precision="float32", **QUICK)
     images = [CenterCrop(32)(open_images(["fractal:4"]).read(index)) for index in range(4)]
     expected = by_timm(finetuned, torch.stack(images).float() / 255, num_classes=0)
     found = load_file(tmp_path / "v.safetensors")["vectors"]
@@ -290,15 +297,15 @@ def test_embed_gives_what_timm_gives(finetuned: Path, tmp_path: Path) -> None:
 
 def test_visualize_draws_what_weights_show(finetuned: Path, tmp_path: Path) -> None:
     kinds = ["attention", "pca", "filters", "layers", "neighbours", "map"]
-    made = verbs.visualize(finetuned, ["fractal:8"], kinds=kinds, count=2, size=64)
+    made = api.visualize(finetuned, ["fractal:8"], kinds=kinds, count=2, size=64)
     assert [file.parent for file in made] == [Path("pictures-ft")] * 6
     for kind in ("recon", "curves", "robust"):
         with pytest.raises(UserError, match="needs a run of pretrain, and"):
-            verbs.visualize(finetuned, kinds=[kind])
+            api.visualize(finetuned, kinds=[kind])
 
 
 def test_fine_tuned_once_more(finetuned: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    again = verbs.finetune(finetuned, "fractal:40", out="again", size=32, console=Console(), **TINY)
+    again = api.finetune(finetuned, "fractal:40", out="again", size=32, console=Console(), **TINY)
     assert not again.scratch
     said = capsys.readouterr().err
     assert "2 new, 0 not used; new: head.weight, head.bias" in said
@@ -306,8 +313,8 @@ def test_fine_tuned_once_more(finetuned: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_pretrained_from_and_not_resumed(finetuned: Path, tmp_path: Path) -> None:
-    run = verbs.pretrain("fractal:8", init=str(finetuned), out="run", pictures=0, **TINY)
+    run = api.pretrain("fractal:8", init=str(finetuned), out="run", pictures=0, **TINY)
     assert load_encoder(run).size == 32
     with pytest.raises(UserError, match="is not a pre-training run") as caught:
-        verbs.pretrain(resume=finetuned)
+        api.pretrain(resume=finetuned)
     assert f"sslkit finetune --resume {finetuned}" in caught.value.hint

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import typer
 
-from sslkit import __version__, config
+from sslkit import __version__
 from sslkit.cli import app
 from sslkit.cli.app import app as commands
-from sslkit.config import PretrainConfig
+from sslkit.core.config import build
+from sslkit.core.config.build import PretrainConfig
 
 HEAVY = {"torch", "torchvision", "timm", "numpy", "PIL", "matplotlib", "safetensors"}
 SMALL = ["-b", "test_vit", "--size", "32", "--batch-size", "8", "--epochs", "1"]
@@ -193,7 +194,7 @@ def test_json_is_events_and_a_result(call: Call) -> None:
 @pytest.mark.slow
 def test_a_process_gives_only_the_path(tmp_path: Path, photos: Path) -> None:
     line = [sys.executable, "-m", "sslkit", "pretrain", str(photos), *SMALL, "-q"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(config.__file__).parents[1])}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(build.__file__).parents[1])}
     done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "runs/mfm-test_vit-1\n"), done.stderr
     assert done.stderr == ""
@@ -218,7 +219,7 @@ def test_flags_win_over_settings_over_file_over_method(
     )
     words = ["-c", "own.toml", "-s", "optim.eps=1e-6", "-s", "run.seed=2", "--seed", "3"]
     assert call("pretrain", "photos", *SMALL, *words, "-o", "run", "-q")[0] == 0
-    written = config.read(str(tmp_path / "run/config.toml"))
+    written = build.read(str(tmp_path / "run/config.toml"))
     assert (written["optim.clip"], written["optim.eps"], written["run.seed"]) == (1.0, 1e-6, 3)
     assert (written["method.radius"], written["optim.betas"]) == (5.0, [0.9, 0.95])
 
@@ -239,11 +240,11 @@ def test_methods(call: Call, tmp_path: Path) -> None:
 
 
 def test_a_method_s_toml_is_a_configuration(call: Call, tmp_path: Path) -> None:
-    from sslkit.request import pretrain_config
+    from sslkit.training.pretrain.config import pretrain_config
 
     (tmp_path / "mfm.toml").write_text(call("methods", "mfm", "--toml")[1])
     built = pretrain_config(["photos"], config=tmp_path / "mfm.toml")
-    assert config.flat(built) == config.flat(pretrain_config(["photos"]))
+    assert build.flat(built) == build.flat(pretrain_config(["photos"]))
 
 
 def test_models(call: Call) -> None:
@@ -348,7 +349,7 @@ def test_flags_of_pretrain_reach_their_settings(
     }
     line = [part for flag, (text, _, _) in words.items() for part in (flag, text)]
     assert call("pretrain", "photos", *line, "-q")[0] == 0
-    written = config.read(str(tmp_path / "run/config.toml"))
+    written = build.read(str(tmp_path / "run/config.toml"))
     for flag, (_, key, value) in words.items():
         assert written[key] == value, flag
 
@@ -383,5 +384,5 @@ def test_an_interruption_inside_a_command_is_one_line(
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sslkit.verbs.doctor", stop)
+    monkeypatch.setattr("sslkit.api.doctor", stop)
     assert call("doctor")[0::2] == (130, "error: interrupted\n")

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import timm
 
-from sslkit import config
 from sslkit.cli.completion import timm_names
 from sslkit.cli.visualize import KINDS
-from sslkit.evaluation import finetune_config
+from sslkit.core.config import build
+from sslkit.finetuning import config
 from sslkit.methods import card, names
 from sslkit.visualization import kinds
 
@@ -49,7 +49,7 @@ def offered(line: str, folder: Path) -> list[str]:
 
 
 def fields(sections: Iterable[tuple[str, type]], beginning: str) -> list[str]:
-    built = [key for name, part in sections for key, _, _ in config.settings(part(), name)]
+    built = [key for name, part in sections for key, _, _ in build.settings(part(), name)]
     return [f"{key}=" for key in built if key.startswith(beginning)]
 
 
@@ -72,7 +72,7 @@ MFM, DINO = card("mfm").Config, card("dino").Config
             "sslkit pretrain photos -s optim.name=",
             [f"optim.name={n}" for n in ("auto", "adamw", "sgd", "lars")],
         ),
-        ("sslkit finetune run data -s aug", fields(finetune_config.SECTIONS.items(), "aug")),
+        ("sslkit finetune run data -s aug", fields(config.SECTIONS.items(), "aug")),
         ("sslkit probe run data --precision t", ["tf32"]),
         ("sslkit finetune run data --keep ", ["last", "best"]),
         ("sslkit visualize run -k fi", ["filters"]),
@@ -86,7 +86,7 @@ def test_what_is_offered(line: str, expected: list[str], tmp_path: Path) -> None
 
 
 def test_a_method_of_one_s_own_has_its_settings(tmp_path: Path) -> None:
-    template = (Path(config.__file__).parent / "methods" / "_template.py").read_text(encoding="utf-8")
+    template = (Path(build.__file__).parent / "methods" / "_template.py").read_text(encoding="utf-8")
     (tmp_path / "mine.py").write_text(template)
     own = card(str(tmp_path / "mine.py")).Config
     assert offered("sslkit pretrain -m ./mine.py -s method.", tmp_path) == fields([("method", own)], "")

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sslkit import config
-from sslkit.config import AUTO, build_pretrain, dump, loads, parse_set
-from sslkit.errors import UserError, nearest_path
+from sslkit.core.config import build as config
+from sslkit.core.config.build import build_pretrain, dump, loads, parse_set
+from sslkit.core.config.setting import AUTO
+from sslkit.core.errors import UserError, nearest_path
 from sslkit.methods import card
-from sslkit.request import PRETRAIN_FLAGS, pretrain_config
+from sslkit.training.pretrain.config import PRETRAIN_FLAGS, pretrain_config
 
 MFM = card("mfm").Config
 
@@ -249,7 +250,7 @@ def test_a_configuration_that_is_not_there_gets_the_nearest_recipe() -> None:
 
 def test_putting_it_together_needs_no_torch() -> None:
     program = (
-        "import sys; from sslkit.request import pretrain_config;"
+        "import sys; from sslkit.training.pretrain.config import pretrain_config;"
         "pretrain_config(['photos'], config='mfm-vit-b16', settings=['run.seed=1'], flags={'epochs': 2});"
         "print(sorted({'torch', 'timm', 'numpy', 'PIL'} & set(sys.modules)))"
     )

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from sslkit import console as module
-from sslkit.console import SILENT, Console, command, counted, printable
+from sslkit.core import console as module
+from sslkit.core.console import SILENT, Console, command, counted, printable
 
 
 def test_text_for_people_and_results_take_different_streams(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from sslkit.cli import app
-from sslkit.contract import BACKBONES, CHECKS, Case, contract, reason
 from sslkit.methods import TEMPLATE, card, names, short_name
+from sslkit.testing.contract import BACKBONES, CHECKS, Case, contract, reason
 
 METHODS = [*names(), str(TEMPLATE)]
 PAIRS = [(name, backbone) for name in METHODS for backbone in BACKBONES]
@@ -102,7 +102,9 @@ def test_a_failed_check_is_exit_code_1(
 ) -> None:
     refusing = "        raise UserError('not today')\n        super()"
     text = TEMPLATE.read_text(encoding="utf-8").replace("        super()", refusing)
-    text = text.replace("from sslkit.frequency", "from sslkit.errors import UserError\nfrom sslkit.frequency")
+    text = text.replace(
+        "from sslkit.frequency", "from sslkit.core.errors import UserError\nfrom sslkit.frequency"
+    )
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text(text, encoding="utf-8")
     assert call(monkeypatch, "methods", "--test", "mine.py") == 1
@@ -132,7 +134,9 @@ def test_the_template_passes_on_the_command_line(
 def test_a_refused_backbone_has_one_check(tmp_path: Path) -> None:
     text = TEMPLATE.read_text(encoding="utf-8").replace('("vit", "cnn", "swin")', "()")
     text = text.replace("        super()", "        raise UserError('no')\n        super()")
-    text = text.replace("from sslkit.frequency", "from sslkit.errors import UserError\nfrom sslkit.frequency")
+    text = text.replace(
+        "from sslkit.frequency", "from sslkit.core.errors import UserError\nfrom sslkit.frequency"
+    )
     (tmp_path / "mine.py").write_text(text, encoding="utf-8")
     found = [(one.backbone, one.check, one.reason) for one in contract(str(tmp_path / "mine.py"))]
     assert found == [("test_vit", BUILDS, ""), ("test_resnet", BUILDS, "")]

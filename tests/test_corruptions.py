@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sslkit.evaluation.corruptions import CORRUPTIONS, GROUPS, SEVERITIES, common_corruption
-from sslkit.evaluation.corruptions.blur import (
+from sslkit.augmentations.corruptions import CORRUPTIONS, GROUPS, SEVERITIES, common_corruption
+from sslkit.augmentations.corruptions.blur import (
     correlate,
     disc_kernel,
     enlarged,
@@ -21,9 +21,9 @@ from sslkit.evaluation.corruptions.blur import (
     glass_blur,
     trail_kernels,
 )
-from sslkit.evaluation.corruptions.draws import Draws
-from sslkit.evaluation.corruptions.severity import CIFAR_10_C, IMAGENET_C, parameters
-from sslkit.evaluation.corruptions.weather import frost_pictures, plasma
+from sslkit.augmentations.corruptions.draws import Draws
+from sslkit.augmentations.corruptions.severity import CIFAR_10_C, IMAGENET_C, parameters
+from sslkit.augmentations.corruptions.weather import frost_pictures, plasma
 
 TABLES = {224: IMAGENET_C, 32: CIFAR_10_C}
 

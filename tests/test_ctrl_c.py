@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sslkit.training.pretrain import resume
+from sslkit.training.pretrain.pretrain import resume
 
 WORDS = ["fractal:16", "-b", "test_vit", "--size", "32", "--batch-size", "8", "--epochs", "4"]
 WORDS += ["--device", "cpu", "--devices", "2", "--workers", "0", "--pictures", "0", "--save-every", "1"]

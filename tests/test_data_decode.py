@@ -19,10 +19,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from sslkit.data.decode import UnreadableImage, image_size, read_image
-from sslkit.data.sources import ImageSet, open_images
-from sslkit.errors import UserError
-from sslkit.value_range import FULL
+from sslkit.core.errors import UserError
+from sslkit.core.value_range import FULL
+from sslkit.data.images.decode import UnreadableImage, image_size, read_image
+from sslkit.data.sources.image_set import ImageSet, open_images
 
 Pixels = NDArray[np.uint8]
 RANDOM = np.random.default_rng(0)
@@ -440,7 +440,7 @@ BOMBS = {
 }
 MEASURE = """
 import resource, sys
-from sslkit.data.decode import UnreadableImage, read_image
+from sslkit.data.images.decode import (UnreadableImage, read_image)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     read_image(sys.argv[1])

@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sslkit.augment.geometry import CenterCrop, RandomResizedCrop, to_tensor_uint8
-from sslkit.data.labels import open_labelled
-from sslkit.data.loader import ViewDataset, evaluation_loader, pretraining_loader
-from sslkit.data.sources import ImageSet, open_images
-from sslkit.errors import UserError
+from sslkit.augmentations.crops import CenterCrop, RandomResizedCrop, to_tensor_uint8
+from sslkit.core.errors import UserError
+from sslkit.data.loading.loader import ViewDataset, evaluation_loader, pretraining_loader
+from sslkit.data.sources.image_set import ImageSet, open_images
+from sslkit.data.sources.labels import open_labelled
 
 
 @dataclass(frozen=True)
@@ -186,8 +186,8 @@ def test_evaluation_carries_labels() -> None:
 SCRIPT = """
 import os, signal, sys, time
 sys.path.insert(0, os.path.dirname({test_file!r}))
-from sslkit.data.loader import pretraining_loader
-from sslkit.data.sources import open_images
+from sslkit.data.loading.loader import pretraining_loader
+from sslkit.data.sources.image_set import open_images
 from test_data_loader import TRANSFORM
 
 signal.signal(signal.SIGTERM, lambda *_: None)  # as a training run that wants to save first

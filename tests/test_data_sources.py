@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sslkit.data.labels import open_labelled
-from sslkit.data.sources import ImageSet, open_images
-from sslkit.errors import UserError
+from sslkit.core.errors import UserError
+from sslkit.data.sources.image_set import ImageSet, open_images
+from sslkit.data.sources.labels import open_labelled
 
 
 def put(path: Path, color: str = "red") -> Path:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from sslkit import verbs
-from sslkit.errors import UserError
-from sslkit.request import pretrain_config
-from sslkit.training import deadline
-from sslkit.training.deadline import Deadline
+from sslkit import api
+from sslkit.core.errors import UserError
+from sslkit.training.loop import time_limit
+from sslkit.training.loop.time_limit import Deadline
+from sslkit.training.pretrain.config import pretrain_config
 
 
 class Time:
@@ -20,7 +20,7 @@ class Time:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        monkeypatch.setattr(deadline.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(time_limit.time, "monotonic", lambda: self.now)
 
 
 @pytest.mark.parametrize(("pace", "used"), [(1.0, 0.0), (0.5, 40.0), (7.0, 0.0)])
@@ -60,7 +60,7 @@ def test_the_last_two_steps_know_that_they_are(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_run_fits_its_schedule_to_the_clock(photos: Path, tmp_path: Path) -> None:
     began = time.monotonic()
-    run = verbs.pretrain(
+    run = api.pretrain(
         photos, backbone="test_vit", size=32, batch_size=4, workers=0, device="cpu", precision="float32",
         pictures=0, out=tmp_path / "run", max_time="6s", settings=["model.patch_size=8", "run.log_every=1"],
     )  # fmt: skip
@@ -76,7 +76,7 @@ def test_a_run_fits_its_schedule_to_the_clock(photos: Path, tmp_path: Path) -> N
 
 
 def test_a_run_shorter_than_a_log_interval_has_a_line(photos: Path, tmp_path: Path) -> None:
-    run = verbs.pretrain(
+    run = api.pretrain(
         photos, backbone="test_vit", size=32, batch_size=4, workers=0, device="cpu", precision="float32",
         pictures=0, out=tmp_path / "run", max_time="0.001s", settings=["run.log_every=50"],
     )  # fmt: skip
@@ -93,5 +93,5 @@ def test_epochs_and_a_time_are_one_too_many() -> None:
 
 def test_a_time_is_a_time(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'500' is not a time"):
-        verbs.pretrain(photos, out=tmp_path / "run", max_time="500")
+        api.pretrain(photos, out=tmp_path / "run", max_time="500")
     assert not (tmp_path / "run").exists()

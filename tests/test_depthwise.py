@@ -10,8 +10,8 @@ import torch
 from timm.layers import Conv2dSame, ScaledStdConv2d
 from torch import Tensor, nn
 
-from sslkit.backbones import Encoder
-from sslkit.training.depthwise import is_depthwise, take_fast_gradients_
+from sslkit.models.encoder import Encoder
+from sslkit.training.loop.depthwise import is_depthwise, take_fast_gradients_
 
 
 def gradients(layer: nn.Module, x: Tensor, slope: Tensor, dtype: Any = torch.bfloat16) -> list[Tensor]:

@@ -16,17 +16,18 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from sslkit.backbones import Encoder
-from sslkit.config import Optim, PretrainConfig, build_pretrain
-from sslkit.contract.case import Case
-from sslkit.errors import UserError
+from sslkit.core.config.build import PretrainConfig, build_pretrain
+from sslkit.core.config.sections import Optim
+from sslkit.core.errors import UserError
 from sslkit.methods import card, names
 from sslkit.methods.base import Clock
-from sslkit.training import checkpoint
-from sslkit.training.acceleration import accelerate_, fitting_micro_batch, pieces
-from sslkit.training.engine import train
-from sslkit.training.optim import CosineSchedule, build_optimizer, parameter_groups
-from sslkit.training.resolve import resolve
+from sslkit.models.encoder import Encoder
+from sslkit.testing.contract.case import Case
+from sslkit.training.loop.acceleration import accelerate_, fitting_micro_batch, pieces
+from sslkit.training.loop.engine import train
+from sslkit.training.loop.optim import CosineSchedule, build_optimizer, parameter_groups
+from sslkit.training.pretrain.auto import resolve
+from sslkit.training.run import checkpoint
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 
@@ -223,8 +224,8 @@ def test_compiled_encoders_keep_names_and_gradients() -> None:
 @pytest.mark.slow
 def test_without_a_compiler_it_is_one_line(tmp_path: Path) -> None:
     program = (
-        "import torch\nfrom sslkit.errors import UserError\n"
-        "from sslkit.training.acceleration import require_compiler\n"
+        "import torch\nfrom sslkit.core.errors import UserError\n"
+        "from sslkit.training.loop.acceleration import require_compiler\n"
         "try:\n    require_compiler(torch.device('cpu'))\n"
         "except UserError as error:\n    print(error.message)"
     )
@@ -306,7 +307,7 @@ def test_what_would_end_the_process_is_refused() -> None:
 
 FATAL = """
 import torch
-from sslkit.backbones import Encoder
+from sslkit.models.encoder import Encoder
 torch.manual_seed(0)
 encoder = Encoder("fastvit_t8", 256).train()
 encoder.vector(torch.rand(4, 3, 256, 256)).mean().backward()

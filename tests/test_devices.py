@@ -15,14 +15,16 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from sslkit import distributed, processes
-from sslkit.config import PretrainConfig
-from sslkit.console import Console
-from sslkit.errors import UserError
-from sslkit.training import checkpoint, generators, pretrain, session
-from sslkit.training.device import autocast, idle_within, pick_device, pick_precision, to_device
-from sslkit.training.resolve import Resolved
-from sslkit.training.session import Session
+from sslkit.core.config.build import PretrainConfig
+from sslkit.core.console import Console
+from sslkit.core.device import autocast, idle_within, pick_device, pick_precision, to_device
+from sslkit.core.distributed import collectives, processes
+from sslkit.core.errors import UserError
+from sslkit.training.loop import generators
+from sslkit.training.pretrain import pretrain, session
+from sslkit.training.pretrain.auto import Resolved
+from sslkit.training.pretrain.session import Session
+from sslkit.training.run import checkpoint
 
 CPU = torch.device("cpu")
 
@@ -99,7 +101,7 @@ def test_several_processes_write_no_number_into_config_toml(
 ) -> None:
     config = tiny("run")
     config = replace(config, run=replace(config.run, device="cuda:1"))
-    monkeypatch.setattr(distributed, "world", lambda: world)
+    monkeypatch.setattr(collectives, "world", lambda: world)
     agreed = pretrain._agreed(Resolved(config, None, {}))  # type: ignore[arg-type]
     assert (agreed.config.run.device, agreed.config.run.devices) == (written, world)
 
@@ -147,8 +149,8 @@ def test_on_a_cpu_neither_gpu_nor_pinned_memory_is_touched() -> None:
     program = """
 import torch
 torch.cuda.is_available = lambda: True
-from sslkit.data.fractal import *
-from sslkit.data.loader import data_loader
+from sslkit.data.sources.fractal import *
+from sslkit.data.loading.loader import data_loader
 loader = data_loader([torch.ones(2)] * 4, [[0, 1], [2, 3]], torch.stack, 0)
 assert not loader.pin_memory
 print(len(list(loader)), torch.cuda.is_initialized())

@@ -14,15 +14,15 @@ from building import unfreshened
 from PIL import Image
 from torch import Tensor, nn
 
-from sslkit.backbones import Encoder
-from sslkit.config import Optim
-from sslkit.data.picture import Picture
-from sslkit.data.sources import open_images
-from sslkit.errors import UserError
+from sslkit.core.config.sections import Optim
+from sslkit.core.errors import UserError
+from sslkit.data.images.picture import Picture
+from sslkit.data.sources.image_set import open_images
 from sslkit.methods.base import Clock, Info
 from sslkit.methods.dino import DINO, Head, cross_entropy
-from sslkit.training.engine import train
-from sslkit.training.optim import CosineSchedule, build_optimizer, parameter_groups
+from sslkit.models.encoder import Encoder
+from sslkit.training.loop.engine import train
+from sslkit.training.loop.optim import CosineSchedule, build_optimizer, parameter_groups
 
 CLOCK = Clock(step=20, steps=100, steps_per_epoch=10)  # epoch 2
 SMALL = {"outputs": 64, "hidden": 32, "bottleneck": 16}

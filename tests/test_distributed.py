@@ -10,13 +10,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, multiprocessing, nn
 
-from sslkit import distributed
-from sslkit.blocks import BatchNorm1d
-from sslkit.contract import BACKBONES, compare_processes
-from sslkit.contract.processes import BACKBONE
+from sslkit.core.distributed import collectives
 from sslkit.frequency import spectral_error
 from sslkit.frequency.losses import Reduction
 from sslkit.methods import TEMPLATE, card, names, short_name
+from sslkit.models.blocks import BatchNorm1d
+from sslkit.testing.contract import BACKBONES, compare_processes
+from sslkit.testing.contract.two_processes import BACKBONE
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +56,7 @@ def rows(count: int = 6) -> Tensor:
 
 
 def own_rows() -> Tensor:
-    return rows().chunk(distributed.world())[distributed.rank()].requires_grad_()
+    return rows().chunk(collectives.world())[collectives.rank()].requires_grad_()
 
 
 def coupled(every: Tensor, mine: Tensor) -> Tensor:
@@ -67,41 +67,41 @@ def coupled(every: Tensor, mine: Tensor) -> Tensor:
 def conversation() -> dict[str, Tensor]:
     """What one process has to say; the same lines run alone and in a pair."""
     mine, said = own_rows(), {}
-    said["gathered"] = distributed.gather(mine)
-    coupled(distributed.gather_with_gradient(mine), mine).backward()  # type: ignore[no-untyped-call]
+    said["gathered"] = collectives.gather(mine)
+    coupled(collectives.gather_with_gradient(mine), mine).backward()  # type: ignore[no-untyped-call]
     assert mine.grad is not None
-    said["gradient of gathered"] = distributed.gather(mine.grad) / distributed.world()
+    said["gradient of gathered"] = collectives.gather(mine.grad) / collectives.world()
 
     mine = own_rows()
-    (distributed.total(mine.sum(0)).square().sum() / distributed.world()).backward()  # type: ignore[no-untyped-call]
+    (collectives.total(mine.sum(0)).square().sum() / collectives.world()).backward()  # type: ignore[no-untyped-call]
     assert mine.grad is not None
-    said["gradient of total"] = distributed.gather(mine.grad)
+    said["gradient of total"] = collectives.gather(mine.grad)
 
     mine, norm = own_rows(), BatchNorm1d(3)
     nn.init.uniform_(norm.weight, generator=torch.Generator().manual_seed(4))
     answer = norm(mine)
     (answer**3).mean().backward()
     assert mine.grad is not None
-    said["normalised"] = distributed.gather(answer)
-    said["gradient of normalised"] = distributed.gather(mine.grad) / distributed.world()
+    said["normalised"] = collectives.gather(answer)
+    said["gradient of normalised"] = collectives.gather(mine.grad) / collectives.world()
     images = torch.rand(6, 2, 8, 8, generator=torch.Generator().manual_seed(5))
     keep_low = torch.tensor([True, False, False, True, True, True])  # the second process lacks a task
-    count = 6 // distributed.world()
-    part = slice(count * distributed.rank(), count * (distributed.rank() + 1))
+    count = 6 // collectives.world()
+    part = slice(count * collectives.rank(), count * (collectives.rank() + 1))
     prediction = images[part].flip(3).requires_grad_()
     for reduction in get_args(Reduction):
         error = spectral_error(prediction, images[part], keep_low[part], torch.arange(1.0, 7.0)[part])
         loss = error.reduce(reduction)
-        said[f"{reduction} loss"] = distributed.gather(loss.detach()[None]).mean()
+        said[f"{reduction} loss"] = collectives.gather(loss.detach()[None]).mean()
         (slope,) = torch.autograd.grad(loss, prediction)
-        said[f"gradient of {reduction}"] = distributed.gather(slope) / distributed.world()
+        said[f"gradient of {reduction}"] = collectives.gather(slope) / collectives.world()
     return said | {f"norm.{name}": tensor for name, tensor in norm.state_dict().items()}
 
 
 def talk(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=WORLD)
-    assert (distributed.rank(), distributed.world()) == (rank, WORLD)
+    assert (collectives.rank(), collectives.world()) == (rank, WORLD)
     torch.save(conversation(), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 

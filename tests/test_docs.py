@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sslkit import config, frequency
+from sslkit import frequency
 from sslkit.cli import app
-from sslkit.data import fractal
+from sslkit.core.config import build
+from sslkit.data.sources import fractal
 from sslkit.methods import card, load
-from sslkit.training.run import load_method
+from sslkit.training.run.folder import load_method
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
@@ -125,12 +126,12 @@ def test_links_lead_somewhere(page: str) -> None:
 def settings_table() -> str:
     """The rows of docs/configuration.md, from the dataclasses."""
     rows = ["| setting | default | meaning |", "| --- | --- | --- |"]
-    built = config.PretrainConfig("mfm", card("mfm").Config())
+    built = build.PretrainConfig("mfm", card("mfm").Config())
     for item in dataclasses.fields(built):
         section = getattr(built, item.name)
         if dataclasses.is_dataclass(section):
-            for key, value, metadata in config.settings(section, item.name):
-                rows.append(f"| `{key}` | `{config.toml_value(value)}` | {metadata['help']} |")
+            for key, value, metadata in build.settings(section, item.name):
+                rows.append(f"| `{key}` | `{build.toml_value(value)}` | {metadata['help']} |")
     return "\n".join(rows)
 
 

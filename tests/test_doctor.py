@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sslkit import verbs
+from sslkit import api
 from sslkit.cli import app
-from sslkit.diagnosis import broken_import, machine, operations, packages
+from sslkit.testing.doctor import broken_import, machine, operations, packages
 
 ROOT = Path(__file__).parents[1]
 
@@ -66,7 +66,8 @@ def test_mismatched_pair(torch_version: str, torchvision: str, wants: str, reaso
 def test_builds_are_read_without_importing() -> None:
     assert packages._builds()[0] == torch.__version__
     program = (
-        "import sys; from sslkit.diagnosis import packages; packages._builds(); print('torch' in sys.modules)"
+        "import sys; from sslkit.testing.doctor import packages; "
+        "packages._builds(); print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr
@@ -145,7 +146,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_every_part_is_looked_at() -> None:
-    names = {finding.name for finding in verbs.doctor()}
+    names = {finding.name for finding in api.doctor()}
     wanted = {"python", *packages.PACKAGES, "torch pair", "imports", "cpu", "FFT cpu", "auto"}
     assert wanted | {"cores", "disk", "locale"} <= names
 
@@ -172,7 +173,7 @@ def test_command(
 
 @pytest.mark.slow
 def test_train_kill_resume_compare_export_reload() -> None:
-    from sslkit.diagnosis.selftest import selftest_findings
+    from sslkit.testing.doctor.selftest import selftest_findings
 
     found = list(selftest_findings())
     assert [finding.name for finding in found] == [

@@ -14,15 +14,15 @@ import torch
 from building import Called, write_stripes
 from torch import nn
 
-from sslkit.config import PretrainConfig
-from sslkit.console import SILENT
-from sslkit.errors import UserError
+from sslkit.core.config.build import PretrainConfig
+from sslkit.core.console import SILENT
+from sslkit.core.errors import UserError
 from sslkit.methods.base import Clock
-from sslkit.training.engine import accumulated
-from sslkit.training.memory import OutOfMemory
-from sslkit.training.norms import cure_of_one, fewest_at_once, refuse_one_value
-from sslkit.training.pretrain import pretrain
-from sslkit.training.spans import refuse_longer_than_run
+from sslkit.training.loop.batch_norm_check import cure_of_one, fewest_at_once, refuse_one_value
+from sslkit.training.loop.engine import accumulated
+from sslkit.training.loop.out_of_memory import OutOfMemory
+from sslkit.training.pretrain.intervals import refuse_longer_than_run
+from sslkit.training.pretrain.pretrain import pretrain
 
 QUICK = ["--size", "32", "--workers", "0", "--device", "cpu", "--precision", "float32", "-q"]
 

@@ -15,18 +15,18 @@ from PIL import Image
 from safetensors import safe_open
 
 import sslkit
-from sslkit.augment.geometry import CenterCrop
-from sslkit.backbones import Encoder
-from sslkit.config import PretrainConfig
-from sslkit.console import Console
-from sslkit.data.sources import ImageSet, open_images
-from sslkit.errors import UserError
-from sslkit.evaluation import gallery
-from sslkit.evaluation.embed import embed
-from sslkit.evaluation.vector_files import check_target
-from sslkit.files import sha256
-from sslkit.training.pretrain import pretrain
-from sslkit.weights import write_encoder
+from sslkit.augmentations.crops import CenterCrop
+from sslkit.core.config.build import PretrainConfig
+from sslkit.core.console import Console
+from sslkit.core.errors import UserError
+from sslkit.core.files import sha256
+from sslkit.data.sources.image_set import ImageSet, open_images
+from sslkit.evaluation.embedding import gallery
+from sslkit.evaluation.embedding.embed import embed
+from sslkit.evaluation.embedding.vector_files import check_target
+from sslkit.models.encoder import Encoder
+from sslkit.models.weights import write_encoder
+from sslkit.training.pretrain.pretrain import pretrain
 
 EXACT = {"size": 32, "workers": 0, "device": "cpu", "precision": "float32"}
 
@@ -207,7 +207,7 @@ def test_what_is_wrong_is_told_and_nothing_written(
 
 
 def test_parquet_without_pyarrow_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sslkit.evaluation.vector_files.find_spec", lambda name: None)
+    monkeypatch.setattr("sslkit.evaluation.embedding.vector_files.find_spec", lambda name: None)
     with pytest.raises(UserError) as caught:
         embed("random/test_vit", "fractal:3", tmp_path / "f.parquet", **EXACT)
     assert "sslkit[parquet]" in caught.value.hint

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sslkit.core.device import autocast, pick_device, pick_precision, to_device
 from sslkit.methods.base import Clock
-from sslkit.training.device import autocast, pick_device, pick_precision, to_device
-from sslkit.training.engine import Step, split, train
-from sslkit.training.health import ROWS, Interval, advice, effective_rank, feature_std
-from sslkit.training.optim import CosineSchedule
+from sslkit.training.loop.engine import Step, split, train
+from sslkit.training.loop.health import ROWS, Interval, advice, effective_rank, feature_std
+from sslkit.training.loop.optim import CosineSchedule
 
 CPU = torch.device("cpu")
 
@@ -188,7 +188,7 @@ def test_pictures_become_floats_from_0_to_1_and_nothing_else_does() -> None:
 
 
 def test_devices_and_precisions() -> None:
-    from sslkit.errors import UserError
+    from sslkit.core.errors import UserError
 
     assert pick_device("cpu") == CPU
     with pytest.raises(UserError, match="no device 'tpu9' here"):

@@ -12,12 +12,12 @@ import torch
 from building import map_with_hidden
 from torch import Tensor, nn
 
-from sslkit.backbones import Encoder
 from sslkit.exporting import export
-from sslkit.request import pretrain_config
-from sslkit.tokens import tokens_of
-from sslkit.training.pretrain import pretrain
-from sslkit.weights import load_encoder, write_encoder
+from sslkit.models.encoder import Encoder
+from sslkit.models.tokens import tokens_of
+from sslkit.models.weights import load_encoder, write_encoder
+from sslkit.training.pretrain.config import pretrain_config
+from sslkit.training.pretrain.pretrain import pretrain
 
 ROTARY = {  # name → patch
     "vit_small_patch16_dinov3": 16,  # four registers, no added positions

@@ -13,12 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 import sslkit
-from sslkit.backbones import Encoder
-from sslkit.errors import UserError
-from sslkit.exporting import ExportResult, export
-from sslkit.exporting import onnx as export_onnx_module
+from sslkit.core.errors import UserError
+from sslkit.exporting import ExportResult, export, onnx
 from sslkit.exporting.proof import Reference, prove, relative
-from sslkit.weights import ENCODER_FILE, header_of, write_encoder
+from sslkit.models.encoder import Encoder
+from sslkit.models.weights import ENCODER_FILE, header_of, write_encoder
 
 SWIN = pytest.param("swin_tiny_patch4_window7_224", marks=pytest.mark.slow)
 NAMES = ["test_vit", "vit_tiny_patch16_224", "test_resnet", "convnext_atto", SWIN]
@@ -156,7 +155,7 @@ def test_unknown_formats_get_the_nearest(tmp_path: Path) -> None:
 
 
 def test_what_people_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from sslkit.console import Console
+    from sslkit.core.console import Console
 
     source, _ = run_folder(tmp_path / "run")
     result = export(source, tmp_path / "out", console=Console())
@@ -202,7 +201,7 @@ class WithBessel(Encoder):
 def test_what_onnx_can_not_express_is_told_in_a_plain_line(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason=NO_ONNX)
     with pytest.raises(UserError, match=r"test_vit can't be written as ONNX: .*bessel_j0") as caught:
-        export_onnx_module._write(WithBessel("test_vit", 32), tmp_path / "model.onnx", {})
+        onnx._write(WithBessel("test_vit", 32), tmp_path / "model.onnx", {})
     assert caught.value.message.isprintable()
     assert caught.value.code == 1
 
@@ -218,7 +217,7 @@ def test_batch_norm_by_our_own_translation(tmp_path: Path) -> None:
             torch.nn.init.uniform_(module.running_var, 0.5, 2)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        program = export_onnx_module._program(encoder, export_onnx_module.OURS)
+        program = onnx._program(encoder, onnx.OURS)
         program.save(str(tmp_path / "model.onnx"), external_data=False)
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"images": images.numpy()})
@@ -226,7 +225,7 @@ def test_batch_norm_by_our_own_translation(tmp_path: Path) -> None:
 
 
 def test_onnx_without_its_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export_onnx_module, "NEEDS", ("json", "no_such_package"))
+    monkeypatch.setattr(onnx, "NEEDS", ("json", "no_such_package"))
     with pytest.raises(UserError, match="needs no_such_package") as caught:
         export("random/test_resnet", tmp_path / "out", format="onnx")
     assert caught.value.hint == "pip install 'sslkit[onnx]'"

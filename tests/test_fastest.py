@@ -14,16 +14,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sslkit.config import PretrainConfig, build_pretrain
-from sslkit.console import SILENT
+from sslkit.core import device
+from sslkit.core.config.build import PretrainConfig, build_pretrain
+from sslkit.core.console import SILENT
+from sslkit.core.device import cpu_bfloat16
 from sslkit.methods import TEMPLATE, card
-from sslkit.training import device, fastest
-from sslkit.training.device import cpu_bfloat16
-from sslkit.training.fastest import Trial, decided, open_ways
-from sslkit.training.pretrain import pretrain, resume
-from sslkit.training.resolve import Resolved, resolve
-from sslkit.training.speed import at_the_door
-from sslkit.training.timed import FEW, Way, timed
+from sslkit.training.pretrain import fastest
+from sslkit.training.pretrain.auto import Resolved, resolve
+from sslkit.training.pretrain.fastest import Trial, decided, open_ways
+from sslkit.training.pretrain.pretrain import pretrain, resume
+from sslkit.training.pretrain.throughput import at_the_door
+from sslkit.training.pretrain.timed import FEW, Way, timed
 
 CPU = torch.device("cpu")
 LAST, PLAIN = "channels_last", "contiguous"
@@ -253,12 +254,13 @@ def test_what_can_t_be_tried_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 ONE_OF_TWO = """
 import sys, torch
-from sslkit import place, processes
-from sslkit.config import build_pretrain
-from sslkit.console import SILENT
+from sslkit.core.distributed import environment as place
+from sslkit.core.distributed import processes
+from sslkit.core.config.build import (build_pretrain)
+from sslkit.core.console import SILENT
 from sslkit.methods import card
-from sslkit.training import fastest
-from sslkit.training.resolve import resolve
+from sslkit.training.pretrain import fastest
+from sslkit.training.pretrain.auto import resolve
 
 known, cpu = card("mfm"), torch.device("cpu")
 own = {"model.backbone": "test_convnext", "data.size": 64, "run.batch_size": 4, "run.out": "nowhere"}

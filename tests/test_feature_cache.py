@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from sslkit.backbones import Encoder
-from sslkit.data.likeness import LOOK
-from sslkit.data.sources import ImageSet
-from sslkit.evaluation.cache import FeatureCache, encoder_digest, images_digest
-from sslkit.evaluation.features import Features
-from sslkit.weights import save
+from sslkit.data.audit.likeness import LOOK
+from sslkit.data.sources.image_set import ImageSet
+from sslkit.evaluation.probe.feature_cache import FeatureCache, encoder_digest, images_digest
+from sslkit.evaluation.probe.features import Features
+from sslkit.models.encoder import Encoder
+from sslkit.models.weights import save
 
 IMAGES = ImageSet(("a", "b", "c", "d"), "letters", (0, 1, 0, 1), ("x", "y"))  # type: ignore[arg-type]
 FACTS = {"key": "key", "readouts": '["mean"]'}

@@ -16,17 +16,17 @@ from safetensors.torch import load_file
 from timm.layers import DropPath, resample_abs_pos_embed
 from torch import Tensor, nn
 
-from sslkit import config as configuration
 from sslkit import pretrain
-from sslkit.backbones import Encoder
-from sslkit.config import Optim, Schedule, flat
-from sslkit.errors import UserError
-from sslkit.evaluation.classifier import build_model, optimisation
-from sslkit.evaluation.finetune_config import finetune_config
+from sslkit.core.config import build as configuration
+from sslkit.core.config.build import flat
+from sslkit.core.config.sections import Optim, Schedule
+from sslkit.core.errors import UserError
+from sslkit.finetuning.classifier import build_model, optimisation
+from sslkit.finetuning.config import finetune_config
 from sslkit.methods import default_configuration, load, names
 from sslkit.methods.base import Clock, Info, Method
-from sslkit.request import pretrain_config
-from sslkit.training.optim import (
+from sslkit.models.encoder import Encoder
+from sslkit.training.loop.optim import (
     CosineSchedule,
     build_optimizer,
     layer_scales,
@@ -34,6 +34,7 @@ from sslkit.training.optim import (
     parameter_groups,
     pretraining,
 )
+from sslkit.training.pretrain.config import pretrain_config
 
 SMALL = {
     "mfm": {},

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from sslkit.config import PretrainConfig, read
+from sslkit.core.config.build import PretrainConfig, read
+from sslkit.core.files import read_text, replacing, write_json
 from sslkit.exporting import export
-from sslkit.files import read_text, replacing, write_json
 from sslkit.methods import TEMPLATE, card, load
-from sslkit.training.pretrain import pretrain
-from sslkit.training.run import read_configuration
-from sslkit.weights import load_encoder
+from sslkit.models.weights import load_encoder
+from sslkit.training.pretrain.pretrain import pretrain
+from sslkit.training.run.folder import read_configuration
 
 
 def test_what_is_there_stays_until_the_new_file_is_whole(tmp_path: Path) -> None:

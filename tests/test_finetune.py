@@ -18,22 +18,22 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sslkit import config as configuration
-from sslkit import keyed
-from sslkit.augment.geometry import CenterCrop
-from sslkit.backbones import IMAGENET_MEAN, IMAGENET_STD, Encoder
-from sslkit.data.labels import open_labelled
-from sslkit.data.loader import pretraining_loader
-from sslkit.data.picture import Picture
-from sslkit.errors import UserError
-from sslkit.evaluation.augmentation import Mixing, TrainingView, seeded
-from sslkit.evaluation.classifier import HEAD_SCALE, build_model, finetune_groups, optimisation
-from sslkit.evaluation.finetune import finetune
-from sslkit.evaluation.finetune_config import Augment, FinetuneConfig, finetune_config
-from sslkit.evaluation.recipe import Given, resolve
-from sslkit.evaluation.scores import calibration_error, confusion, f1, scores
+from sslkit.augmentations.crops import CenterCrop
+from sslkit.core import rng
+from sslkit.core.config import build as configuration
+from sslkit.core.errors import UserError
+from sslkit.data.images.picture import Picture
+from sslkit.data.loading.loader import pretraining_loader
+from sslkit.data.sources.labels import open_labelled
+from sslkit.evaluation.metrics.scores import calibration_error, confusion, f1, scores
+from sslkit.finetuning.augmentation import Mixing, TrainingView, seeded
+from sslkit.finetuning.auto import Given, resolve
+from sslkit.finetuning.classifier import HEAD_SCALE, build_model, finetune_groups, optimisation
+from sslkit.finetuning.config import Augment, FinetuneConfig, finetune_config
+from sslkit.finetuning.finetune import finetune
 from sslkit.methods.base import Clock
-from sslkit.weights import write_encoder
+from sslkit.models.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder
+from sslkit.models.weights import write_encoder
 
 QUICK: dict[str, Any] = {"device": "cpu", "precision": "float32", "workers": 0}
 VIEW = Augment(
@@ -187,11 +187,11 @@ def test_a_vit_from_scratch_has_timms_own_weights() -> None:
 
 def test_global_generators_are_put_back() -> None:
     before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()  # type: ignore[index]
-    with seeded(keyed.generator(0, 0, 0)):
+    with seeded(rng.generator(0, 0, 0)):
         first = random.random(), np.random.rand(), float(torch.rand(1))
-    with seeded(keyed.generator(0, 0, 0)):
+    with seeded(rng.generator(0, 0, 0)):
         assert first == (random.random(), np.random.rand(), float(torch.rand(1)))
-    with seeded(keyed.generator(0, 1, 0)):
+    with seeded(rng.generator(0, 1, 0)):
         assert first != (random.random(), np.random.rand(), float(torch.rand(1)))
     assert random.getstate() == before[0]
     assert (np.random.get_state()[1] == before[1]).all()  # type: ignore[index]
@@ -222,7 +222,7 @@ def test_views_depend_on_the_image_and_not_on_the_workers(photos: Path) -> None:
 def test_a_view_without_augmentation_is_the_image_in_unit_range() -> None:
     plain = replace(VIEW, crop_scale=(1.0, 1.0), rand_augment="", erasing=0.0, flip=0.0)
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    view = TrainingView(32, plain)(Picture(Image.fromarray(pixels)), keyed.generator(0, 0, 0))["image"]
+    view = TrainingView(32, plain)(Picture(Image.fromarray(pixels)), rng.generator(0, 0, 0))["image"]
     # The crop has a random aspect ratio, so only a square one of the whole area is the image itself.
     assert view.min() > -1e-6
     assert view.max() < 1 + 1e-6

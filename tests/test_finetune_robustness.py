@@ -14,19 +14,19 @@ import pytest
 import timm
 import torch
 
-from sslkit import verbs
-from sslkit.config import read
-from sslkit.console import Console
-from sslkit.errors import UserError
-from sslkit.evaluation.classifier_files import OpenedClassifier
-from sslkit.evaluation.corruptions import CORRUPTIONS
-from sslkit.evaluation.finetune import finetune
-from sslkit.evaluation.finetune_arms import SCRATCH, Comparison
-from sslkit.evaluation.finetune_config import from_values
-from sslkit.evaluation.finetune_robustness import FILE, measure
-from sslkit.evaluation.robustness_scores import RobustnessResult, SourceRobustness, mean_row
-from sslkit.evaluation.verdict import STUDENT
-from sslkit.visualization import judgements
+from sslkit import api
+from sslkit.augmentations.corruptions import CORRUPTIONS
+from sslkit.core.config.build import read
+from sslkit.core.console import Console
+from sslkit.core.errors import UserError
+from sslkit.evaluation.metrics.significance import STUDENT
+from sslkit.evaluation.robustness.robustness_result import RobustnessResult, SourceRobustness, mean_row
+from sslkit.finetuning.classifier_files import OpenedClassifier
+from sslkit.finetuning.classifier_robustness import FILE, measure
+from sslkit.finetuning.comparison import SCRATCH, Comparison
+from sslkit.finetuning.config import from_values
+from sslkit.finetuning.finetune import finetune
+from sslkit.visualization.report import results_section
 from tests.building import STRIPES, called, export_test_vit, write_stripes
 
 QUICK: dict[str, Any] = {
@@ -223,14 +223,14 @@ def test_run_that_was_stopped_before_its_robustness_is_resumed(
 def test_pictures_are_drawn_and_the_page_tells_it(comparison: Comparison, tmp_path: Path) -> None:
     folder = shutil.copytree(comparison.folder, tmp_path / "copy")
     for _ in range(2):
-        verbs.finetune(resume=folder)
+        api.finetune(resume=folder)
     drawn = sorted(path.name for path in (folder / "pictures").iterdir())
     assert drawn == ["robust-corruptions.png", "robust-filters.png", "robust-waves.png"]
-    page = judgements.finetune(comparison.to_document(), tmp_path)
+    page = results_section.finetune(comparison.to_document(), tmp_path)
     assert "Accuracy on changed images" in page
     assert "means over 2 seeds" in page
     without = dataclasses.replace(comparison, robustness=None)
-    assert "changed images" not in judgements.finetune(without.to_document(), tmp_path)
+    assert "changed images" not in results_section.finetune(without.to_document(), tmp_path)
 
 
 # --------------------------------------------------------------------------------------------- refusals

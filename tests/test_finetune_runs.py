@@ -17,27 +17,27 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from sslkit import verbs
-from sslkit.augment.geometry import CenterCrop
-from sslkit.backbones import Encoder
-from sslkit.console import Console
-from sslkit.data.class_samples import counts
-from sslkit.data.decode import read_image
-from sslkit.data.labels import open_labelled
-from sslkit.errors import UserError
-from sslkit.evaluation.augmentation import Mixing
-from sslkit.evaluation.classifier import Classifier, build_model
-from sslkit.evaluation.finetune import finetune
-from sslkit.evaluation.finetune_arms import Comparison
-from sslkit.evaluation.finetune_config import Augment, finetune_config
-from sslkit.evaluation.outcome import FinetuneResult
-from sslkit.evaluation.parts import Parts, open_parts
-from sslkit.evaluation.recipe import Given, resolve
-from sslkit.evaluation.scores import class_scores, confusion, reliability
+from sslkit import api
+from sslkit.augmentations.crops import CenterCrop
+from sslkit.core.console import Console
+from sslkit.core.errors import UserError
+from sslkit.data.images.decode import read_image
+from sslkit.data.sources.class_samples import counts
+from sslkit.data.sources.labels import open_labelled
+from sslkit.evaluation.metrics.scores import class_scores, confusion, reliability
+from sslkit.finetuning.augmentation import Mixing
+from sslkit.finetuning.auto import Given, resolve
+from sslkit.finetuning.classifier import Classifier, build_model
+from sslkit.finetuning.comparison import Comparison
+from sslkit.finetuning.config import Augment, finetune_config
+from sslkit.finetuning.finetune import finetune
+from sslkit.finetuning.result import FinetuneResult
+from sslkit.finetuning.splits import Parts, open_parts
 from sslkit.methods.base import Clock
-from sslkit.training.signals import Interrupted
-from sslkit.visualization.classes import confusion_matrix, draw, reliability_diagram
-from sslkit.weights import write_encoder
+from sslkit.models.encoder import Encoder
+from sslkit.models.weights import write_encoder
+from sslkit.training.loop.signals import Interrupted
+from sslkit.visualization.figures.confusion import confusion_matrix, draw, reliability_diagram
 from tests.building import STRIPES, export_test_vit, write_stripes
 
 QUICK: dict[str, Any] = {
@@ -531,7 +531,7 @@ def test_scores_of_classes_and_bins_against_loops() -> None:
 
 
 def test_pictures_are_drawn_into_the_run(labelled: str, source: str, tmp_path: Path) -> None:
-    result = verbs.finetune(source, labelled, out=tmp_path / "run", **{**QUICK, "epochs": 1})
+    result = api.finetune(source, labelled, out=tmp_path / "run", **{**QUICK, "epochs": 1})
     folder = result.folder / "pictures"
     assert sorted(path.name for path in folder.iterdir()) == ["confusion.png", "reliability.png"]
     (folder / "reliability.png").unlink()

@@ -17,15 +17,15 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sslkit import verbs
+from sslkit import api
 from sslkit.cli import app
-from sslkit.console import Console
-from sslkit.errors import UserError
-from sslkit.evaluation.classifier import build_model
-from sslkit.foreign import layouts
-from sslkit.foreign.pickles import is_safe
-from sslkit.foreign.shapes import shape_of
-from sslkit.weights import architecture, load_encoder
+from sslkit.core.console import Console
+from sslkit.core.errors import UserError
+from sslkit.finetuning.classifier import build_model
+from sslkit.models.foreign import layouts
+from sslkit.models.foreign.pickles import is_safe
+from sslkit.models.foreign.shapes import shape_of
+from sslkit.models.weights import architecture, load_encoder
 
 MEAN, STD = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 VIT = "vit_tiny_patch16_224"
@@ -359,7 +359,7 @@ def test_pretrain_starts_from_a_foreign_file(
         "pictures": 0,
         "precision": "float32",
     }
-    run = verbs.pretrain(
+    run = api.pretrain(
         "fractal:8", init="mfm.pth", backbone="test_vit", lr=1e-30, out="run", console=Console(), **flags
     )
     told = capsys.readouterr().err

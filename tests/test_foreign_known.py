@@ -12,17 +12,17 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from sslkit import verbs
-from sslkit.console import Console
-from sslkit.errors import UserError
-from sslkit.evaluation.classifier import build_model
-from sslkit.foreign import pickles
-from sslkit.foreign.known import KNOWN, TRANSFORMERS, refuse_known
-from sslkit.foreign.layouts import recognised, unwrapped
-from sslkit.foreign.shapes import shape_of
-from sslkit.request import pretrain_config
-from sslkit.training.resolve import resolve
-from sslkit.weights import architecture, load_encoder
+from sslkit import api
+from sslkit.core.console import Console
+from sslkit.core.errors import UserError
+from sslkit.finetuning.classifier import build_model
+from sslkit.models.foreign import pickles
+from sslkit.models.foreign.known import KNOWN, TRANSFORMERS, refuse_known
+from sslkit.models.foreign.layouts import recognised, unwrapped
+from sslkit.models.foreign.shapes import shape_of
+from sslkit.models.weights import architecture, load_encoder
+from sslkit.training.pretrain.auto import resolve
+from sslkit.training.pretrain.config import pretrain_config
 
 MEAN, STD = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 State = dict[str, Tensor]
@@ -76,7 +76,7 @@ def test_moco_v3_s_vit_s_has_twelve_heads(
     with torch.no_grad():
         assert torch.equal(load_encoder(file, console=Console()).vector(images), expected)
         assert "heads     12 of attention, the layout's" in capsys.readouterr().err
-        made = verbs.export(file, tmp_path / "out")
+        made = api.export(file, tmp_path / "out")
         assert json.loads((made.folder / "config.json").read_text())["model_args"]["num_heads"] == 12
         again = timm.create_model(f"local-dir:{made.folder}", pretrained=True).eval()
         assert torch.allclose(again((images - MEAN) / STD), expected, atol=1e-5)

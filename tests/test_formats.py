@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from sslkit.data import formats
-from sslkit.data.decode import UnreadableImage, image_size, read_image
-from sslkit.data.sources import open_images
-from sslkit.errors import UserError
+from sslkit.core.errors import UserError
+from sslkit.data.images import formats
+from sslkit.data.images.decode import UnreadableImage, image_size, read_image
+from sslkit.data.sources.image_set import open_images
 
 
 def photo(width: int = 64, height: int = 48) -> Image.Image:
@@ -118,8 +118,8 @@ def test_without_the_plug_in_there_is_one_line_with_the_cure(tmp_path: Path) -> 
     (tmp_path / "b.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
     code = (
         "import sys; sys.modules['pillow_heif'] = sys.modules['pillow_jxl'] = None\n"
-        "from sslkit.data import formats; formats._installed = lambda module: False\n"
-        "from sslkit.data.sources import open_images; from sslkit.data.decode import read_image\n"
+        "from sslkit.data.images import formats; formats._installed = lambda module: False\n"
+        "from sslkit.data.sources.image_set import open_images\n"
         "images = open_images(sys.argv[1:]); print(*images.left_out.lines(), sep='\\n')\n"
         "try: images.read(0)\nexcept Exception as problem: print(problem.reason)"
     )

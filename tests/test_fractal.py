@@ -10,13 +10,13 @@ import sys
 import numpy as np
 import pytest
 
-from sslkit import keyed
-from sslkit.data import fractal
-from sslkit.errors import UserError
+from sslkit.core import rng
+from sslkit.core.errors import UserError
+from sslkit.data.sources import fractal
 
 
 def systems(count: int) -> list[fractal.System]:
-    return [fractal.sample_system(keyed.generator(0, 0, i, "test")) for i in range(count)]
+    return [fractal.sample_system(rng.generator(0, 0, i, "test")) for i in range(count)]
 
 
 def test_sigma_factor_holds_and_values_are_ordered() -> None:
@@ -34,8 +34,8 @@ def test_sigma_factor_holds_and_values_are_ordered() -> None:
 def test_matrices_have_the_sampled_singular_values() -> None:
     """The generator's first draws are the values themselves; LAPACK finds them again in A."""
     for i in range(200):
-        system = fractal.sample_system(keyed.generator(0, 0, i, "test"))
-        random = keyed.generator(0, 0, i, "test")
+        system = fractal.sample_system(rng.generator(0, 0, i, "test"))
+        random = rng.generator(0, 0, i, "test")
         number = int(random.integers(2, 5))
         values = fractal.sample_singular_values(
             number, random.uniform((5 + number) / 2, (6 + number) / 2), random
@@ -191,7 +191,7 @@ def test_empty_cells_keep_the_background_exactly() -> None:
 def test_render_is_deterministic_across_processes() -> None:
     digest = hashlib.sha256(fractal.render(5, 7, 96).tobytes()).hexdigest()
     code = (
-        "import hashlib; from sslkit.data import fractal; "
+        "import hashlib; from sslkit.data.sources import fractal; "
         "fractal.render(1, 1); print(hashlib.sha256(fractal.render(5, 7, 96).tobytes()).hexdigest())"
     )
     again = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -19,7 +19,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sslkit.backbones import Encoder
 from sslkit.frequency import (
     apply_mask,
     corrupt,
@@ -33,6 +32,7 @@ from sslkit.frequency import (
 )
 from sslkit.methods import load
 from sslkit.methods.base import Batch, Clock, Info, Method
+from sslkit.models.encoder import Encoder
 
 KEEP = torch.tensor([True, False, True])
 

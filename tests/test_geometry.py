@@ -12,14 +12,14 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import functional
 
-from sslkit.augment.geometry import (
+from sslkit.augmentations.crops import (
     CenterCrop,
     RandomResizedCrop,
     Views,
     random_resized_crop_box,
     to_tensor_uint8,
 )
-from sslkit.data.picture import Cut, Picture
+from sslkit.data.images.picture import Cut, Picture
 
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
 

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sslkit.augment.resample import crop_resize_batch
-from sslkit.contract import BACKBONES, Case
+from sslkit.augmentations.batch_crops import crop_resize_batch
 from sslkit.methods import card, names
 from sslkit.methods.base import Clock, Method
-from sslkit.training.run import build_method
+from sslkit.testing.contract import BACKBONES, Case
+from sslkit.training.run.folder import build_method
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch._C, "_ensureCUDADeviceGuardSet") and not torch.cuda.is_available(),

@@ -29,14 +29,14 @@ LIMITS = {  # ViT-S/16, 256 × 224 px: launches, of which outside the encoder, G
     "dino": (2450, 510, 75, 34),
 }
 WAITING = {  # files whose lines may wait, and not once a step: before the first, at log lines, with a save
-    "training/beginning.py",
-    "training/checkpoint.py",  # --resume
+    "training/pretrain/beginning.py",
+    "training/run/checkpoint.py",  # --resume
     "frequency/masks.py",  # kept
-    "training/health.py",
-    "training/nonfinite.py",
-    "training/snapshot.py",
-    "weights.py",  # the product
-    "model_config.py",
+    "training/loop/health.py",
+    "training/run/nonfinite.py",
+    "training/run/snapshot.py",
+    "models/weights.py",  # the product
+    "models/config_json.py",
 }
 CURRENT = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 14)
 """Launches are counted where they were measured: an earlier torch has other kernels."""
@@ -137,4 +137,4 @@ def test_whole_commands_run_and_go_on_where_memory_runs_out(rehearsed: Any) -> N
             line.partition(": ")[2].partition(":")[0]: count for line, count in rows[name]["waits"].items()
         }
         assert {line.removeprefix("sslkit/") for line in lines} <= WAITING, name
-        assert lines["sslkit/training/snapshot.py"] == 2, name  # one for each of its saves
+        assert lines["sslkit/training/run/snapshot.py"] == 2, name  # one for each of its saves

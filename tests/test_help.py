@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 import typer
 
-from sslkit import config
 from sslkit.cli.app import app
-from sslkit.data.members import Settings
-from sslkit.evaluation import finetune_config
-from sslkit.evaluation.embed import embed
-from sslkit.evaluation.finetune_config import FLAGS
-from sslkit.evaluation.probe import probe
+from sslkit.core.config import build
+from sslkit.data.packs.members import Settings
+from sslkit.evaluation.embedding.embed import embed
+from sslkit.evaluation.probe.probe import probe
+from sslkit.finetuning import config
+from sslkit.finetuning.config import FLAGS
 from sslkit.methods import card, names
-from sslkit.request import METHOD, PRETRAIN_FLAGS, pretrain_config
+from sslkit.training.pretrain.config import METHOD, PRETRAIN_FLAGS, pretrain_config
 from sslkit.visualization.visualize import visualize
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -69,7 +69,7 @@ def test_an_example_is_a_command(line: str) -> None:
         )
     if name == "finetune":
         flags = {key: value for key, value in given.items() if key in FLAGS and value is not False}
-        finetune_config.finetune_config(given["source"], given["data"], flags=flags)
+        config.finetune_config(given["source"], given["data"], flags=flags)
 
 
 @pytest.mark.parametrize("columns", [80, 120])
@@ -99,9 +99,9 @@ def test_every_option_with_a_value_says_what_it_is_else(name: str, monkeypatch: 
 @pytest.mark.parametrize(
     ("name", "flags", "built"),
     [
-        ("pretrain", PRETRAIN_FLAGS, config.PretrainConfig(METHOD, None)),
-        ("bench", PRETRAIN_FLAGS, config.PretrainConfig(METHOD, None)),
-        ("finetune", FLAGS, finetune_config.FinetuneConfig()),
+        ("pretrain", PRETRAIN_FLAGS, build.PretrainConfig(METHOD, None)),
+        ("bench", PRETRAIN_FLAGS, build.PretrainConfig(METHOD, None)),
+        ("finetune", FLAGS, config.FinetuneConfig()),
     ],
 )
 def test_defaults_are_those_of_the_settings(
@@ -149,8 +149,8 @@ def test_fixed_defaults_are_those_of_the_functions(
 
 def test_what_is_left_to_the_tool_says_how_it_is_chosen() -> None:
     sections = [
+        *build.SECTIONS.values(),
         *config.SECTIONS.values(),
-        *finetune_config.SECTIONS.values(),
         *(card(n).Config for n in names()),
     ]
     for section in sections:

@@ -18,9 +18,9 @@ import typer
 from building import Called, export_test_vit, write_stripes
 from conftest import write_photos
 
-from sslkit import config
 from sslkit.cli.app import app
-from sslkit.evaluation import finetune_config
+from sslkit.core.config import build
+from sslkit.finetuning import config
 from sslkit.methods import card, names
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -226,23 +226,23 @@ OWNERS = {
     "cli/pack.py": ("pack",),
     "cli/pretrain.py": ("pretrain",),
     "cli/probe.py": ("probe",),
-    "data/pack.py": ("pack",),
-    "data/packed.py": ("pack", "embed", "probe"),
-    "evaluation/embed.py": ("embed",),
+    "data/packs/writer.py": ("pack",),
+    "data/packs/reader.py": ("pack", "embed", "probe"),
+    "evaluation/embedding/embed.py": ("embed",),
     "evaluation/finetune": ("finetune",),
-    "evaluation/gallery.py": ("embed",),
-    "evaluation/recipe.py": ("finetune",),
-    "evaluation/vector_files.py": ("embed",),
+    "evaluation/embedding/gallery.py": ("embed",),
+    "finetuning/auto.py": ("finetune",),
+    "evaluation/embedding/vector_files.py": ("embed",),
     "evaluation/": ("probe",),
     "exporting/": ("export",),
     "methods/": ("pretrain", "bench"),
-    "request.py": ("pretrain",),
-    "training/acceleration.py": ("pretrain", "bench"),
+    "training/pretrain/config.py": ("pretrain",),
+    "training/loop/acceleration.py": ("pretrain", "bench"),
     "training/": ("pretrain",),
     "visualization/": ("visualize",),
-    "checking.py": ("pretrain", "finetune", "probe", "embed", "visualize"),
-    "processes.py": ("pretrain", "finetune"),
-    "trial.py": ("pretrain", "bench", "finetune", "probe", "embed"),
+    "core/config/validate.py": ("pretrain", "finetune", "probe", "embed", "visualize"),
+    "core/distributed/processes.py": ("pretrain", "finetune"),
+    "models/input_size.py": ("pretrain", "bench", "finetune", "probe", "embed"),
 }
 """Who can say it, the first that fits; of what is not here, any command."""
 CURES = ("cure", "LESS", "LAYOUTS", "_CURE", "_CLEAN", "_REPORT")
@@ -291,7 +291,7 @@ def test_there_are_many() -> None:
 def test_what_a_hint_names_exists() -> None:
     project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     own = [("method", card(name).Config) for name in names()]
-    parts = [*config.SECTIONS.items(), *finetune_config.SECTIONS.items(), *own]
+    parts = [*build.SECTIONS.items(), *config.SECTIONS.items(), *own]
     keys = {f"{name}.{item.name}" for name, part in parts for item in fields(part)}
     for file, cure in every_cure():
         said = f"{file}: {cure}"

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from sslkit import verbs
-from sslkit.backbones import Encoder
-from sslkit.errors import UserError
-from sslkit.training.run import RunFolder, read_configuration
-from sslkit.weights import ENCODER_FILE, architecture, load_encoder, write_encoder
+from sslkit import api
+from sslkit.core.errors import UserError
+from sslkit.models.encoder import Encoder
+from sslkit.models.weights import ENCODER_FILE, architecture, load_encoder, write_encoder
+from sslkit.training.run.folder import RunFolder, read_configuration
 
 ROOT = Path(__file__).parents[1]
 
@@ -173,7 +173,7 @@ def test_hostile_configuration_of_a_run(tmp_path: Path, name: str) -> None:
         '{"kind": "pretrain", "data": {"fingerprint": "", "count": 1, "native": 8}}'
     )
     with pytest.raises(UserError):
-        verbs.pretrain(resume=tmp_path)
+        api.pretrain(resume=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -15,19 +15,19 @@ import pytest
 import torch
 from PIL import Image
 
-from sslkit.augment.geometry import CenterCrop, RandomResizedCrop
+from sslkit.api import pretrain as pretrain_verb
+from sslkit.augmentations.crops import CenterCrop, RandomResizedCrop
 from sslkit.cli import app
-from sslkit.config import PretrainConfig
-from sslkit.console import Console
-from sslkit.data.decode import UnreadableImage, read_image
-from sslkit.data.loader import pretraining_loader
-from sslkit.data.picture import Picture
-from sslkit.data.sources import images_in, open_images
-from sslkit.errors import UserError
-from sslkit.training.pretrain import pretrain
-from sslkit.training.run import RunFolder
-from sslkit.training.skipped import Skipped
-from sslkit.verbs import pretrain as pretrain_verb
+from sslkit.core.config.build import PretrainConfig
+from sslkit.core.console import Console
+from sslkit.core.errors import UserError
+from sslkit.data.images.decode import UnreadableImage, read_image
+from sslkit.data.images.picture import Picture
+from sslkit.data.loading.loader import pretraining_loader
+from sslkit.data.sources.image_set import images_in, open_images
+from sslkit.training.pretrain.pretrain import pretrain
+from sslkit.training.run.folder import RunFolder
+from sslkit.training.run.skipped import Skipped
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse names that are not UTF-8")
 NAMES = [
@@ -116,7 +116,7 @@ def test_errors_about_strange_names_are_two_plain_lines(
 def test_the_order_does_not_depend_on_the_locale(tmp_path: Path) -> None:
     fill(tmp_path, [b"\x80.png", "中.png".encode(), "é.png".encode(), b"Z.png", b"a.png", b"\xff.png"], b"")
     program = (
-        "import os, sys\nfrom sslkit.data.sources import images_in\n"
+        "import os, sys\nfrom sslkit.data.sources.image_set import images_in\n"
         "print([os.path.basename(os.fsencode(path)) for path in images_in(sys.argv[1])])"
     )
     orders = []

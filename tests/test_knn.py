@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslkit.evaluation.knn import choose_knn, knn_predict
+from sslkit.evaluation.probe.knn import choose_knn, knn_predict
 
 
 def slow(

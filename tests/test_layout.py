@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sslkit import verbs
-from sslkit.console import Console
-from sslkit.data.labels import empty_class_folders, open_labelled
-from sslkit.data.layout import Ambiguous, folders_of, read_layout
-from sslkit.data.sources import open_images
-from sslkit.data.splits import role_of, roles
-from sslkit.errors import UserError
-from sslkit.evaluation.gallery import class_names
+from sslkit import api
+from sslkit.core.console import Console
+from sslkit.core.errors import UserError
+from sslkit.data.sources.image_set import open_images
+from sslkit.data.sources.labels import empty_class_folders, open_labelled
+from sslkit.data.sources.layout import Ambiguous, folders_of, read_layout
+from sslkit.data.sources.split_names import role_of, roles
+from sslkit.evaluation.embedding.gallery import class_names
 
 
 def names(*folders: str) -> list[str]:
@@ -180,18 +180,18 @@ def test_all_commands_read_the_same_parts(tmp_path: Path, capsys: pytest.Capture
     images = open_images([str(data)])
     expected = [Path(path).parent.name if "ing/" in path else "" for path in images.paths]
     assert class_names([str(data)], images) == expected
-    packing = verbs.pack(data, out=tmp_path / "pack")
+    packing = api.pack(data, out=tmp_path / "pack")
     assert packing.classes == ("cat", "dog")
     again = open_labelled(str(tmp_path / "pack"))
     assert [len(part) for part in again] == [8, 4]
     assert again[0].notes == training.notes
-    audit = verbs.check(data, workers=0)
+    audit = api.check(data, workers=0)
     assert audit.classes == {"cat": 6, "dog": 6}
     assert audit.notes == training.notes
     few = {"size": 32, "workers": 0, "console": Console()}
-    verbs.probe("random/test_vit", data=data, cache=False, baselines=(), **few)
+    api.probe("random/test_vit", data=data, cache=False, baselines=(), **few)
     assert note in capsys.readouterr().err
-    run = verbs.finetune("random/test_vit", data, epochs=1, batch_size=8, out=str(tmp_path / "ft"), **few)
+    run = api.finetune("random/test_vit", data, epochs=1, batch_size=8, out=str(tmp_path / "ft"), **few)
     assert run.counts["train"] == 8
     assert note in capsys.readouterr().err
     table = (run.folder / "classes.csv").read_text().splitlines()
@@ -203,13 +203,13 @@ def test_without_need_of_labels_two_readings_are_told(
 ) -> None:
     data = fill(tmp_path / "data", "cat", "dog", "test")
     assert class_names([str(data)], open_images([str(data)]), Console()) is None
-    assert verbs.pack(data, out=tmp_path / "pack", console=Console()).classes == ()
+    assert api.pack(data, out=tmp_path / "pack", console=Console()).classes == ()
     told = capsys.readouterr().err
     assert (
         told.count("either test/ is held out, and cat/, dog/ are the classes, or 'test' is one of 3 classes")
         == 2
     )
-    assert "either test/ is held out" in verbs.check(data, workers=0).notes[0]
+    assert "either test/ is held out" in api.check(data, workers=0).notes[0]
     (data / "test").rename(data / "tests of animals")
     assert len(class_names([str(data)], open_images([str(data)]), Console()) or ()) == 6
 

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from sslkit import verbs
-from sslkit.config import PretrainConfig
-from sslkit.console import Console
-from sslkit.data import formats, listing
-from sslkit.data.folders import mark_drawn
-from sslkit.data.sources import ImageSet, open_images
-from sslkit.training.pretrain import pretrain, resume
+from sslkit import api
+from sslkit.core.config.build import PretrainConfig
+from sslkit.core.console import Console
+from sslkit.data.images import formats
+from sslkit.data.sources import listing
+from sslkit.data.sources.folders import mark_drawn
+from sslkit.data.sources.image_set import ImageSet, open_images
+from sslkit.training.pretrain.pretrain import pretrain, resume
 from tests.conftest import write_photos
 
 
@@ -43,11 +44,11 @@ def test_every_file_that_is_not_read_is_counted_by_its_ending(mixed: Path) -> No
 def test_check_pack_and_embed_tell_it(
     mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (finding,) = verbs.check(mixed, workers=0).findings
+    (finding,) = api.check(mixed, workers=0).findings
     assert (finding.kind, finding.count) == ("passed over", 7)
     assert finding.rows[0] == (".nef", "3 files")
-    verbs.pack(mixed, out=tmp_path / "pack", console=Console())
-    verbs.embed("random/test_vit", mixed, tmp_path / "a.npz", size=32, workers=0, console=Console())
+    api.pack(mixed, out=tmp_path / "pack", console=Console())
+    api.embed("random/test_vit", mixed, tmp_path / "a.npz", size=32, workers=0, console=Console())
     assert capsys.readouterr().err.count("7 files were passed over: 3 .nef, ") == 2
 
 
@@ -112,7 +113,7 @@ def test_pictures_beside_photos_are_left_out(photos: Path, monkeypatch: pytest.M
     before = open_images([str(photos)])
     monkeypatch.chdir(photos)
     for _ in range(2):
-        files = verbs.visualize("mfm", ["."], kinds=["masks", "spectrum"], out=".", size=32)
+        files = api.visualize("mfm", ["."], kinds=["masks", "spectrum"], out=".", size=32)
     assert [file.name for file in files] == ["masks-2.png", "spectrum-2.png"]
     assert open_images(["."]).paths == before.paths
 

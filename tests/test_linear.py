@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslkit.evaluation.linear import STRENGTHS, fit_best, fit_linear, solve, stratified_split
+from sslkit.evaluation.probe.linear import STRENGTHS, fit_best, fit_linear, solve, stratified_split
 
 
 def blobs(count: int, spread: float, seed: int = 0, noise: int = 0) -> tuple[Tensor, Tensor]:

@@ -16,15 +16,15 @@ import torch.nn.functional as F
 from building import Called
 from PIL import Image
 
-from sslkit.backbones import Encoder
-from sslkit.data.labels import open_labelled
-from sslkit.evaluation.cells import Reader, Scenes, Tally, between, fit_cells, raw_patches
-from sslkit.evaluation.linear import fit_linear, fit_split
-from sslkit.evaluation.mosaics import Mosaics, arrange, edges, tile_of, tilings_of
-from sslkit.evaluation.probe import probe
-from sslkit.evaluation.segmentation import enlarged, majority, overlap
-from sslkit.evaluation.table import to_markdown
-from sslkit.visualization import judgements
+from sslkit.data.sources.labels import open_labelled
+from sslkit.evaluation.dense.cells import Reader, Scenes, Tally, between, fit_cells, raw_patches
+from sslkit.evaluation.dense.mosaics import Mosaics, arrange, edges, tile_of, tilings_of
+from sslkit.evaluation.dense.segmentation import enlarged, majority, overlap
+from sslkit.evaluation.probe.linear import fit_linear, fit_split
+from sslkit.evaluation.probe.probe import probe
+from sslkit.evaluation.probe.table import to_markdown
+from sslkit.models.encoder import Encoder
+from sslkit.visualization.report import results_section
 
 QUICK: dict[str, Any] = {"device": "cpu", "precision": "float32", "workers": 0, "cache": False}
 CPU = torch.device("cpu")
@@ -219,7 +219,7 @@ def test_patches_of_mosaics_beside_baselines(photos: Path, tmp_path: Path) -> No
     assert document["local"]["task"] == "mosaics"
     assert document["local"]["rows"][2]["scores"] == {"patches of mosaics": [100, 0]}
     assert "| raw pixels, cells of 16 px at 64 | 4 x 4 | 100.0 ± 0.0 |" in to_markdown(result)
-    page = judgements.probe(document, tmp_path).replace("\N{NO-BREAK SPACE}", " ")
+    page = results_section.probe(document, tmp_path).replace("\N{NO-BREAK SPACE}", " ")
     assert "<td>100.0 ± 0.0</td>" in page
 
 

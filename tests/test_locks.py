@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from sslkit.config import PretrainConfig
-from sslkit.console import Console
-from sslkit.errors import UserError
-from sslkit.training.locks import LOCK_FILE, alive, locked
-from sslkit.training.pretrain import pretrain, resume
+from sslkit.core.config.build import PretrainConfig
+from sslkit.core.console import Console
+from sslkit.core.errors import UserError
+from sslkit.training.pretrain.pretrain import pretrain, resume
+from sslkit.training.run.lock import LOCK_FILE, alive, locked
 
 Tiny = Callable[..., PretrainConfig]
 QUIET = Console(quiet=True)
@@ -90,9 +90,9 @@ def test_alive() -> None:
 RACE = """
 import sys, time
 from pathlib import Path
-from sslkit.console import SILENT
-from sslkit.errors import UserError
-from sslkit.training.locks import locked
+from sslkit.core.console import SILENT
+from sslkit.core.errors import UserError
+from sslkit.training.run.lock import locked
 folder = Path(sys.argv[1])
 while not (folder.parent / "go").exists():
     pass

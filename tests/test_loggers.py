@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from sslkit.config import PretrainConfig, flat
-from sslkit.console import Console
-from sslkit.errors import UserError
-from sslkit.training.loggers import LIBRARIES, Loggers, has_key, require
-from sslkit.training.pretrain import pretrain, resume
-from sslkit.training.run import RunFolder
+from sslkit.core.config.build import PretrainConfig, flat
+from sslkit.core.console import Console
+from sslkit.core.errors import UserError
+from sslkit.training.pretrain.pretrain import pretrain, resume
+from sslkit.training.run.folder import RunFolder
+from sslkit.training.run.loggers import LIBRARIES, Loggers, has_key, require
 
 Tiny = Callable[..., PretrainConfig]
 MLFLOW = "mlflow has no place in the dev extra: thirty packages; pip install 'sslkit[mlflow]' runs this test"

@@ -15,17 +15,17 @@ from building import Called, write_stripes
 from safetensors.torch import load_file
 from test_resume import Stopper, assert_same_end, metrics, run_until
 
-from sslkit import verbs
-from sslkit.config import PretrainConfig
-from sslkit.console import Console
-from sslkit.errors import UserError
+from sslkit import api
+from sslkit.core.config.build import PretrainConfig
+from sslkit.core.console import Console
+from sslkit.core.errors import UserError
+from sslkit.core.files import sha256
 from sslkit.exporting import export
-from sslkit.files import sha256
-from sslkit.training.locks import LOCK_FILE
-from sslkit.training.pretrain import pretrain, resume
-from sslkit.training.run import RunFolder, load_method, read_configuration
-from sslkit.training.signals import Interrupted
-from sslkit.weights import architecture, load_encoder
+from sslkit.models.weights import architecture, load_encoder
+from sslkit.training.loop.signals import Interrupted
+from sslkit.training.pretrain.pretrain import pretrain, resume
+from sslkit.training.run.folder import RunFolder, load_method, read_configuration
+from sslkit.training.run.lock import LOCK_FILE
 
 Tiny = Callable[..., PretrainConfig]
 
@@ -150,7 +150,7 @@ def test_a_stopped_run_gives_its_newest_checkpoint(tiny: Tiny, photos: Path, tmp
         made = export(run, tmp_path / f"exported-{number}")
         assert made.compared == "8 of the run's images"
         assert torch.equal(load_encoder(made.folder).vector(images), encoder.vector(images))
-        verbs.embed(run, photos, tmp_path / f"{number}.npz")
+        api.embed(run, photos, tmp_path / f"{number}.npz")
         with np.load(tmp_path / f"{number}.npz") as vectors:
             assert str(vectors["sha256"]) == sha256(run / "checkpoints/step-00000005/model.safetensors")
         resume(run)

@@ -10,12 +10,12 @@ import torch
 from building import batch_of, unfreshened
 from torch import Tensor, nn
 
-from sslkit.backbones import Encoder
-from sslkit.errors import UserError
+from sslkit.core.errors import UserError
 from sslkit.methods.base import Clock, Info
 from sslkit.methods.mae import MAE, masked_error, patch_statistics, patchify, unpatchify, visible_count
-from sslkit.training.engine import train
-from sslkit.training.optim import CosineSchedule, parameter_groups
+from sslkit.models.encoder import Encoder
+from sslkit.training.loop.engine import train
+from sslkit.training.loop.optim import CosineSchedule, parameter_groups
 
 CLOCK = Clock(step=0, steps=100, steps_per_epoch=10)
 SMALL = {"decoder_width": 32, "decoder_depth": 2, "decoder_heads": 4}

@@ -13,21 +13,22 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sslkit import place, processes, verbs
-from sslkit.config import PretrainConfig
-from sslkit.console import Console
-from sslkit.errors import UserError
-from sslkit.evaluation.classifier import Classifier
-from sslkit.evaluation.finetune import finetune
+from sslkit import api
+from sslkit.core.config.build import PretrainConfig
+from sslkit.core.console import Console
+from sslkit.core.distributed import environment, processes
+from sslkit.core.errors import UserError
+from sslkit.finetuning.classifier import Classifier
+from sslkit.finetuning.finetune import finetune
 from sslkit.methods import TEMPLATE
 from sslkit.methods.base import Clock
 from sslkit.methods.mfm import MFM
-from sslkit.training import launch
-from sslkit.training.engine import Step, train
-from sslkit.training.memory import OutOfMemory, images_at_once, note_at_once
-from sslkit.training.optim import CosineSchedule
-from sslkit.training.pretrain import pretrain, resume
-from sslkit.training.run import RunFolder
+from sslkit.training.loop.engine import Step, train
+from sslkit.training.loop.optim import CosineSchedule
+from sslkit.training.loop.out_of_memory import OutOfMemory, images_at_once, note_at_once
+from sslkit.training.pretrain import launch
+from sslkit.training.pretrain.pretrain import pretrain, resume
+from sslkit.training.run.folder import RunFolder
 
 Tiny = Callable[..., PretrainConfig]
 
@@ -236,32 +237,33 @@ def test_memory_that_runs_out_twice_at_one_step_of_a_cnn(photos: Path, tmp_path:
     """In the second process, so that the first one, which saves, sees only that the other is lost."""
     text = TEMPLATE.read_text(encoding="utf-8")
     text = text.replace(
-        "from torch import", "import torch\nfrom sslkit.distributed import rank\nfrom torch import"
+        "from torch import",
+        "import torch\nfrom sslkit.core.distributed.collectives import rank\nfrom torch import",
     )
     case = "if clock.step >= 2 and len(images) > 2 and rank() == 1:"
     problem = f"        {case}\n            raise torch.OutOfMemoryError('full')\n"
     (tmp_path / "greedy.py").write_text(text.replace("        error =", problem + "        error ="), "utf-8")
     run = tmp_path / "run"
     with pytest.raises(UserError, match="process 1 of 2, step 3: out of memory with 8 images at once"):
-        verbs.pretrain(
+        api.pretrain(
             photos, out=run, method=str(tmp_path / "greedy.py"), backbone="test_resnet", size=64, epochs=3,
             batch_size=16, workers=0, device="cpu", precision="float32", pictures=0, devices=2,
             settings=["run.patience=60"],
         )  # fmt: skip
     assert at_once(run) == {"asked": 0, "micro_batch": 4}
     with pytest.raises(UserError, match="process 1 of 2, step 3: out of memory with 4 images at once"):
-        verbs.pretrain(resume=run)
+        api.pretrain(resume=run)
     assert at_once(run) == {"asked": 0, "micro_batch": 2}
     (saved,) = (run / "checkpoints").glob("step-*")
     weights = load_file(saved / "model.safetensors")
     assert {int(count) for name, count in weights.items() if name.endswith("num_batches_tracked")} == {2}
-    verbs.pretrain(resume=run)
+    api.pretrain(resume=run)
     assert json.loads((run / "run.json").read_text())["status"] == "completed"
 
 
 def shaky(path: str) -> None:
     """The first process writes for a while, the second one fails at once."""
-    if place.number() == 1:
+    if environment.number() == 1:
         raise UserError("no room", code=1)
     launch.say_writing()
     time.sleep(4)

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from sslkit import methods
-from sslkit.config import build_pretrain, loads
-from sslkit.errors import UserError
+from sslkit.core.config.build import build_pretrain, loads
+from sslkit.core.errors import UserError
 from sslkit.methods import card, load, names
 from sslkit.methods.base import Clock, Info, Method
 
@@ -76,7 +76,7 @@ def test_a_method_s_defaults_are_settings_in_range(name: str) -> None:
 
 @pytest.mark.parametrize("name", names())
 def test_every_override_meets_a_parameter(name: str) -> None:
-    from sslkit.backbones import Encoder
+    from sslkit.models.encoder import Encoder
 
     method = load(name)
     found: set[str] = set()

@@ -21,16 +21,16 @@ from test_frequency_reference import (
 )
 from torch import Tensor, nn
 
-from sslkit.backbones import Encoder
-from sslkit.data.loader import pretraining_loader
-from sslkit.data.sources import open_images
-from sslkit.errors import UserError
+from sslkit.core.errors import UserError
+from sslkit.data.loading.loader import pretraining_loader
+from sslkit.data.sources.image_set import open_images
 from sslkit.frequency import spectral_error
-from sslkit.initialization import initialize_vit_
 from sslkit.methods.base import Clock, Info
 from sslkit.methods.mfm import MFM
-from sslkit.training.engine import train
-from sslkit.training.optim import CosineSchedule, parameter_groups
+from sslkit.models.encoder import Encoder
+from sslkit.models.init import initialize_vit_
+from sslkit.training.loop.engine import train
+from sslkit.training.loop.optim import CosineSchedule, parameter_groups
 
 CLOCK = Clock(step=0, steps=100, steps_per_epoch=10)
 RADIUS = 4.0

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from building import two_views
 from torch import Tensor, nn
 
-from sslkit.backbones import Encoder
 from sslkit.methods.base import Clock, Info
 from sslkit.methods.moco import MoCo, shuffle, similarities
-from sslkit.training.engine import train
-from sslkit.training.optim import CosineSchedule
+from sslkit.models.encoder import Encoder
+from sslkit.training.loop.engine import train
+from sslkit.training.loop.optim import CosineSchedule
 
 CLOCK = Clock(step=0, steps=100_000, steps_per_epoch=10)
 UNCHANGED = {"jitter_share": 0.0, "grayscale": 0.0, "blur": 0.0}

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sslkit.data import listing
-from sslkit.data.formats import ENDINGS
-from sslkit.data.listing import image_files
-from sslkit.data.loader import KeyedBatches
-from sslkit.data.names import Names, common_folder
+from sslkit.data.images.formats import ENDINGS
+from sslkit.data.loading.loader import KeyedBatches
+from sslkit.data.sources import listing
+from sslkit.data.sources.listing import image_files
+from sslkit.data.sources.names import Names, common_folder
 
 texts = st.lists(st.binary(max_size=6).filter(lambda name: b"\0" not in name).map(os.fsdecode), max_size=8)
 

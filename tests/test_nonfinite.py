@@ -15,17 +15,18 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sslkit.config import Optim, PretrainConfig
-from sslkit.console import Console
-from sslkit.contract import Case
-from sslkit.errors import UserError
+from sslkit.core.config.build import PretrainConfig
+from sslkit.core.config.sections import Optim
+from sslkit.core.console import Console
+from sslkit.core.errors import UserError
 from sslkit.methods.base import Clock
 from sslkit.methods.mfm import MFM
-from sslkit.training.engine import Step, train
-from sslkit.training.memory import Buffers, smaller
-from sslkit.training.optim import CosineSchedule, _flagged_step, build_optimizer
-from sslkit.training.pretrain import pretrain, resume
-from sslkit.visualization.report import write_report
+from sslkit.testing.contract import Case
+from sslkit.training.loop.engine import Step, train
+from sslkit.training.loop.optim import CosineSchedule, _flagged_step, build_optimizer
+from sslkit.training.loop.out_of_memory import Buffers, smaller
+from sslkit.training.pretrain.pretrain import pretrain, resume
+from sslkit.visualization.report.report import write_report
 
 Tiny = Callable[..., PretrainConfig]
 CPU = torch.device("cpu")
@@ -220,14 +221,14 @@ def test_four_in_all_end_a_short_run(tiny: Tiny, poison: Callable[[set[int]], No
 @pytest.mark.parametrize("method", ["mfm", "mae", "simmim", "simclr", "moco", "byol", "dino"])
 def test_constant_images_have_finite_gradients(tmp_path: Path, method: str) -> None:
     """Spectra that are exactly zero, patches without deviation, features that are all alike."""
-    from sslkit import verbs
+    from sslkit import api
 
     (tmp_path / "flat").mkdir()
     for number in range(8):
         Image.fromarray(np.full((40, 40, 3), 255 * (number % 2), np.uint8)).save(
             tmp_path / f"flat/{number}.png"
         )
-    run = verbs.pretrain(
+    run = api.pretrain(
         tmp_path / "flat", method=method, backbone="test_vit", size=32, epochs=2, batch_size=4, workers=0,
         device="cpu", precision="float32", pictures=0, out=tmp_path / "run",
         settings=["run.log_every=1", "model.patch_size=8"],

@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from sslkit.data.decode import UnreadableImage, read_image, read_numbers
-from sslkit.value_range import FULL, Range
+from sslkit.core.value_range import FULL, Range
+from sslkit.data.images.decode import UnreadableImage, read_image, read_numbers
 from tests.tiffs import png, tiff
 
 RANDOM = np.random.default_rng(0)

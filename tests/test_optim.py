@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from sslkit.config import Optim
-from sslkit.training.optim import (
+from sslkit.core.config.sections import Optim
+from sslkit.training.loop.optim import (
     CosineSchedule,
     _clip_each_,
     build_optimizer,

@@ -22,15 +22,15 @@ from conftest import write_photos
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from sslkit.augment.geometry import RandomResizedCrop, Views
-from sslkit.data import packed
-from sslkit.data.decode import UnreadableImage
-from sslkit.data.labels import open_labelled
-from sslkit.data.loader import pretraining_loader
-from sslkit.data.members import Settings
-from sslkit.data.pack import pack, parse_bytes
-from sslkit.data.sources import ImageSet, open_images
-from sslkit.errors import UserError
+from sslkit.augmentations.crops import RandomResizedCrop, Views
+from sslkit.core.errors import UserError
+from sslkit.data.images.decode import UnreadableImage
+from sslkit.data.loading.loader import pretraining_loader
+from sslkit.data.packs import reader
+from sslkit.data.packs.members import Settings
+from sslkit.data.packs.writer import pack, parse_bytes
+from sslkit.data.sources.image_set import ImageSet, open_images
+from sslkit.data.sources.labels import open_labelled
 
 SMALL = Settings(shard_size=10**4)
 TRANSFORM = Views(image=RandomResizedCrop(16))
@@ -65,13 +65,13 @@ def test_the_same_images_in_the_same_order(folder: Path, tmp_path: Path) -> None
     before, after = open_images([str(folder)]), packed_images(folder, tmp_path / "out")
     assert len(after) == len(before) == 18
     assert len(list((tmp_path / "out").glob("*.tar"))) > 2
-    assert [packed.original(name) for name in after.paths] == [
+    assert [reader.original(name) for name in after.paths] == [
         os.path.relpath(path, folder) for path in before.paths
     ]
     assert list(after.paths) == sorted(after.paths)
     for index in range(len(before)):
         assert np.array_equal(pixels(before, index), pixels(after, index))
-        if packed.original(after.paths[index]) != "dog/05.png":  # the damaged one
+        if reader.original(after.paths[index]) != "dog/05.png":  # the damaged one
             assert after.size(index) == before.size(index)
     assert after.fingerprint == before.fingerprint
     assert np.array_equal(after.sizes, before.sizes)
@@ -170,7 +170,7 @@ def test_generated_and_packed_images_can_be_packed(tmp_path: Path) -> None:
     again = packed_images(tmp_path / "one", tmp_path / "two", Settings(size=32), workers=0, limit=20)
     assert again.size(3) == (32, 32)
     few = open_images([str(tmp_path / "one")], limit=20)
-    assert [*map(packed.original, again.paths)] == [*map(packed.original, few.paths)]
+    assert [*map(reader.original, again.paths)] == [*map(reader.original, few.paths)]
     for source in ("fractal:40", str(tmp_path / "one")):
         training, validation = open_labelled(source)
         assert (training.classes, len(training), len(validation)) == (("system 0000", "system 0001"), 32, 8)
@@ -186,7 +186,7 @@ def test_labels_are_those_of_the_folders(tmp_path: Path, parts: tuple[str, ...])
     for before, after in zip(
         open_labelled(str(tmp_path / "data")), open_labelled(str(tmp_path / "out")), strict=True
     ):
-        originals = [*map(packed.original, after.paths)]
+        originals = [*map(reader.original, after.paths)]
         assert originals == [os.path.relpath(path, tmp_path / "data") for path in before.paths]
         assert (after.labels, after.classes) == (before.labels, before.classes)
         assert after.fingerprint == before.fingerprint
@@ -216,12 +216,12 @@ def test_a_pack_may_move_and_stand_beside_others(folder: Path, tmp_path: Path) -
 
 def redescribed(out: Path, **changes: Any) -> None:
     """Change the index and let pack.json agree, as somebody would who means harm."""
-    index = load_file(out / packed.INDEX)
+    index = load_file(out / reader.INDEX)
     for key, change in changes.items():
         index[key] = change(index[key])
-    save_file(index, out / packed.INDEX)
+    save_file(index, out / reader.INDEX)
     description = json.loads((out / "pack.json").read_text())
-    content = (out / packed.INDEX).read_bytes()
+    content = (out / reader.INDEX).read_bytes()
     description["index"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     (out / "pack.json").write_text(json.dumps(description))
 
@@ -273,11 +273,11 @@ def test_a_pack_that_is_not_whole_is_refused(folder: Path, tmp_path: Path, kind:
     elif kind == "short":
         os.truncate(out / "shard-000000.tar", 512)
     elif kind == "no index":
-        (out / packed.INDEX).unlink()
+        (out / reader.INDEX).unlink()
     elif kind == "index":
-        content = bytearray((out / packed.INDEX).read_bytes())
+        content = bytearray((out / reader.INDEX).read_bytes())
         content[-1] ^= 1
-        (out / packed.INDEX).write_bytes(content)
+        (out / reader.INDEX).write_bytes(content)
     else:
         texts = {"json": "{", "version": '{"format": "sslkit pack 2", "count": 1}', "empty json": "{}"}
         (out / "pack.json").write_text(texts[kind])
@@ -323,7 +323,7 @@ def test_sizes_as_people_write_them() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /dev/full")
 def test_a_full_disk_is_one_line(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sslkit.data.shards.shard_name", lambda number: "/dev/full")
+    monkeypatch.setattr("sslkit.data.packs.tar.shard_name", lambda number: "/dev/full")
     opened = Path.open
     monkeypatch.setattr(Path, "open", lambda self, mode: opened(self, mode.replace("x", "w")))
     with pytest.raises(UserError, match="out can't be written: No space left on device") as caught:

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import default_collate
 from torchvision.transforms.v2 import functional as reference
 
-from sslkit.augment import colour, photometry
-from sslkit.augment.colour import (
+from sslkit.augmentations import color, photometric
+from sslkit.augmentations.color import (
     adjust_brightness,
     adjust_contrast,
     adjust_hue,
@@ -23,8 +23,8 @@ from sslkit.augment.colour import (
     color_jitter,
     grayscale,
 )
-from sslkit.augment.geometry import RandomResizedCrop, Views, to_tensor_uint8
-from sslkit.augment.photometry import (
+from sslkit.augmentations.crops import RandomResizedCrop, Views, to_tensor_uint8
+from sslkit.augmentations.photometric import (
     Photometry,
     View,
     blur_by_products,
@@ -32,8 +32,8 @@ from sslkit.augment.photometry import (
     photographed,
     solarize,
 )
-from sslkit.data.picture import Picture
-from sslkit.training.device import to_device
+from sslkit.core.device import to_device
+from sslkit.data.images.picture import Picture
 
 FOLDERS = [Path(__file__).parents[2] / place for place in ("data/clothing224", "shared/data/clothing224")]
 OFF = {"jitter": 0.0, "grayscale": 0.0, "blur": 0.0, "solarize": 0.0}
@@ -151,7 +151,7 @@ def test_jitter_as_a_gpu_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Six blends for every image, those of no use with weights that change nothing."""
     images, (brightness, contrast, saturation), hue, order = every_order()
     chosen = torch.arange(24) % 3 > 0
-    monkeypatch.setattr(colour, "host_may_ask", lambda images: False)
+    monkeypatch.setattr(color, "host_may_ask", lambda images: False)
     ours = color_jitter(images, brightness, contrast, saturation, hue, order, chosen)
     assert (ours - one_after_the_other())[chosen].abs().max() < 1e-5
     assert torch.equal(ours[~chosen], images[~chosen])
@@ -177,7 +177,7 @@ def test_views_together_are_the_views_alone(monkeypatch: pytest.MonkeyPatch) -> 
     alone = [view.photometry(view.images, index, 1, 2, view.stream) for view in views]
     on_cpu = photographed(views, index, 1, 2)
     assert all(torch.equal(*pair) for pair in zip(on_cpu, alone, strict=True))
-    for module in (colour, photometry):
+    for module in (color, photometric):
         monkeypatch.setattr(module, "host_may_ask", lambda images: False)
     for ours, expected, view in zip(photographed(views, index, 1, 2), alone, views, strict=True):
         assert (ours - expected).abs().max() < 1e-5 or view.photometry.solarize  # which jumps at a half
@@ -262,7 +262,7 @@ def test_all_orders_are_equally_likely() -> None:
         seen.append(order)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sslkit.augment.photometry.jitter_", record)
+        patch.setattr("sslkit.augmentations.photometric.jitter_", record)
         Photometry()(torch.rand(count, 3, 1, 1), torch.arange(count), 0, 0, "first")
     orders = (seen[0] * torch.tensor([64, 16, 4, 1])).sum(1).unique(return_counts=True)[1]
     assert len(orders) == 24

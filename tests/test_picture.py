@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from sslkit.augment.geometry import RandomResizedCrop, Views
-from sslkit.data import decode, turbo
-from sslkit.data.decode import UnreadableImage, image_size, opened, read_image
-from sslkit.data.picture import Box, Cut, Picture, corners, reduction, resized
-from sslkit.data.sources import open_images
+from sslkit.augmentations.crops import RandomResizedCrop, Views
+from sslkit.data.images import decode, turbo
+from sslkit.data.images.decode import UnreadableImage, image_size, opened, read_image
+from sslkit.data.images.picture import Box, Cut, Picture, corners, reduction, resized
+from sslkit.data.sources.image_set import open_images
 
 PHOTOS = sorted((Path(__file__).parents[2] / "data" / "clothing224").rglob("*.jpg"))
 
@@ -114,7 +114,7 @@ def test_chips_that_take_plane_by_plane_give_the_same_pixels(monkeypatch: pytest
     for source in (image, np.asarray(image).copy()):
         expected = Picture(source).crops(cuts)
         with monkeypatch.context() as other:
-            other.setattr("sslkit.data.picture._VECTORS", False)
+            other.setattr("sslkit.data.images.picture._VECTORS", False)
             for one, two in zip(Picture(source).crops(cuts), expected, strict=True):
                 assert torch.equal(one, two)
                 assert one.is_contiguous()

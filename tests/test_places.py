@@ -13,14 +13,16 @@ from pathlib import Path
 import pytest
 from building import Called, called, export_test_vit, write_stripes
 
-from sslkit import paths, verbs
-from sslkit.config import AUTO, PretrainConfig
-from sslkit.errors import UserError
+from sslkit import api
+from sslkit.core import paths
+from sslkit.core.config.build import PretrainConfig
+from sslkit.core.config.setting import AUTO
+from sslkit.core.errors import UserError
 from sslkit.exporting import export
-from sslkit.training import checkpoint
-from sslkit.training.pretrain import pretrain
-from sslkit.training.run import RunFolder, build_method
-from sslkit.weights import load_encoder
+from sslkit.models.weights import load_encoder
+from sslkit.training.pretrain.pretrain import pretrain
+from sslkit.training.run import checkpoint
+from sslkit.training.run.folder import RunFolder, build_method
 
 QUICK = ["--workers", "0", "--device", "cpu", "--precision", "float32", "-q"]
 Usage = namedtuple("Usage", ["total", "used", "free"])
@@ -114,7 +116,7 @@ def test_classifiers_and_exports_that_start_together(tmp_path: Path, monkeypatch
     words = {"size": 32, "epochs": 2, "batch_size": 4, "workers": 0, "device": "cpu"}
     with ThreadPoolExecutor(3) as pool:
         made = list(
-            pool.map(lambda seed: verbs.finetune("random/test_vit", data, seed=seed, **words), range(3))
+            pool.map(lambda seed: api.finetune("random/test_vit", data, seed=seed, **words), range(3))
         )
         exported = list(pool.map(lambda _: export("random/test_resnet"), range(3)))
     assert sorted(str(one.folder) for one in made) == [f"runs/finetune-test_vit-{n}" for n in (1, 2, 3)]
@@ -136,7 +138,7 @@ def test_vectors_whose_name_was_taken_meanwhile(photos: Path, command: Callable[
 def test_a_beginning_that_fails_leaves_no_folder(
     tiny: Callable[..., PretrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sslkit.training import pretrain as module
+    from sslkit.training.pretrain import pretrain as module
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt

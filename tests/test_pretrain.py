@@ -16,17 +16,18 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from sslkit import config as configuration
-from sslkit.config import AUTO, PretrainConfig, build_pretrain, flat
-from sslkit.console import SILENT, Console
-from sslkit.errors import UserError
+from sslkit.core.config import build as configuration
+from sslkit.core.config.build import PretrainConfig, build_pretrain, flat
+from sslkit.core.config.setting import AUTO
+from sslkit.core.console import SILENT, Console
+from sslkit.core.errors import UserError
+from sslkit.core.paths import next_folder
 from sslkit.methods import card
-from sslkit.paths import next_folder
-from sslkit.request import pretrain_config
-from sslkit.training.pretrain import pretrain
-from sslkit.training.resolve import interval, resolve
-from sslkit.training.run import RunFolder, build_method, load_method, read_configuration
-from sslkit.weights import load_encoder
+from sslkit.models.weights import load_encoder
+from sslkit.training.pretrain.auto import interval, resolve
+from sslkit.training.pretrain.config import pretrain_config
+from sslkit.training.pretrain.pretrain import pretrain
+from sslkit.training.run.folder import RunFolder, build_method, load_method, read_configuration
 
 Tiny = Callable[..., PretrainConfig]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

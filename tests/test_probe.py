@@ -13,15 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
-from sslkit.backbones import Encoder
-from sslkit.console import Console
-from sslkit.data.labels import open_labelled
-from sslkit.errors import UserError
-from sslkit.evaluation.features import extract, pixels
-from sslkit.evaluation.probe import probe
-from sslkit.evaluation.table import tables, to_markdown
-from sslkit.visualization.probe import write_result
-from sslkit.weights import write_encoder
+from sslkit.core.console import Console
+from sslkit.core.errors import UserError
+from sslkit.data.sources.labels import open_labelled
+from sslkit.evaluation.probe.features import extract, pixels
+from sslkit.evaluation.probe.probe import probe
+from sslkit.evaluation.probe.table import tables, to_markdown
+from sslkit.models.encoder import Encoder
+from sslkit.models.weights import write_encoder
+from sslkit.visualization.figures.probe_charts import write_result
 
 QUICK: dict[str, Any] = {"device": "cpu", "precision": "float32", "workers": 0, "cache": False}
 

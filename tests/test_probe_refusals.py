@@ -13,7 +13,7 @@ import torch
 from building import Called, probing, refused
 from PIL import Image
 
-from sslkit.backbones import Encoder
+from sslkit.models.encoder import Encoder
 
 
 def write(folder: Path, names: str, count: int) -> None:

@@ -13,19 +13,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import sslkit
-from sslkit.config import read
-from sslkit.console import SILENT, Console
-from sslkit.data.audit import audit
-from sslkit.data.members import Settings
-from sslkit.data.numbers import Numbers
-from sslkit.data.own_range import own_range
-from sslkit.data.pack import pack
-from sslkit.data.packed import DESCRIPTION
-from sslkit.data.set_range import SAMPLE, asked_range, find_range, with_range
-from sslkit.data.sources import open_images
-from sslkit.errors import UserError
-from sslkit.evaluation.cache import images_digest
-from sslkit.value_range import BYTES, FULL, Range, given, parse
+from sslkit.core.config.build import read
+from sslkit.core.console import SILENT, Console
+from sslkit.core.errors import UserError
+from sslkit.core.value_range import BYTES, FULL, Range, given, parse
+from sslkit.data.audit.audit import audit
+from sslkit.data.images.numbers import Numbers
+from sslkit.data.images.range_estimate import own_range
+from sslkit.data.packs.members import Settings
+from sslkit.data.packs.reader import DESCRIPTION
+from sslkit.data.packs.writer import pack
+from sslkit.data.sources.image_set import open_images
+from sslkit.data.sources.set_range import SAMPLE, asked_range, find_range, with_range
+from sslkit.evaluation.probe.feature_cache import images_digest
 from tests.tiffs import png, tiff
 
 RANDOM = np.random.default_rng(0)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from sslkit.backbones import Encoder
-from sslkit.evaluation.readout import available, read_out
+from sslkit.evaluation.probe.readout import available, read_out
+from sslkit.models.encoder import Encoder
 from tests.building import unfreshened
 
 

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 import sslkit
-from sslkit import verbs
-from sslkit.backbones import Encoder
-from sslkit.console import Console
-from sslkit.data.labels import open_labelled
-from sslkit.errors import UserError
-from sslkit.weights import ENCODER_FILE, load_encoder, write_encoder
+from sslkit import api
+from sslkit.core.console import Console
+from sslkit.core.errors import UserError
+from sslkit.data.sources.labels import open_labelled
+from sslkit.models.encoder import Encoder
+from sslkit.models.weights import ENCODER_FILE, load_encoder, write_encoder
 
 TINY = {"epochs": 1, "batch_size": 8, "workers": 0, "device": "cpu", "pictures": 0, "precision": "float32"}
 
@@ -28,7 +28,7 @@ SIMCLR = {"method": "simclr", "backbone": "test_resnet", "size": 32}
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A finished run of eight generated images at 32 px, in the current folder."""
     monkeypatch.chdir(tmp_path)
-    return verbs.pretrain("fractal:8", backbone="test_vit", size=32, out="run", **TINY)
+    return api.pretrain("fractal:8", backbone="test_vit", size=32, out="run", **TINY)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_pretrain_refuses_before_it_writes(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
-        verbs.pretrain("fractal:8", out="run", **{**TINY, **options})  # type: ignore[arg-type]
+        api.pretrain("fractal:8", out="run", **{**TINY, **options})  # type: ignore[arg-type]
     assert not (tmp_path / "run").exists()
 
 
@@ -57,14 +57,14 @@ def test_accumulation_that_changes_the_method_is_said(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     options = {**TINY, **SIMCLR, "settings": ["run.micro_batch=4"]}
-    verbs.pretrain("fractal:8", out="run", console=Console(), **options)  # type: ignore[arg-type]
+    api.pretrain("fractal:8", out="run", console=Console(), **options)  # type: ignore[arg-type]
     assert "simclr compares the images in memory: 8 in parts of 4" in capsys.readouterr().err
-    verbs.pretrain("fractal:8", out="whole", console=Console(), **{**TINY, **SIMCLR})  # type: ignore[arg-type]
+    api.pretrain("fractal:8", out="whole", console=Console(), **{**TINY, **SIMCLR})  # type: ignore[arg-type]
     assert "in memory" not in capsys.readouterr().err
 
 
 def test_init_brings_backbone_and_size_and_its_weights(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    second = verbs.pretrain("fractal:8", init=str(run), out="second", lr=1e-30, console=Console(), **TINY)
+    second = api.pretrain("fractal:8", init=str(run), out="second", lr=1e-30, console=Console(), **TINY)
     assert "started from run" in capsys.readouterr().err
     before, after = load_encoder(run), load_encoder(second)
     assert (after.name, after.size) == ("test_vit", 32)
@@ -72,7 +72,7 @@ def test_init_brings_backbone_and_size_and_its_weights(run: Path, capsys: pytest
 
 
 def test_init_at_another_size_resamples_the_position_embedding(run: Path) -> None:
-    second = verbs.pretrain("fractal:8", init=str(run), size=64, out="second", lr=1e-30, **TINY)
+    second = api.pretrain("fractal:8", init=str(run), size=64, out="second", lr=1e-30, **TINY)
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         expected = load_encoder(run, size=64).vector(images)
@@ -85,15 +85,15 @@ def test_a_run_is_found_from_another_folder(
     (tmp_path / "photos").mkdir()
     for number in range(8):
         Image.fromarray(np.full((40, 40, 3), 30 * number, np.uint8)).save(tmp_path / f"photos/{number}.png")
-    again = verbs.pretrain("photos", backbone="test_vit", size=32, out="again", **TINY).absolute()
+    again = api.pretrain("photos", backbone="test_vit", size=32, out="again", **TINY).absolute()
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert verbs.visualize(again, kinds="views", out="pictures") == [Path("pictures/views.png")]
+    assert api.visualize(again, kinds="views", out="pictures") == [Path("pictures/views.png")]
 
 
 def test_a_report_that_fails_loses_no_result(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "finetune.json").write_text("{ not json", encoding="utf-8")
-    result = verbs.probe(run, data="fractal:40", workers=0, device="cpu", console=Console())
+    result = api.probe(run, data="fractal:40", workers=0, device="cpu", console=Console())
     assert len(result.verdicts) == 4
     assert json.loads((run / "probe.json").read_text(encoding="utf-8"))["counts"]["validation"] == 8
     assert "report.html was not written" in capsys.readouterr().err
@@ -109,12 +109,12 @@ def test_damaged_weights_are_one_line(tmp_path: Path) -> None:
 
 def test_a_finetuned_folder_is_no_pretraining_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    made = verbs.finetune(
+    made = api.finetune(
         "random/test_vit", "fractal:40", size=32, epochs=1, batch_size=8, workers=0, device="cpu", out="ft"
     )
     assert made.scratch
     with pytest.raises(UserError, match="is not a pre-training run"):
-        verbs.pretrain(resume="ft")
+        api.pretrain(resume="ft")
 
 
 def table(folder: Path, rows: list[str]) -> str:

@@ -19,21 +19,26 @@ import pytest
 import torch
 from PIL import Image
 
-from sslkit import config as configuration
-from sslkit.config import build_pretrain
-from sslkit.data.sources import open_images
-from sslkit.errors import UserError
-from sslkit.evaluation.corruptions import CORRUPTIONS
-from sslkit.evaluation.robustness_scores import RobustnessResult, SourceRobustness, against, make_plan
+from sslkit.augmentations.corruptions import CORRUPTIONS
+from sslkit.core.config import build as configuration
+from sslkit.core.config.build import build_pretrain
+from sslkit.core.errors import UserError
+from sslkit.data.sources.image_set import open_images
+from sslkit.evaluation.robustness.robustness_result import (
+    RobustnessResult,
+    SourceRobustness,
+    against,
+    make_plan,
+)
 from sslkit.methods import card
 from sslkit.methods.base import Info
-from sslkit.training import checkpoint
-from sslkit.training.run import RunFolder, build_method, describe
-from sslkit.visualization import account, judgements
-from sslkit.visualization import page as page_made
-from sslkit.visualization.arms import read_arms, seed_plot
-from sslkit.visualization.page import drawn, picture, shown
-from sslkit.visualization.report import write_report
+from sslkit.training.run import checkpoint
+from sslkit.training.run.folder import RunFolder, build_method, describe
+from sslkit.visualization.figures.seeds import read_arms, seed_plot
+from sslkit.visualization.report import html as page_made
+from sslkit.visualization.report import results_section, run_section
+from sslkit.visualization.report.html import drawn, picture, shown
+from sslkit.visualization.report.report import write_report
 
 HOSTILE = "$\\x$<script>alert('x')</script>&\"quoted\"\n\x1b[31m\u202e"
 VISIBLE = "$\\x$<script>alert('x')</script>&\"quoted\"\\n\\x1b[31m\\u202e"
@@ -300,9 +305,9 @@ def test_another_versions_documents_do_no_harm(bare: Path, document: Any) -> Non
 def test_a_robustness_without_all_its_parts(bare: Path) -> None:
     whole = robust()
     part = {**whole, "plan": {**whole["plan"], "radii": [], "epsilons": []}}
-    assert judgements.robustness(whole).count("<img") == 4
-    assert judgements.robustness(part).count("<img") == 2
-    assert judgements.robustness({**whole, "plan": {}}).count("<img") == 0
+    assert results_section.robustness(whole).count("<img") == 4
+    assert results_section.robustness(part).count("<img") == 2
+    assert results_section.robustness({**whole, "plan": {}}).count("<img") == 0
 
 
 def test_the_class_that_images_are_mistaken_for(bare: Path) -> None:
@@ -311,7 +316,7 @@ def test_the_class_that_images_are_mistaken_for(bare: Path) -> None:
     rows = ["path,label,predicted,confidence", "1,hat,shoe,1", "2,hat,shoe,1", "3,hat,coat,1", "4,hat,hat,1"]
     (folder / "predictions.csv").write_text("\n".join(rows))
     Image.new("RGB", (20, 20)).save(folder / "pictures" / "confusion.png")
-    text = judgements.finetune({"folder": "elsewhere/finetune-1", "worst": [["hat", 25.0, 4]]}, bare)
+    text = results_section.finetune({"folder": "elsewhere/finetune-1", "worst": [["hat", 25.0, 4]]}, bare)
     assert "<td>25</td><td>4</td><td>shoe (2)</td>" in text
     assert "Confusion matrix" in text
 
@@ -323,12 +328,12 @@ def test_what_is_of_one_seed_says_so_and_half_the_classes_are_not_the_worst(bare
         Image.new("RGB", (20, 20)).save(folder / "pictures" / f"{name}.png")
     worst = [[name, percent, 4] for percent, name in enumerate(("hat", "shoe", "coat", "dress", "sock"))]
     document = {"folder": "elsewhere/finetune-1", "counts": {"classes": 5}, "worst": worst}
-    alone = judgements.finetune(document, bare)
+    alone = results_section.finetune(document, bare)
     assert "seed" not in alone
     assert [name for _, _, name in ((0, 0, name) for name, *_ in worst) if name in alone] == ["hat", "shoe"]
     runs = comparison(3)
     runs["runs"][0]["folder"] = runs["folder"] = "elsewhere/finetune-1"
-    of_seeds = judgements.finetune(runs, bare)
+    of_seeds = results_section.finetune(runs, bare)
     assert "Confusion matrix, with seed 5: of each class (row), what percentage" in of_seeds
     assert "Reliability, with seed 5: " in of_seeds
 
@@ -340,7 +345,7 @@ def test_pictures_on_the_way_show_both_tasks(tmp_path: Path) -> None:
     Image.fromarray(grid).convert("RGB").save(tmp_path / "pictures" / "step-00000004.png")
 
     def greys(tasks: dict[int, str]) -> tuple[str, list[int]]:
-        text = account.over_time(tmp_path, 16, ["image"], 2.0, tasks)
+        text = run_section.over_time(tmp_path, 16, ["image"], 2.0, tasks)
         (data,) = re.findall(r'src="data:image/png;base64,(.*?)"', text)
         with Image.open(io.BytesIO(base64.b64decode(data))) as opened:
             column = np.asarray(opened.convert("L"))[:, 0]
@@ -402,7 +407,7 @@ def test_photos_in_grey_become_jpeg_where_that_is_smaller() -> None:
 
 def test_both_read_outs_are_told(bare: Path) -> None:
     row = {"name": "r", "knn": 1.0, "linear": 2.0, "knn_readout": "cls", "linear_readout": "last4"}
-    text = judgements.probe({"rows": [row]}, bare)
+    text = results_section.probe({"rows": [row]}, bare)
     assert re.findall('<th scope="col">(.*?)</th>', text) == [
         "Features", "kNN, k = 20", "kNN reads", "Linear", "Linear reads",
     ]  # fmt: skip
@@ -410,7 +415,7 @@ def test_both_read_outs_are_told(bare: Path) -> None:
 
 
 def test_one_image_and_one_draw_are_no_plural(bare: Path) -> None:
-    text = judgements.probe(
+    text = results_section.probe(
         {"shots": [{"shots": 1, "seeds": [0], "rows": [{"name": "r", "knn": 1.0}]}]}, bare
     )
     assert "With 1 labelled image per class, top-1 in %, one draw" in text
@@ -437,21 +442,21 @@ def line(step: int, **figures: float) -> dict[str, float]:
 )
 def test_health_in_plain_words(figures: dict[str, tuple[float, float]], told: str) -> None:
     lines = [line(n + 1, **{name: pair[n] for name, pair in figures.items()}) for n in range(2)]
-    assert told in account.health(lines, 64, 1.0, 64)
+    assert told in run_section.health(lines, 64, 1.0, 64)
 
 
 def test_a_rank_is_judged_by_what_so_few_images_can_have() -> None:
     lines = [line(step, rank=22.5) for step in (4, 8)]
-    text = account.health(lines, 512, 1.0, 8)
+    text = run_section.health(lines, 512, 1.0, 8)
     assert "<td>22.5 among 32 images in 512 dimensions</td><td>varied</td>" in text
-    assert "<td>few directions" in account.health(lines, 512, 1.0, 500)  # 25.6 are a twentieth
-    assert "among 512 images" in account.health(lines, 512, 1.0, 500)  # no more are kept
-    assert "<td>few directions" in account.health([line(4, rank=1.5)], 512, 1.0, 8)
+    assert "<td>few directions" in run_section.health(lines, 512, 1.0, 500)  # 25.6 are a twentieth
+    assert "among 512 images" in run_section.health(lines, 512, 1.0, 500)  # no more are kept
+    assert "<td>few directions" in run_section.health([line(4, rank=1.5)], 512, 1.0, 8)
 
 
 def test_a_task_that_is_not_learned_is_told() -> None:
     lines = [line(1, loss=2.0, loss_low=4.0), line(2, loss=1.0, loss_low=4.125)]
-    text = account.health(lines, 64, 1.0, 8)
+    text = run_section.health(lines, 64, 1.0, 8)
     assert "Loss</th><td>2 → 1</td><td>it fell" in text
     assert "Loss, low frequencies predicted</th><td>4 → 4.125</td><td>it did not fall" in text
     assert "high frequencies" not in text
@@ -468,15 +473,15 @@ def test_settings_that_differ() -> None:
     known = card("mfm")
     values = {**known.facts["defaults"], "data.sources": ["photos"]}
     usual = build_pretrain("mfm", known.Config, {**values, "schedule.epochs": 7})
-    assert "Every setting is the default" in account.settings(usual)
+    assert "Every setting is the default" in run_section.settings(usual)
     other = build_pretrain("mfm", known.Config, {**values, "optim.clip": 1.5})
-    assert '<th scope="row">optim.clip</th><td>1.5</td><td>3.0</td>' in account.settings(other)
+    assert '<th scope="row">optim.clip</th><td>1.5</td><td>3.0</td>' in run_section.settings(other)
 
 
 def test_waiting_has_a_cure() -> None:
     slow, fast = ([line(1, images_per_s=10.0, wait=share)] for share in (0.5, 0.1))
-    assert "50.0\N{NO-BREAK SPACE}% of the time: more --workers" in account.speed(slow, {"step": 5}, 4)
-    assert "--workers" not in account.speed(fast, {"step": 5}, 4)
+    assert "50.0\N{NO-BREAK SPACE}% of the time: more --workers" in run_section.speed(slow, {"step": 5}, 4)
+    assert "--workers" not in run_section.speed(fast, {"step": 5}, 4)
 
 
 # --------------------------------------------------------------------------------------------- browser

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sslkit.augment.resample import crop_resize_batch, cubic, most_taps, weights
+from sslkit.augmentations.batch_crops import crop_resize_batch, cubic, most_taps, weights
 
 
 def one_by_one(images: Tensor, boxes: Tensor, flips: Tensor, size: int) -> Tensor:

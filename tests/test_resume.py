@@ -17,12 +17,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sslkit import config as configuration
-from sslkit.config import PretrainConfig
-from sslkit.console import Console
-from sslkit.errors import UserError
-from sslkit.training.pretrain import pretrain, resume
-from sslkit.training.session import Interrupted
+from sslkit.core.config import build as configuration
+from sslkit.core.config.build import PretrainConfig
+from sslkit.core.console import Console
+from sslkit.core.errors import UserError
+from sslkit.training.pretrain.pretrain import pretrain, resume
+from sslkit.training.pretrain.session import Interrupted
 
 Tiny = Callable[..., PretrainConfig]
 # The last two look back over the steps of one process.
@@ -252,7 +252,7 @@ def test_sigusr1_saves_and_goes_on(tiny: Tiny) -> None:
 def test_a_signal_while_the_last_step_is_saved_lets_it_finish(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sslkit.training import checkpoint
+    from sslkit.training.run import checkpoint
 
     write = checkpoint.commit
 

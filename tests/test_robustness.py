@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from sslkit.console import Console
-from sslkit.data.labels import open_labelled
-from sslkit.errors import UserError
-from sslkit.evaluation.corruptions import CORRUPTIONS, common_corruption
-from sslkit.evaluation.frequency_robustness import (
+from sslkit.augmentations.corruptions import CORRUPTIONS, common_corruption
+from sslkit.core.console import Console
+from sslkit.core.errors import UserError
+from sslkit.data.sources.labels import open_labelled
+from sslkit.evaluation.robustness.fourier import (
     add_wave,
     default_norm,
     default_radii,
@@ -29,9 +29,14 @@ from sslkit.evaluation.frequency_robustness import (
     mirrored,
     wave,
 )
-from sslkit.evaluation.robustness import Labelled, read_labelled, robustness, spread
-from sslkit.evaluation.robustness_scores import RobustnessResult, against, make_plan, show
-from sslkit.visualization.robustness import attack_curves, corruption_bars, heat_maps, radius_curves
+from sslkit.evaluation.robustness.measure import Labelled, read_labelled, robustness, spread
+from sslkit.evaluation.robustness.robustness_result import RobustnessResult, against, make_plan, show
+from sslkit.visualization.figures.robustness_charts import (
+    attack_curves,
+    corruption_bars,
+    heat_maps,
+    radius_curves,
+)
 
 CPU = torch.device("cpu")
 

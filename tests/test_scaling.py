@@ -12,15 +12,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sslkit.config import Optim, PretrainConfig
-from sslkit.errors import UserError
+from sslkit.core.config.build import PretrainConfig
+from sslkit.core.config.sections import Optim
+from sslkit.core.device import pick_precision
+from sslkit.core.errors import UserError
 from sslkit.methods.base import Clock
-from sslkit.training import checkpoint
-from sslkit.training.device import pick_precision
-from sslkit.training.engine import Step, train
-from sslkit.training.optim import CosineSchedule, build_optimizer, parameter_groups
-from sslkit.training.pretrain import pretrain, resume
-from sslkit.training.scaling import scaler_for
+from sslkit.training.loop.engine import Step, train
+from sslkit.training.loop.loss_scaling import scaler_for
+from sslkit.training.loop.optim import CosineSchedule, build_optimizer, parameter_groups
+from sslkit.training.pretrain.pretrain import pretrain, resume
+from sslkit.training.run import checkpoint
 
 CPU = torch.device("cpu")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sslkit.evaluation.shots import draw, parse_shots
+from sslkit.evaluation.probe.shots import draw, parse_shots
 
 
 def test_every_class_gives_as_many_and_larger_draws_hold_smaller_ones() -> None:

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from building import two_views
 from torch import Tensor
 
-from sslkit.backbones import Encoder
 from sslkit.methods.base import Clock, Info
 from sslkit.methods.simclr import SimCLR, similarities
+from sslkit.models.encoder import Encoder
 
 CLOCK = Clock(step=0, steps=10, steps_per_epoch=5)
 

@@ -11,8 +11,8 @@ import random
 import pytest
 import torch
 
-from sslkit.training import snapshot
-from sslkit.training.snapshot import BLOCK, Place, Room, Snapshot, copied, packed
+from sslkit.training.run import snapshot
+from sslkit.training.run.snapshot import BLOCK, Place, Room, Snapshot, copied, packed
 
 
 def test_places_lie_apart_and_within_their_blocks() -> None:

@@ -12,16 +12,16 @@ import pytest
 import torch
 from torch import nn
 
-from sslkit.backbones import Encoder
 from sslkit.cli import app
-from sslkit.config import PretrainConfig, build_pretrain
-from sslkit.console import SILENT
-from sslkit.errors import UserError
+from sslkit.core.config.build import PretrainConfig, build_pretrain
+from sslkit.core.console import SILENT
+from sslkit.core.errors import UserError
 from sslkit.methods import card
-from sslkit.training.flops import counted_flops, known_peak
-from sslkit.training.pretrain import pretrain
-from sslkit.training.rates import Rates
-from sslkit.training.speed import at_the_door
+from sslkit.models.encoder import Encoder
+from sslkit.training.loop.flops import counted_flops, known_peak
+from sslkit.training.pretrain.pretrain import pretrain
+from sslkit.training.pretrain.rates import Rates
+from sslkit.training.pretrain.throughput import at_the_door
 
 SMALL = ["-b", "test_vit", "--size", "32", "--batch-size", "4", "--workers", "0", "--precision", "float32"]
 

@@ -14,20 +14,20 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sslkit.backbones import Encoder, require_maps
-from sslkit.config import PretrainConfig, build_pretrain
-from sslkit.console import Console
-from sslkit.errors import UserError
-from sslkit.evaluation.classifier import build_model
-from sslkit.evaluation.classifier_files import write_classifier
-from sslkit.evaluation.probe import probe
+from sslkit.core.config.build import PretrainConfig, build_pretrain
+from sslkit.core.console import Console
+from sslkit.core.errors import UserError
+from sslkit.evaluation.probe.probe import probe
 from sslkit.exporting import export
+from sslkit.finetuning.classifier import build_model
+from sslkit.finetuning.classifier_files import write_classifier
 from sslkit.methods import card
-from sslkit.training.pretrain import pretrain, resume
-from sslkit.training.resolve import resolve
-from sslkit.training.run import load_method, read_configuration
-from sslkit.training.session import Interrupted
-from sslkit.weights import Architecture, architecture, header_of, load_encoder, write_encoder
+from sslkit.models.encoder import Encoder, require_maps
+from sslkit.models.weights import Architecture, architecture, header_of, load_encoder, write_encoder
+from sslkit.training.pretrain.auto import resolve
+from sslkit.training.pretrain.pretrain import pretrain, resume
+from sslkit.training.pretrain.session import Interrupted
+from sslkit.training.run.folder import load_method, read_configuration
 
 SMALL = {"model.backbone": "resnet18", "model.stem": "small", "model.patch_size": 0}
 MEAN, STD = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))

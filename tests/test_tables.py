@@ -12,14 +12,14 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from sslkit import verbs
-from sslkit.console import Console, as_json, named, readable
-from sslkit.data.labels import open_labelled
-from sslkit.data.sources import open_images
-from sslkit.data.tables import lines_of, one_spelling, read_table, rows_of
-from sslkit.errors import UserError
-from sslkit.evaluation.gallery import class_names
-from sslkit.visualization.style import Sheet, plain
+from sslkit import api
+from sslkit.core.console import Console, as_json, named, readable
+from sslkit.core.errors import UserError
+from sslkit.data.sources.image_set import open_images
+from sslkit.data.sources.labels import open_labelled
+from sslkit.data.sources.tables import lines_of, one_spelling, read_table, rows_of
+from sslkit.evaluation.embedding.gallery import class_names
+from sslkit.visualization.figures.style import Sheet, plain
 
 
 @pytest.fixture
@@ -183,8 +183,8 @@ def test_class_names_of_any_bytes_reach_every_file(
             pixels = draw.integers(0, 255, (40, 36, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(os.path.join(os.fsencode(data), name, b"%d.png" % number))
     few = {"size": 32, "console": Console()}
-    verbs.visualize("random/test_vit", [data], kinds=["neighbours", "map"], out=tmp_path / "pictures", **few)
-    run = verbs.finetune(
+    api.visualize("random/test_vit", [data], kinds=["neighbours", "map"], out=tmp_path / "pictures", **few)
+    run = api.finetune(
         "random/test_vit", data, epochs=1, batch_size=4, workers=0, out=str(tmp_path / "ft"), **few
     )
     for file in [*run.folder.glob("*.json"), *run.folder.glob("*.jsonl")]:
@@ -195,9 +195,9 @@ def test_class_names_of_any_bytes_reach_every_file(
     again = open_labelled(str(run.folder / "splits.csv"))  # DATA itself, stray bytes included
     assert again[0].classes == open_labelled(str(data))[0].classes
     for ending in ("safetensors", "npz", "csv"):
-        verbs.embed("random/test_vit", data, tmp_path / f"a.{ending}", workers=0, **few)
+        api.embed("random/test_vit", data, tmp_path / f"a.{ending}", workers=0, **few)
     with safe_open(tmp_path / "a.safetensors", "np") as opened:
         assert "caf\ufffd" in json.loads(opened.metadata()["classes"])
     assert "'1' " in capsys.readouterr().err  # among the worst classes
-    assert verbs.check(data, workers=0).classes["caf\udce9"] == 3
-    assert len(verbs.pack(data, out=tmp_path / "pack").classes) == len(BYTES)
+    assert api.check(data, workers=0).classes["caf\udce9"] == 3
+    assert len(api.pack(data, out=tmp_path / "pack").classes) == len(BYTES)

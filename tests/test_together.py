@@ -19,15 +19,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sslkit import distributed, keyed, place, processes, verbs
-from sslkit.config import build_pretrain
-from sslkit.data.loader import KeyedBatches
-from sslkit.errors import UserError
+from sslkit import api
+from sslkit.core import rng
+from sslkit.core.config.build import build_pretrain
+from sslkit.core.distributed import collectives, environment, processes
+from sslkit.core.errors import UserError
+from sslkit.data.loading.loader import KeyedBatches
 from sslkit.methods import TEMPLATE, card
 from sslkit.methods.base import Clock
-from sslkit.training.acceleration import agreed_micro_batch
-from sslkit.training.launch import _judged, launch
-from sslkit.training.signals import Interrupted
+from sslkit.training.loop.acceleration import agreed_micro_batch
+from sslkit.training.loop.signals import Interrupted
+from sslkit.training.pretrain.launch import _judged, launch
 
 pytestmark = pytest.mark.slow  # each launch imports torch in every process
 
@@ -39,7 +41,7 @@ SETTINGS = ["model.patch_size=8", "run.log_every=2", "run.patience=60"]
 
 
 def train(photos: Path, out: Path, settings: tuple[str, ...] = (), **changes: Any) -> Path:
-    return verbs.pretrain(photos, out=out, settings=[*SETTINGS, *settings], **{**COMMON, **changes})
+    return api.pretrain(photos, out=out, settings=[*SETTINGS, *settings], **{**COMMON, **changes})
 
 
 def far(one: Path, other: Path, file: str = "encoder.safetensors") -> float:
@@ -73,11 +75,11 @@ def test_processes_equal_one_at_the_same_batch(
 def test_shared_statistics_make_a_cnn_the_same(photos: Path, tmp_path: Path) -> None:
     options = {"backbone": "test_resnet", "method": "simclr", "epochs": 1}
     settings = ("optim.name=sgd", "optim.lr=0.1")
-    one = verbs.pretrain(
+    one = api.pretrain(
         photos, out=tmp_path / "one", settings=["run.log_every=2", *settings], **{**COMMON, **options}
     )
     apart, shared = (
-        verbs.pretrain(
+        api.pretrain(
             photos, out=tmp_path / str(sync), devices=2, **{**COMMON, **options},
             settings=["run.log_every=2", "run.patience=60", f"model.sync_norm={sync}", *settings],
         )
@@ -94,7 +96,7 @@ def test_a_run_of_two_goes_on_as_one_and_as_four(photos: Path, tmp_path: Path) -
     assert 0 < int(saved.removeprefix("step-")) < 6
     shutil.copytree(tmp_path / "first", tmp_path / "second")
     for devices, part in ((1, tmp_path / "first"), (4, tmp_path / "second")):
-        verbs.pretrain(resume=part, devices=devices)
+        api.pretrain(resume=part, devices=devices)
         assert far(whole, part) < 1e-6
         state = json.loads((part / "checkpoints/step-00000006/state.json").read_text())
         assert state["world"] == devices
@@ -133,7 +135,7 @@ def test_shares_of_a_batch_are_disjoint_and_make_the_whole(world: int) -> None:
     whole = batches((0, 1))
     for step in range(2):
         assert [key for part in parts for key in part[step]] == whole[step]
-    assert whole[0] == [(0, int(i)) for i in keyed.permutation(5000, 7, 0, 2048, 4096)]
+    assert whole[0] == [(0, int(i)) for i in rng.permutation(5000, 7, 0, 2048, 4096)]
 
 
 # ------------------------------------------------------------------------------------------------ ends
@@ -203,7 +205,8 @@ def test_out_of_memory_in_one_process_ends_all_and_the_run_goes_on_with_less_at_
     text = TEMPLATE.read_text(encoding="utf-8")
     plain.write_text(text, encoding="utf-8")
     text = text.replace(
-        "from torch import", "import torch\nfrom sslkit.distributed import rank\nfrom torch import"
+        "from torch import",
+        "import torch\nfrom sslkit.core.distributed.collectives import rank\nfrom torch import",
     )
     case = f"if clock.step >= 2 and len(images) > 2 and rank() == {short}:"
     problem = f"        {case}\n            raise torch.OutOfMemoryError('full')\n"
@@ -219,7 +222,7 @@ def test_out_of_memory_in_one_process_ends_all_and_the_run_goes_on_with_less_at_
     (saved,) = (run / "checkpoints").glob("step-*")
     state = json.loads((saved / "state.json").read_text())
     assert (saved.name, state["micro_batch"]) == ("step-00000002", 2)
-    verbs.pretrain(resume=run, devices=2)
+    api.pretrain(resume=run, devices=2)
     assert far(whole, run) < 1e-6
 
 
@@ -228,11 +231,11 @@ class Gathering(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.room = 9 if distributed.rank() == 1 else 99
+        self.room = 9 if collectives.rank() == 1 else 99
         self.weight = torch.nn.Parameter(torch.ones(1))
 
     def forward(self, batch: dict[str, torch.Tensor], clock: Clock) -> dict[str, torch.Tensor]:
-        loss = distributed.total((self.weight * batch["image"]).sum())
+        loss = collectives.total((self.weight * batch["image"]).sum())
         if len(batch["image"]) > self.room:  # only now: what it has sent must not meet another's next message
             raise torch.OutOfMemoryError("full")
         return {"loss": loss}
@@ -278,21 +281,24 @@ def test_places_of_torchrun_and_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("SLURM_") or name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
             monkeypatch.delenv(name)
-    assert not place.placed()
-    assert (place.number(), place.local(), place.local_count()) == (0, 0, 1)
+    assert not environment.placed()
+    assert (environment.number(), environment.local(), environment.local_count()) == (0, 0, 1)
     slurm = {"PROCID": "5", "NTASKS": "8", "LOCALID": "1", "STEP_TASKS_PER_NODE": "4(x2)", "JOB_ID": "70001"}
     for name, value in slurm.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    assert place.placed()
-    assert (place.number(), place.local(), place.local_count()) == (5, 1, 4)
-    assert place.variables()["MASTER_PORT"] == "30001"
+    assert environment.placed()
+    assert (environment.number(), environment.local(), environment.local_count()) == (5, 1, 4)
+    assert environment.variables()["MASTER_PORT"] == "30001"
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
-    assert (place.number(), place.variables()["WORLD_SIZE"]) == (0, "2")  # torchrun has the last word
+    assert (environment.number(), environment.variables()["WORLD_SIZE"]) == (
+        0,
+        "2",
+    )  # torchrun has the last word
 
 
 def test_figures_are_means_without_what_is_absent() -> None:
-    from sslkit.training.health import averaged
+    from sslkit.training.loop.health import averaged
 
     told = [({"loss": 1.0, "loss_low": float("nan")}, 0.5), ({"loss": 3.0, "loss_low": 4.0}, 0.25)]
     assert averaged(told) == ({"loss": 2.0, "loss_low": 4.0}, 0.5)

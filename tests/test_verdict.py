@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslkit.evaluation.verdict import (
+from sslkit.evaluation.metrics.significance import (
     Difference,
     accuracy,
     against_pixels,

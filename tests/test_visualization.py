@@ -14,30 +14,31 @@ from matplotlib.image import AxesImage
 from PIL import Image
 from torch import Tensor
 
-from sslkit import config as configuration
-from sslkit import keyed, verbs
-from sslkit.augment.geometry import RandomResizedCrop
-from sslkit.config import build_pretrain
-from sslkit.console import Console
-from sslkit.data.picture import Picture
-from sslkit.data.sources import open_images
-from sslkit.errors import UserError
-from sslkit.evaluation.grid import Cell
-from sslkit.evaluation.result import FewRow, Level, ProbeResult, Row
+from sslkit import api
+from sslkit.augmentations.crops import RandomResizedCrop
+from sslkit.core import rng
+from sslkit.core.config import build as configuration
+from sslkit.core.config.build import build_pretrain
+from sslkit.core.console import Console
+from sslkit.core.errors import UserError
+from sslkit.data.images.picture import Picture
+from sslkit.data.sources.image_set import open_images
+from sslkit.evaluation.probe.result import FewRow, Level, ProbeResult, Row
+from sslkit.evaluation.probe.size_grid import Cell
+from sslkit.frequency.measures import log_magnitude, power_law, psnr, ring_error, ring_power
 from sslkit.methods import card
 from sslkit.methods.base import Info
-from sslkit.training import checkpoint
-from sslkit.training.run import RunFolder, build_method, describe
-from sslkit.visualization.curves import curves, read_metrics, running_mean
-from sslkit.visualization.drawing import draw_panels, draw_reconstruction, draw_views
-from sslkit.visualization.families import families
+from sslkit.training.run import checkpoint
+from sslkit.training.run.folder import RunFolder, build_method, describe
+from sslkit.visualization.draw import draw_panels, draw_reconstruction, draw_views
+from sslkit.visualization.figures.curves import curves, read_metrics, running_mean
+from sslkit.visualization.figures.mask_families import families
+from sslkit.visualization.figures.mask_pictures import masks
+from sslkit.visualization.figures.probe_charts import bars, grid_curves, shots_curves
+from sslkit.visualization.figures.spectrum import spectrum
+from sslkit.visualization.figures.style import save
+from sslkit.visualization.inputs import Subject
 from sslkit.visualization.kinds import GROUPS
-from sslkit.visualization.masks import masks
-from sslkit.visualization.measure import log_magnitude, power_law, psnr, ring_error, ring_power
-from sslkit.visualization.probe import bars, grid_curves, shots_curves
-from sslkit.visualization.spectrum import spectrum
-from sslkit.visualization.style import save
-from sslkit.visualization.subject import Subject
 from sslkit.visualization.visualize import KINDS, refusal, visualize
 
 OWN = ("masks", "families", "views", "spectrum", "recon", "curves")
@@ -225,10 +226,10 @@ def test_views_are_those_of_the_worker_and_inputs_those_of_numpy(run: Path) -> N
     assert (len(made), len(inputs)) == (6, 6)
     places = [(index, epoch) for index in subject.originals for epoch in range(3)]
     for (index, epoch), view, given in zip(places, made, inputs, strict=True):
-        transform, random = RandomResizedCrop(32), keyed.generator(5, epoch, index)
+        transform, random = RandomResizedCrop(32), rng.generator(5, epoch, index)
         expected = transform(Picture(subject.originals[index]), random).permute(1, 2, 0).numpy() / 255
         assert np.allclose(pixels_of(view), expected, atol=1e-6)
-        low = bool(keyed.uniform(5, epoch, torch.tensor([index]), "mfm.keep_low") < 0.5)
+        low = bool(rng.uniform(5, epoch, torch.tensor([index]), "mfm.keep_low") < 0.5)
         assert given.get_label() == f"input: {'low' if low else 'high'} kept"
         corrupted = np.clip(numpy_filter(expected, 4.5, low), 0, 1)
         assert np.allclose(pixels_of(given), corrupted, atol=1e-5)
@@ -354,7 +355,7 @@ def test_a_run_gives_all_kinds_and_overwrites_none(
 
 def test_other_methods_show_their_own_panels(tmp_path: Path) -> None:
     options = {"backbone": "test_resnet", "size": 32, "epochs": 1, "batch_size": 8, "workers": 0}
-    made = verbs.pretrain("fractal:16", method="simclr", out=tmp_path / "run", **options)
+    made = api.pretrain("fractal:16", method="simclr", out=tmp_path / "run", **options)
     written = visualize(str(made), kinds=["panels"], out=tmp_path / "pictures", count=2)
     assert [path.name for path in written] == ["panels.png"]
     subject = Subject(str(made), count=2)

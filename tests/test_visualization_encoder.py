@@ -14,30 +14,30 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from sslkit.augment.geometry import CenterCrop
-from sslkit.backbones import Encoder
-from sslkit.console import Console
-from sslkit.errors import UserError
-from sslkit.evaluation.corruptions import CORRUPTIONS
-from sslkit.evaluation.robustness_scores import RobustnessResult, SourceRobustness, make_plan
-from sslkit.request import pretrain_config
-from sslkit.training.pretrain import pretrain
-from sslkit.visualization.attention_maps import (
+from sslkit.augmentations.corruptions import CORRUPTIONS
+from sslkit.augmentations.crops import CenterCrop
+from sslkit.core.console import Console
+from sslkit.core.errors import UserError
+from sslkit.evaluation.robustness.robustness_result import RobustnessResult, SourceRobustness, make_plan
+from sslkit.models.encoder import Encoder
+from sslkit.training.pretrain.config import pretrain_config
+from sslkit.training.pretrain.pretrain import pretrain
+from sslkit.visualization.figures.attention_maps import (
     attention_maps,
     mean_distance,
     patch_distances,
     rolled,
     watched,
 )
-from sslkit.visualization.compare import Compared, compare, table_rows
-from sslkit.visualization.filters import first_filters, frequency_response
+from sslkit.visualization.figures.embedding_map import apart, image_map, limits, principal, projections
+from sslkit.visualization.figures.first_layer import first_filters, frequency_response
+from sslkit.visualization.figures.layers import block_maps, relative_amplitude
+from sslkit.visualization.figures.neighbours import Neighbour, neighbours
+from sslkit.visualization.figures.pca import components, feature_maps
+from sslkit.visualization.figures.runs import Compared, compare, table_rows
+from sslkit.visualization.inputs import Subject
 from sslkit.visualization.kinds import GROUPS, KINDS
-from sslkit.visualization.layers import block_maps, relative_amplitude
-from sslkit.visualization.map import apart, image_map, limits, principal, projections
-from sslkit.visualization.neighbours import Neighbour, neighbours
-from sslkit.visualization.pca import components, feature_maps
-from sslkit.visualization.stored import stored_robustness
-from sslkit.visualization.subject import Subject
+from sslkit.visualization.report.stored import stored_robustness
 from sslkit.visualization.visualize import visualize
 
 ENCODER_KINDS = ["attention", "pca", "neighbours", "map", "filters", "layers"]

@@ -13,13 +13,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from sslkit.backbones import Encoder
-from sslkit.errors import UserError
-from sslkit.files import sha256
+from sslkit.core.errors import UserError
+from sslkit.core.files import sha256
 from sslkit.methods import load
 from sslkit.methods.base import Info
-from sslkit.training.run import RunFolder
-from sslkit.weights import (
+from sslkit.models.encoder import Encoder
+from sslkit.models.weights import (
     ENCODER_FILE,
     EXPORT_FILE,
     header_of,
@@ -28,6 +27,7 @@ from sslkit.weights import (
     save,
     write_encoder,
 )
+from sslkit.training.run.folder import RunFolder
 
 SWIN = "swin_tiny_patch4_window7_224"
 NAMES = ["test_vit", "vit_tiny_patch16_224", "test_resnet", "test_convnext", SWIN]

@@ -18,12 +18,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sslkit.console import Console
-from sslkit.data import limits, workers
-from sslkit.data.loader import pretraining_loader
-from sslkit.data.picture import Picture
-from sslkit.data.sources import open_images
-from sslkit.data.workers import WorkersLost
+from sslkit.core.console import Console
+from sslkit.data.images.picture import Picture
+from sslkit.data.loading import limits, workers
+from sslkit.data.loading.loader import pretraining_loader
+from sslkit.data.loading.workers import WorkersLost
+from sslkit.data.sources.image_set import open_images
 
 TROUBLE = {
     "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
@@ -69,7 +69,7 @@ def batches(folder: Path, kind: str, times: int, console: Console) -> list[Any]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "PATIENCE", 2.0)
-    monkeypatch.setattr("sslkit.data.loader.LOOK", 0.5)
+    monkeypatch.setattr("sslkit.data.loading.loader.LOOK", 0.5)
 
 
 @pytest.mark.slow
@@ -145,7 +145,7 @@ def test_a_run_saves_what_it_learned_when_reading_fails(
     tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sslkit.methods.mfm import MFM
-    from sslkit.training.pretrain import pretrain, resume
+    from sslkit.training.pretrain.pretrain import pretrain, resume
 
     whole = pretrain(tiny("whole"))
     config = tiny("run", **{"data.workers": 1})

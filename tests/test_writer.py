@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from sslkit.config import PretrainConfig
-from sslkit.console import Console
-from sslkit.errors import UserError
-from sslkit.training import checkpoint
-from sslkit.training.checkpoint import SaveFailed
-from sslkit.training.pretrain import pretrain, resume
-from sslkit.training.writer import Writer
+from sslkit.core.config.build import PretrainConfig
+from sslkit.core.console import Console
+from sslkit.core.errors import UserError
+from sslkit.training.pretrain.pretrain import pretrain, resume
+from sslkit.training.run import checkpoint
+from sslkit.training.run.checkpoint import SaveFailed
+from sslkit.training.run.checkpoint_writer import Writer
 
 Tiny = Callable[..., PretrainConfig]
 
@@ -164,7 +164,7 @@ def test_after_three_failed_saves_the_run_stops_and_can_be_resumed(tiny: Tiny) -
 
 def test_a_run_saved_in_the_background_is_the_same(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU a save is done in the step; here it is made to happen as on a GPU."""
-    from sslkit.training import session
+    from sslkit.training.pretrain import session
 
     whole = pretrain(tiny("whole"))
     monkeypatch.setattr(session, "Writer", lambda folder, background, console: Writer(folder, True, console))

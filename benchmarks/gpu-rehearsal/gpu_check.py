@@ -118,13 +118,13 @@ def pictures(count: int, folder: Path) -> Path:
 
 def stepping(name: str, backbone: str, batch_size: int, steps: int) -> Iterator[Any]:
     """Steps of the real training loop, one as each is asked for, on a pinned batch of noise."""
-    from sslkit.config import build_pretrain
+    from sslkit.core.config.build import build_pretrain
     from sslkit.methods import card
     from sslkit.methods.base import Clock
-    from sslkit.training.engine import train
-    from sslkit.training.optim import pretraining
-    from sslkit.training.resolve import resolve
-    from sslkit.training.run import build_method
+    from sslkit.training.loop.engine import train
+    from sslkit.training.loop.optim import pretraining
+    from sslkit.training.pretrain.auto import resolve
+    from sslkit.training.run.folder import build_method
 
     known, images = card(name), 100_000
     values = {
@@ -205,9 +205,9 @@ def _environment() -> str:
 
 @check("numbers: draws, crops, corruption, loss and photometry equal the CPU's", 10)
 def _numbers() -> str:
-    from sslkit import keyed
-    from sslkit.augment.photometry import Photometry
-    from sslkit.augment.resample import crop_resize_batch
+    from sslkit.augmentations.batch_crops import crop_resize_batch
+    from sslkit.augmentations.photometric import Photometry
+    from sslkit.core import rng
     from sslkit.frequency import corrupt, masked_spectral_loss, strongest
 
     limits = {"uniform": 0.0, "normal": 1e-5, "crops": 0.0, "photometry": 1e-4}
@@ -221,8 +221,8 @@ def _numbers() -> str:
         off[what] = max(off[what], float(error)) if error == error else float("nan")
 
     index = torch.arange(512)
-    compare("uniform", keyed.uniform(3, 2, index.to(CUDA), "a"), keyed.uniform(3, 2, index, "a"))
-    normals = [keyed.normal(3, 2, where, (3, 7, 7), "a") for where in (index.to(CUDA), index)]
+    compare("uniform", rng.uniform(3, 2, index.to(CUDA), "a"), rng.uniform(3, 2, index, "a"))
+    normals = [rng.normal(3, 2, where, (3, 7, 7), "a") for where in (index.to(CUDA), index)]
     compare("normal", *normals)
     generator = torch.Generator().manual_seed(0)
     photos = torch.randint(0, 256, (16, 3, 64, 64), dtype=torch.uint8, generator=generator)

@@ -27,14 +27,14 @@ import torch
 import traffic
 from torch import Tensor
 
-from sslkit.backbones import Encoder
-from sslkit.config import build_pretrain
+from sslkit.core.config.build import build_pretrain
 from sslkit.methods import card
 from sslkit.methods.base import Clock
-from sslkit.training import engine
-from sslkit.training.optim import pretraining
-from sslkit.training.resolve import resolve
-from sslkit.training.run import build_method
+from sslkit.models.encoder import Encoder
+from sslkit.training.loop import engine
+from sslkit.training.loop.optim import pretraining
+from sslkit.training.pretrain.auto import resolve
+from sslkit.training.run.folder import build_method
 
 CUDA = torch.device("cuda")
 LOG = rehearsal.LOG
@@ -42,7 +42,7 @@ IMAGES = 100_000  # of an imagined dataset
 MEASURED = 2  # steps, after a first one in which optimizer state and caches are made
 ENCODER = ("encoder forward", "encoder backward", "momentum encoder")
 DOORS = ("maps", "vector", "tokens", "masked_map")  # the encoder's public methods
-ENGINE = {  # functions of sslkit.training.engine → phase
+ENGINE = {  # functions of sslkit.training.loop.engine → phase
     "to_device": "to the device",
     "clip_gradients_": "clipping",
     "_gathered": "metrics",

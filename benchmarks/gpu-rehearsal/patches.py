@@ -46,7 +46,7 @@ def results_that_matter() -> None:
 
 def losses_that_are_not_finite() -> None:
     """No loss is a number here, so sslkit must not stop after a few of them."""
-    from sslkit.training.nonfinite import NonFinite
+    from sslkit.training.run.nonfinite import NonFinite
 
     NonFinite._note = lambda self, step: None  # type: ignore[method-assign]
 

@@ -22,11 +22,11 @@ import torch
 from launches import LOG, Case, configured
 from safetensors.torch import load_file
 
-from sslkit.console import SILENT
+from sslkit.core.console import SILENT
 from sslkit.methods.base import Clock
-from sslkit.training.optim import pretraining
-from sslkit.training.snapshot import snapshot
-from sslkit.training.writer import Writer
+from sslkit.training.loop.optim import pretraining
+from sslkit.training.run.checkpoint_writer import Writer
+from sslkit.training.run.snapshot import snapshot
 
 
 def trained(backbone: str) -> tuple[Any, Any]:

@@ -22,9 +22,9 @@ import torch
 import traffic
 from launches import CUDA, LOG, Case, Figures, measured, watch
 
-from sslkit.augment.geometry import RandomResizedCrop
-from sslkit.data import cached
-from sslkit.training.device import to_device
+from sslkit.augmentations.crops import RandomResizedCrop
+from sslkit.core.device import to_device
+from sslkit.training.loop import cached_loader
 
 VIT, CNN = "vit_small_patch16_224", "resnet50"
 CASES = [
@@ -90,7 +90,7 @@ def cut_out() -> dict[str, Any]:
     box = torch.tensor([3, 4, 20, 10, 1]).repeat(count, 1)
     sketches = {"index": torch.arange(count), **dict.fromkeys(crops, box)}
     pinned = {name: tensor.pin_memory() for name, tensor in sketches.items()}
-    batches = cached._cut_out((dict(pinned) for _ in range(2)), whole, crops)
+    batches = cached_loader._cut_out((dict(pinned) for _ in range(2)), whole, crops)
     next(batches)
     LOG.clear()
     LOG.listening = True

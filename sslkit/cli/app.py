@@ -15,10 +15,11 @@ from typing import Any
 
 import typer
 
-from sslkit import allocator, place
 from sslkit.cli.command import WIDEST, described, none
-from sslkit.console import printable, visible
-from sslkit.errors import UserError
+from sslkit.core import allocator
+from sslkit.core.console import printable, visible
+from sslkit.core.distributed import environment
+from sslkit.core.errors import UserError
 from sslkit.version import __version__
 
 UsageError: Any = typer.BadParameter.__base__
@@ -113,7 +114,7 @@ def main() -> None:
 
 
 def _tell(message: str, hint: str, code: int) -> int:
-    if code == 2 and place.number() > 0:  # refused at the door, and the first process says so
+    if code == 2 and environment.number() > 0:  # refused at the door, and the first process says so
         return code
     for line in (f"error: {message}", f"hint: {hint}" if hint else ""):
         if line and sys.stderr:
@@ -123,7 +124,7 @@ def _tell(message: str, hint: str, code: int) -> int:
 
 def _tell_of_import(error: RuntimeError | ImportError) -> int:
     """The cure if torch and torchvision do not fit together; anything else is a bug, with its traceback."""
-    from sslkit.diagnosis import broken_import
+    from sslkit.testing.doctor import broken_import
 
     known = broken_import(error)
     if known is None:

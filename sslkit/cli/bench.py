@@ -8,10 +8,10 @@ import typer
 
 from sslkit.cli import options
 from sslkit.cli.pretrain import defaults as defaults
-from sslkit.console import Console
+from sslkit.core.console import Console
 
 if TYPE_CHECKING:
-    from sslkit.training.rates import Rates
+    from sslkit.training.pretrain.rates import Rates
 
 SIDES = {
     "loader": "loader only",
@@ -47,10 +47,10 @@ def bench(
     json: options.Json = False,
 ) -> None:
     """How fast images are read and trained on here, beside the bare backbone; writes nothing."""
-    from sslkit import verbs
+    from sslkit import api
 
     console = Console(quiet, json)
-    made, rates = verbs.bench(
+    made, rates = api.bench(
         *data,
         method=method,
         config=config,

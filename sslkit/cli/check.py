@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sslkit.cli import options
-from sslkit.console import Console, counted, named, nearby, visible
+from sslkit.core.console import Console, counted, named, nearby, visible
 
 if TYPE_CHECKING:
-    from sslkit.data.audit import Audit, Finding
+    from sslkit.data.audit.audit import Audit, Finding
 
 SHOWN = 3
 """Images that are named of each finding; --out lists all."""
@@ -45,10 +45,10 @@ def check(
     json: options.Json = False,
 ) -> None:
     """Look at images before spending hours on them: unreadable, tiny, doubled, leaked; exit 1 on findings."""
-    from sslkit import verbs
+    from sslkit import api
 
     console = Console(quiet, json)
-    audit = verbs.check(*data, against=against or (), out=out, workers=workers, console=console)
+    audit = api.check(*data, against=against or (), out=out, workers=workers, console=console)
     console.result("\n".join(_lines(audit)), audit.to_document())
     if audit.findings:
         raise typer.Exit(1)

@@ -8,7 +8,7 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperOption
 
-from sslkit.settings import AUTO
+from sslkit.core.config.setting import AUTO
 
 Defaults = Callable[[], Mapping[str, str]]
 """Parameter's name → its default as help says it; called for help alone, so that no other call pays."""

@@ -36,7 +36,7 @@ def timm_names() -> list[str]:
 
 def recipes(ctx: Context, incomplete: str) -> list[str]:
     """Recipes of the command, and TOML files where none begins so (the shell's own)."""
-    from sslkit.config import FINETUNING_RECIPES, RECIPES
+    from sslkit.core.config.build import FINETUNING_RECIPES, RECIPES
 
     folder = FINETUNING_RECIPES if ctx.info_name == "finetune" else RECIPES
     return sorted(file.stem for file in folder.glob("*.toml") if file.stem.startswith(incomplete))
@@ -61,19 +61,19 @@ def settings(ctx: Context, incomplete: str) -> list[tuple[str, str]]:
 
 
 def _sections(ctx: Context) -> Mapping[str, type]:
-    from sslkit import config
-    from sslkit.errors import UserError
+    from sslkit.core.config import build
+    from sslkit.core.errors import UserError
     from sslkit.methods import card
-    from sslkit.request import METHOD
+    from sslkit.training.pretrain.config import METHOD
 
     if ctx.info_name == "finetune":
-        from sslkit.evaluation import finetune_config
+        from sslkit.finetuning import config
 
-        return finetune_config.SECTIONS
-    try:
-        return {**config.SECTIONS, "method": card(ctx.params.get("method") or METHOD).Config}
-    except UserError:  # no such method: its settings are nobody's
         return config.SECTIONS
+    try:
+        return {**build.SECTIONS, "method": card(ctx.params.get("method") or METHOD).Config}
+    except UserError:  # no such method: its settings are nobody's
+        return build.SECTIONS
 
 
 def _choices(part: type, field: str) -> Iterator[str]:

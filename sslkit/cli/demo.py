@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from sslkit.cli import options
-from sslkit.console import Console
+from sslkit.core.console import Console
 
 IMAGES = 800
 """Generated images; a fifth of them is held out."""
@@ -25,8 +25,8 @@ def demo(out: options.Out = None, quiet: options.Quiet = False) -> None:
     Nothing to download; a few minutes on two cores. It shows that everything works and what it looks like,
     not what pre-training gains: for that, take your own images and more time.
     """
-    from sslkit import verbs
-    from sslkit.paths import claim_folder, make_folder
+    from sslkit import api
+    from sslkit.core.paths import claim_folder, make_folder
 
     console = Console(quiet)
     folder = make_folder(Path(out)) if out else claim_folder(Path("runs"), "demo")
@@ -37,18 +37,18 @@ def demo(out: options.Out = None, quiet: options.Quiet = False) -> None:
 
     title(f"1/5  sslkit pretrain {data} --backbone resnet18 --size 64 --epochs 10")
     # A ResNet-18: at this size faster than a ViT, and on photos it learned where a ViT did not (lab notes).
-    run = verbs.pretrain(
+    run = api.pretrain(
         data, backbone="resnet18", size=64, epochs=10, out=folder / "pretrain", console=console
     )
     title("2/5  sslkit probe: are its frozen features better than random weights and raw pixels?")
-    for sentence in verbs.probe(run, data=data, console=console).verdicts:
+    for sentence in api.probe(run, data=data, console=console).verdicts:
         console.say(f"  {sentence}")
     title("3/5  sslkit finetune: a classifier that starts from it")
-    verbs.finetune(run, data, epochs=5, out=str(folder / "finetune"), console=console)
+    api.finetune(run, data, epochs=5, out=str(folder / "finetune"), console=console)
     title("4/5  sslkit export: a file that timm opens")
-    verbs.export(run, folder / "export", console=console)
+    api.export(run, folder / "export", console=console)
     title("5/5  sslkit visualize: what MFM sees and predicts")
-    for file in verbs.visualize(run, console=console):
+    for file in api.visualize(run, console=console):
         console.say(f"  {file}")
     title(f"everything lies in {folder}; begin with {run / 'report.html'}")
     console.result(str(run / "report.html"))

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sslkit.cli import options
-from sslkit.console import Console
+from sslkit.core.console import Console
 
 EXAMPLES = ("sslkit doctor", "sslkit doctor --train                           # about a minute")
 
@@ -20,11 +20,11 @@ def doctor(
     json: options.Json = False,
 ) -> None:
     """Is this environment fit for training? One line per finding, with the cure; exit code 1 on errors."""
-    from sslkit import verbs
+    from sslkit import api
 
     console = Console(json=json)
     findings = []
-    for finding in verbs.doctor(train=train):
+    for finding in api.doctor(train=train):
         findings.append(finding)
         if not json:
             cure = f"  → {finding.cure}" if finding.cure else ""

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sslkit.cli import completion, options
-from sslkit.console import Console
+from sslkit.core.console import Console
 
 EXAMPLES = (
     "sslkit embed runs/mfm-vit_tiny_patch16_224-1 photos/ -o photos.npz",
@@ -54,13 +54,13 @@ def embed(
     json: options.Json = False,
 ) -> None:
     """One vector per image, into a file, with names and classes; and which images are alike."""
-    from sslkit import verbs
-    from sslkit.console import visible
+    from sslkit import api
+    from sslkit.core.console import visible
 
     console = Console(quiet, json)
     given = {"size": size, "device": device, "precision": precision, "workers": workers, "seed": seed}
     given["range"] = range
-    made = verbs.embed(
+    made = api.embed(
         source,
         data,
         out,

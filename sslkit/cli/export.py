@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sslkit.cli import completion, options
-from sslkit.console import Console
+from sslkit.core.console import Console
 
 EXAMPLES = (
     "sslkit export runs/mfm-vit_tiny_patch16_224-1 my-backbone",
@@ -41,8 +41,8 @@ def export(
     json: options.Json = False,
 ) -> None:
     """Weights for other programs, proven by loading them back and comparing features."""
-    from sslkit import verbs
+    from sslkit import api
 
     console = Console(quiet, json)
-    made = verbs.export(source, out, format=format, backbone=backbone, trust=trust, console=console)
+    made = api.export(source, out, format=format, backbone=backbone, trust=trust, console=console)
     console.result(str(made.folder), dataclasses.asdict(made))

@@ -8,8 +8,8 @@ import typer
 
 from sslkit.cli import completion, options
 from sslkit.cli.command import of_settings
-from sslkit.console import Console
-from sslkit.errors import UserError
+from sslkit.core.console import Console
+from sslkit.core.errors import UserError
 
 EXAMPLES = (
     "sslkit finetune runs/mfm-vit_tiny_patch16_224-1 labelled/",
@@ -20,7 +20,7 @@ EXAMPLES = (
 
 def defaults() -> dict[str, str]:
     """What is taken where an option is not given."""
-    from sslkit.evaluation.finetune_config import FLAGS, SECTIONS
+    from sslkit.finetuning.config import FLAGS, SECTIONS
 
     return {**of_settings(FLAGS, SECTIONS), "seeds": "default: --seed alone"}
 
@@ -93,10 +93,10 @@ def finetune(
     Says how many tensors were loaded; a missing one is an error. The folder printed on stdout opens in timm.
     With --baseline or --seeds it holds one such folder per run, and the last line is the verdict.
     """
-    from sslkit import verbs
+    from sslkit import api
 
     console = Console(quiet, json)
-    result = verbs.finetune(
+    result = api.finetune(
         source,
         data,
         console=console,

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from sslkit.cli import options
-from sslkit.console import Console
-from sslkit.errors import UserError, nearest_path
+from sslkit.core.console import Console
+from sslkit.core.errors import UserError, nearest_path
 
 EXAMPLES = ("sslkit info runs/", "sslkit info runs/mfm-vit_tiny_patch16_224-1 --json")
 
@@ -74,7 +74,7 @@ def _of_weights(place: Path) -> dict[str, Any]:
     """Names, shapes and metadata of a weight file, by its header alone."""
     from safetensors import SafetensorError
 
-    from sslkit.weights import header_of
+    from sslkit.models.weights import header_of
 
     file = place if place.suffix == ".safetensors" else place / "model.safetensors"
     if not file.is_file():

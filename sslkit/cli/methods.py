@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sslkit.cli import completion, options
-from sslkit.console import Console, command
-from sslkit.errors import UserError, nearest_path
+from sslkit.core.console import Console, command
+from sslkit.core.errors import UserError, nearest_path
 
 if TYPE_CHECKING:
-    from sslkit.contract import Outcome
     from sslkit.methods import Card
+    from sslkit.testing.contract import Outcome
 
 
 EXAMPLES = (
@@ -87,13 +87,13 @@ def _row(card: Card) -> list[str]:
 
 def _show(name: str, toml: bool, console: Console) -> None:
     """One method's card, or its settings as TOML."""
-    from sslkit import config
+    from sslkit.core.config import build
     from sslkit.methods import card, default_configuration
 
     chosen = card(name)
     if toml:
         header = f"settings of sslkit pretrain -m {name}"
-        console.result(config.dump(default_configuration(name), header).rstrip())
+        console.result(build.dump(default_configuration(name), header).rstrip())
         return
     rows = [chosen.text, "", f"Settings (-s method.KEY=VALUE), {chosen.lines} lines of code:"]
     fields = dataclasses.fields(chosen.Config)
@@ -128,7 +128,7 @@ def _test(name: str, console: Console) -> None:
     """One line for each check on each backbone; exit code 1 if one fails."""
     import torch
 
-    from sslkit.contract import contract
+    from sslkit.testing.contract import contract
 
     torch.set_num_threads(1)  # the networks are so small that threads would only wait for each other
     outcomes: list[Outcome] = []

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sslkit.cli import options
-from sslkit.console import Console
+from sslkit.core.console import Console
 
 EXAMPLES = ("sslkit models resnet", "sslkit models 'vit_*patch16*'")
 
@@ -19,7 +19,7 @@ def models(
     """Backbones: every timm model whose name fits the pattern."""
     import timm
 
-    from sslkit.errors import UserError, nearest
+    from sslkit.core.errors import UserError, nearest
 
     found = timm.list_models(pattern if "*" in pattern else f"*{pattern}*")
     if not found:

@@ -96,7 +96,7 @@ Out = Annotated[str | None, typer.Option("-o", "--out", help="Folder to make; ne
 
 def of_reading() -> dict[str, str]:
     """Defaults of the options of those that look at SOURCE's features."""
-    from sslkit.evaluation.finetune_config import SECTIONS
+    from sslkit.finetuning.config import SECTIONS
 
     alike = {"device": "run.device", "precision": "run.precision", "workers": "data.workers"}
     alike |= {"seed": "run.seed", "range": "data.range"}

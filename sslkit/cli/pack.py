@@ -8,10 +8,10 @@ import typer
 
 from sslkit.cli import options
 from sslkit.cli.command import of_settings
-from sslkit.console import Console, counted, visible
+from sslkit.core.console import Console, counted, visible
 
 if TYPE_CHECKING:
-    from sslkit.data.pack import Packing
+    from sslkit.data.packs.writer import Packing
 
 
 EXAMPLES = (
@@ -22,7 +22,7 @@ EXAMPLES = (
 
 def defaults() -> dict[str, str]:
     """What is taken where an option is not given."""
-    from sslkit.config import SECTIONS
+    from sslkit.core.config.build import SECTIONS
 
     read = of_settings({"range": "data.range", "limit": "data.limit"}, SECTIONS)
     return {**read, "size": "default: as it is", "workers": "auto: one per core with --size, else 0"}
@@ -49,14 +49,14 @@ def pack(
     json: options.Json = False,
 ) -> None:
     """Many image files into few tar shards that are read faster: DATA like any other, in the same order."""
-    from sslkit import verbs
-    from sslkit.errors import UserError
+    from sslkit import api
+    from sslkit.core.errors import UserError
 
     if len(arguments) < 2:
         raise UserError("pack needs DATA and OUT", "sslkit pack photos/ photos-256 --size 256")
     console = Console(quiet, json)
     *data, out = arguments
-    packing = verbs.pack(
+    packing = api.pack(
         *data,
         out=out,
         size=size,

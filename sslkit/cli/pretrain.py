@@ -8,11 +8,11 @@ import typer
 
 from sslkit.cli import options
 from sslkit.cli.command import of_settings
-from sslkit.console import Console, command
-from sslkit.errors import UserError
+from sslkit.core.console import Console, command
+from sslkit.core.errors import UserError
 
 if TYPE_CHECKING:
-    from sslkit.training.rates import Rehearsal
+    from sslkit.training.pretrain.rates import Rehearsal
 
 
 EXAMPLES = (
@@ -24,8 +24,8 @@ EXAMPLES = (
 
 def defaults() -> dict[str, str]:
     """What is taken where an option is not given."""
-    from sslkit.config import SECTIONS
-    from sslkit.request import METHOD, PRETRAIN_FLAGS
+    from sslkit.core.config.build import SECTIONS
+    from sslkit.training.pretrain.config import METHOD, PRETRAIN_FLAGS
 
     return {**of_settings(PRETRAIN_FLAGS, SECTIONS), "method": f"default: {METHOD}"}
 
@@ -90,7 +90,7 @@ def pretrain(
     With a folder alone, everything is chosen for the images and the machine, and printed before the first
     step. The result is a run folder, printed on stdout, with an encoder that timm opens.
     """
-    from sslkit import verbs
+    from sslkit import api
 
     console = Console(quiet, json)
     words: dict[str, Any] = {
@@ -121,10 +121,10 @@ def pretrain(
     if dry_run:
         if resume is not None:
             raise UserError("--dry-run looks at a run before it begins", "leave out --resume")
-        rehearsal = verbs.rehearse(*(data or []), **words)
+        rehearsal = api.rehearse(*(data or []), **words)
         console.result("\n".join(_lines(rehearsal)), rehearsal.to_document())
         return
-    run = verbs.pretrain(
+    run = api.pretrain(
         *(data or []),
         resume=resume,
         allow_data_change=allow_data_change,

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sslkit.cli import completion, options
-from sslkit.console import Console
+from sslkit.core.console import Console
 
 EXAMPLES = (
     "sslkit probe runs/mfm-vit_tiny_patch16_224-1 labelled/",
@@ -83,9 +83,9 @@ def probe(
 
     Labels are class folders, train/ and val/ with class folders, or the label column of a .csv.
     """
-    from sslkit import verbs
-    from sslkit.data.folders import has_masks
-    from sslkit.errors import UserError
+    from sslkit import api
+    from sslkit.core.errors import UserError
+    from sslkit.data.sources.folders import has_masks
 
     if len(arguments) < 2:
         raise UserError("probe needs SOURCE and DATA", "sslkit probe runs/mfm-…-1 labelled-photos/")
@@ -114,7 +114,7 @@ def probe(
         "cache": not no_cache,
     }
     options_given = {name: value for name, value in given.items() if value is not None}
-    result = verbs.probe(*arguments[:-1], data=arguments[-1], out=out, console=console, **options_given)
+    result = api.probe(*arguments[:-1], data=arguments[-1], out=out, console=console, **options_given)
     console.result("\n".join((*result.headlines, *result.verdicts)), result.to_document())
     if min_top1 is not None and result.best < min_top1:
         raise UserError(f"{arguments[0]}: top-1 {result.best:.1f} % is below --min-top1 {min_top1:g}", code=1)

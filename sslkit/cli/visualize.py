@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sslkit.cli import completion, options
-from sslkit.console import Console
+from sslkit.core.console import Console
 
 KINDS = (
     "masks",
@@ -81,10 +81,10 @@ def visualize(
     """Pictures of what a method does or a model learned, as PNG files."""
     from pathlib import Path
 
-    from sslkit import verbs
+    from sslkit import api
 
     console = Console(quiet, json)
-    files = verbs.visualize(
+    files = api.visualize(
         source,
         images or [],
         kinds=kind or [],

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, get_args
 
-from sslkit.console import SILENT, Console
-from sslkit.errors import UserError, nearest
+from sslkit.core.console import SILENT, Console
+from sslkit.core.errors import UserError, nearest
 from sslkit.exporting.onnx import export_onnx
 from sslkit.exporting.proof import ExportResult
 from sslkit.exporting.timm import export_timm
@@ -31,7 +31,7 @@ def export(
         source: a run folder, an exported folder, a file of weights, `timm/NAME` or `random/NAME`.
         out: a folder that does not exist yet; by default `exports/NAME-N`.
         format: "timm" (safetensors and config.json) or "onnx" (normalisation inside, dynamic batch).
-        backbone, trust: for foreign files, see `weights.load_encoder`.
+        backbone, trust: for foreign files, see `models.weights.load_encoder`.
 
     Raises:
         UserError: source or format unknown, `out` exists, or (code 1) the reloaded file gives other

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sslkit.backbones import Encoder
-from sslkit.errors import UserError, first_line
+from sslkit.core.errors import UserError, first_line
 from sslkit.exporting.proof import ExportResult, new_folder, prove, provenance, reference, refuse_folder
-from sslkit.weights import load_encoder
+from sslkit.models.encoder import Encoder
+from sslkit.models.weights import load_encoder
 
 ONNX_FILE = "model.onnx"
 MOST = 2**31 - 1

@@ -15,18 +15,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sslkit import config as configuration
-from sslkit.backbones import Encoder
-from sslkit.data.decode import UnreadableImage
-from sslkit.data.sources import ImageSet, open_images
-from sslkit.errors import UserError
-from sslkit.files import sha256
-from sslkit.foreign import is_foreign
+from sslkit.core.config import build as configuration
+from sslkit.core.errors import UserError
+from sslkit.core.files import sha256
+from sslkit.core.paths import claim_folder, make_folder, refuse_unwritable
+from sslkit.data.images.decode import UnreadableImage
+from sslkit.data.sources.image_set import ImageSet, open_images
 from sslkit.methods import short_name
-from sslkit.paths import claim_folder, make_folder, refuse_unwritable
-from sslkit.unfinished import folder_of
+from sslkit.models.encoder import Encoder
+from sslkit.models.foreign import is_foreign
+from sslkit.models.unfinished import folder_of
+from sslkit.models.weights import encoder_file, header_of
 from sslkit.version import __version__
-from sslkit.weights import encoder_file, header_of
 
 TOLERANCE = 1e-4
 """Largest difference of one feature above which an export has failed, relative to the largest feature.

@@ -14,10 +14,10 @@ import torch
 from timm.models import SwinTransformer, SwinTransformerV2
 from torch import Tensor, nn
 
-from sslkit.backbones import Encoder
 from sslkit.exporting.proof import ExportResult, new_folder, prove, provenance, reference, refuse_folder
-from sslkit.timm_models import Stem
-from sslkit.weights import EXPORT_FILE, load_encoder, write_encoder
+from sslkit.models.encoder import Encoder
+from sslkit.models.factory import Stem
+from sslkit.models.weights import EXPORT_FILE, load_encoder, write_encoder
 
 LINES = """\
 import timm

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sslkit import distributed
+from sslkit.core.distributed import collectives
 from sslkit.frequency.devices import fourier_device, full_precision
 from sslkit.frequency.filters import check_images, check_keep_low
 from sslkit.frequency.masks import Cutoff, at_least_float32, column_weights, kept_bins, low_mask
@@ -207,7 +207,7 @@ def _ratio(total: Tensor, count: Tensor) -> Tensor:
 
 def _shared(count: Tensor) -> Tensor:
     """The mean of a count over all processes."""
-    return distributed.total(count) / distributed.world()
+    return collectives.total(count) / collectives.world()
 
 
 def _computing(prediction: Tensor, target: Tensor) -> torch.dtype:

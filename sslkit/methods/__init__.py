@@ -22,8 +22,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sslkit import config as _config
-from sslkit.errors import UserError, nearest
+from sslkit.core.config import build as _config
+from sslkit.core.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from sslkit.methods.base import Method

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from sslkit.augment.geometry import RandomResizedCrop, Views
-from sslkit.backbones import Encoder
-from sslkit.config import setting
+from sslkit.augmentations.crops import RandomResizedCrop, Views
+from sslkit.core.config.setting import setting
 from sslkit.frequency import low_pass
 from sslkit.methods.base import Batch, Clock, Info, Method, Transform
+from sslkit.models.encoder import Encoder
 
 
 class Sharpen(Method):

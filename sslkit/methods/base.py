@@ -16,17 +16,17 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor, nn
 
-from sslkit.backbones import Encoder
-from sslkit.data.picture import Picture
-from sslkit.data.sources import ImageSet
-from sslkit.timm_models import token_width
+from sslkit.data.images.picture import Picture
+from sslkit.data.sources.image_set import ImageSet
+from sslkit.models.encoder import Encoder
+from sslkit.models.factory import token_width
 
 Batch = dict[str, Tensor]
 """One batch on the device: "index" int64 [B], the images' stable positions in the data set, and what
 `transform` made, as float [B, C, H, W] in [0, 1] where it was uint8."""
 
 Transform = Callable[[Picture, np.random.Generator], Mapping[str, Tensor]]
-"""`augment.geometry.Views`, or any function of a picture, not decoded yet, and a generator of its own."""
+"""`augmentations.crops.Views`, or any function of a picture, not decoded yet, and a generator of its own."""
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslkit.augment.geometry import RandomResizedCrop, Views
-from sslkit.augment.photometry import Photometry, View, photographed
-from sslkit.backbones import Encoder
-from sslkit.blocks import mlp, momentum_copy, momentum_update_, rising_momentum
-from sslkit.config import AUTO, setting
-from sslkit.data.sources import ImageSet
+from sslkit.augmentations.crops import RandomResizedCrop, Views
+from sslkit.augmentations.photometric import Photometry, View, photographed
+from sslkit.core.config.setting import AUTO, setting
+from sslkit.data.sources.image_set import ImageSet
 from sslkit.methods.base import Batch, Clock, Info, Method, Transform
+from sslkit.models.blocks import mlp, momentum_copy, momentum_update_, rising_momentum
+from sslkit.models.encoder import Encoder
 
 
 class BYOL(Method):

@@ -25,18 +25,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslkit import distributed
-from sslkit.augment.geometry import RandomResizedCrop, Views
-from sslkit.augment.photometry import Photometry, View, photographed
-from sslkit.backbones import Encoder
-from sslkit.blocks import mlp, momentum_copy, momentum_update_, rising_momentum
-from sslkit.config import AUTO, setting
-from sslkit.data.sources import ImageSet
-from sslkit.errors import UserError
-from sslkit.initialization import fill_last_norms_
+from sslkit.augmentations.crops import RandomResizedCrop, Views
+from sslkit.augmentations.photometric import Photometry, View, photographed
+from sslkit.core.config.setting import AUTO, setting
+from sslkit.core.distributed import collectives
+from sslkit.core.errors import UserError
+from sslkit.data.sources.image_set import ImageSet
 from sslkit.methods.base import Batch, Clock, Info, Method, Transform
-from sslkit.timm_models import has_one_size
-from sslkit.trial import takes
+from sslkit.models.blocks import mlp, momentum_copy, momentum_update_, rising_momentum
+from sslkit.models.encoder import Encoder
+from sslkit.models.factory import has_one_size
+from sslkit.models.init import fill_last_norms_
+from sslkit.models.input_size import takes
 
 
 class DINO(Method):
@@ -208,8 +208,8 @@ class DINO(Method):
             vectors = self.encoder.vector(torch.cat(views[:2]))  # [2 B, D]
             answer = self.teacher_head(vectors)  # [2 B, K]
             target = ((answer - self.centre) / self.temperature(clock.epoch)).softmax(1)
-            self.answered.add_(distributed.total(answer.sum(0)))
-            self.answers.add_(len(answer) * distributed.world())
+            self.answered.add_(collectives.total(answer.sum(0)))
+            self.answers.add_(len(answer) * collectives.world())
         # The backbone runs once for each size; a batch norm sees large and small crops apart.
         seen = torch.cat([self.student.vector(torch.cat(same)) for same in (views[:2], views[2:]) if same])
         guess = self.student_head(seen, rest=clock.epoch < self.config.freeze_last_layer)  # [V B, K]

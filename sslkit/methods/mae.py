@@ -24,18 +24,13 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from sslkit.augment.geometry import RandomResizedCrop, Views
-from sslkit.backbones import Encoder
-from sslkit.blocks import enlarged, shuffled
-from sslkit.config import setting
-from sslkit.errors import UserError
-from sslkit.initialization import (
-    initialize_linear_,
-    initialize_mae_vit_,
-    require_positions,
-    sines_and_cosines,
-)
+from sslkit.augmentations.crops import RandomResizedCrop, Views
+from sslkit.core.config.setting import setting
+from sslkit.core.errors import UserError
 from sslkit.methods.base import Batch, Clock, Info, Method, Transform
+from sslkit.models.blocks import enlarged, shuffled
+from sslkit.models.encoder import Encoder
+from sslkit.models.init import initialize_linear_, initialize_mae_vit_, require_positions, sines_and_cosines
 
 FLAT = 0.02
 """Deviation, of [0, 1], below which a patch is called flat: normalised, noise is all there is to learn."""

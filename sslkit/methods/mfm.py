@@ -24,12 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.functional import center_crop
 
-from sslkit.augment.geometry import RandomResizedCrop, Views
-from sslkit.backbones import Encoder, require_maps
-from sslkit.blocks import PixelDecoder, momentum_copy, momentum_update_
-from sslkit.config import AUTO, setting
-from sslkit.data.sources import ImageSet
-from sslkit.errors import UserError
+from sslkit.augmentations.crops import RandomResizedCrop, Views
+from sslkit.core.config.setting import AUTO, setting
+from sslkit.core.errors import UserError
+from sslkit.core.rng import normal, uniform
+from sslkit.data.sources.image_set import ImageSet
 from sslkit.frequency import (
     SHAPES,
     Cutoff,
@@ -42,9 +41,10 @@ from sslkit.frequency import (
     strongest,
     super_resolution,
 )
-from sslkit.initialization import initialize_mae_vit_, initialize_vit_
-from sslkit.keyed import normal, uniform
 from sslkit.methods.base import Batch, Clock, Info, Method, Transform
+from sslkit.models.blocks import PixelDecoder, momentum_copy, momentum_update_
+from sslkit.models.encoder import Encoder, require_maps
+from sslkit.models.init import initialize_mae_vit_, initialize_vit_
 
 WIDE = 768
 """Width from which a ViT begins with the official weights: with them narrower ones hardly learn at first."""

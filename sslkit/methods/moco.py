@@ -25,16 +25,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslkit import distributed
-from sslkit.augment.geometry import RandomResizedCrop, Views
-from sslkit.augment.photometry import Photometry, View, photographed
-from sslkit.backbones import Encoder
-from sslkit.blocks import mlp, momentum_copy, momentum_update_
-from sslkit.config import AUTO, setting
-from sslkit.data.sources import ImageSet
-from sslkit.initialization import fill_last_norms_
-from sslkit.keyed import uniform
+from sslkit.augmentations.crops import RandomResizedCrop, Views
+from sslkit.augmentations.photometric import Photometry, View, photographed
+from sslkit.core.config.setting import AUTO, setting
+from sslkit.core.distributed import collectives
+from sslkit.core.rng import uniform
+from sslkit.data.sources.image_set import ImageSet
 from sslkit.methods.base import Batch, Clock, Info, Method, Transform
+from sslkit.models.blocks import mlp, momentum_copy, momentum_update_
+from sslkit.models.encoder import Encoder
+from sslkit.models.init import fill_last_norms_
 
 
 class MoCo(Method):
@@ -163,7 +163,7 @@ class MoCo(Method):
         pairs = [(first, second), (second, first)] if self.config.symmetric else [(first, second)]
         vectors = [self.encoder.vector(asked) for asked, _ in pairs]
         keys = [self.keys(answer, clock, f"moco.shuffle{number}") for number, (_, answer) in enumerate(pairs)]
-        own = [every.chunk(distributed.world())[distributed.rank()] for every in keys]
+        own = [every.chunk(collectives.world())[collectives.rank()] for every in keys]
         # A copy: backward needs the queue as it was, and it is overwritten below.
         query, negatives = self.head(torch.cat(vectors)), self.queue.clone()
         logits = similarities(query, torch.cat(own), negatives, self.config.temperature)
@@ -187,13 +187,13 @@ class MoCo(Method):
         With batch norm the processes exchange images first: if a key shared its statistics with its query,
         these would give it away.
         """
-        world = distributed.world()
+        world = collectives.world()
         if world == 1 or not self.shuffled:
-            return distributed.gather(self.key(images))
-        every = distributed.gather(images)
+            return collectives.gather(self.key(images))
+        every = collectives.gather(images)
         order = shuffle(len(every), clock, stream, images.device)
-        mine = order.chunk(world)[distributed.rank()]
-        return distributed.gather(self.key(every[mine]))[order.argsort()]
+        mine = order.chunk(world)[collectives.rank()]
+        return collectives.gather(self.key(every[mine]))[order.argsort()]
 
     def key(self, images: Tensor) -> Tensor:
         """Unit keys [B, d] of images [B, 3, H, W]."""

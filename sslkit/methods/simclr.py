@@ -24,13 +24,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslkit import distributed
-from sslkit.augment.geometry import RandomResizedCrop, Views
-from sslkit.augment.photometry import Photometry, View, photographed
-from sslkit.backbones import Encoder
-from sslkit.blocks import BatchNorm1d, mlp
-from sslkit.config import AUTO, setting
+from sslkit.augmentations.crops import RandomResizedCrop, Views
+from sslkit.augmentations.photometric import Photometry, View, photographed
+from sslkit.core.config.setting import AUTO, setting
+from sslkit.core.distributed import collectives
 from sslkit.methods.base import Batch, Clock, Info, Method, Transform
+from sslkit.models.blocks import BatchNorm1d, mlp
+from sslkit.models.encoder import Encoder
 
 
 class SimCLR(Method):
@@ -137,9 +137,9 @@ def similarities(vectors: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     with torch.autocast(vectors.device.type, enabled=False):
         unit = F.normalize(vectors.float(), dim=1)
         first, second = unit.chunk(2)
-        every = torch.cat([distributed.gather_with_gradient(first), distributed.gather_with_gradient(second)])
+        every = torch.cat([collectives.gather_with_gradient(first), collectives.gather_with_gradient(second)])
         logits = unit @ every.T / temperature
     count = len(first)
-    mine = distributed.rank() * count + torch.arange(count, device=vectors.device)
+    mine = collectives.rank() * count + torch.arange(count, device=vectors.device)
     own = torch.cat([mine, mine + len(every) // 2])
     return logits.scatter(1, own[:, None], -torch.inf), own.roll(count)

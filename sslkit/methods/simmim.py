@@ -23,14 +23,14 @@ import torch
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
-from sslkit.augment.geometry import RandomResizedCrop, Views
-from sslkit.backbones import Encoder
-from sslkit.blocks import PixelDecoder, enlarged, shuffled
-from sslkit.config import AUTO, setting
-from sslkit.errors import UserError
-from sslkit.initialization import initialize_vit_
+from sslkit.augmentations.crops import RandomResizedCrop, Views
+from sslkit.core.config.setting import AUTO, setting
+from sslkit.core.errors import UserError
 from sslkit.methods.base import Batch, Clock, Info, Method, Transform
-from sslkit.timm_models import named_patch
+from sslkit.models.blocks import PixelDecoder, enlarged, shuffled
+from sslkit.models.encoder import Encoder
+from sslkit.models.factory import named_patch
+from sslkit.models.init import initialize_vit_
 
 
 class SimMIM(Method):

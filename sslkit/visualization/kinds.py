@@ -8,11 +8,9 @@ from typing import Literal
 
 from matplotlib.figure import Figure
 
-from sslkit.console import command
-from sslkit.errors import UserError
-from sslkit.visualization import attention_maps, stored
-from sslkit.visualization import filters as first_layer
-from sslkit.visualization.drawing import (
+from sslkit.core.console import command
+from sslkit.core.errors import UserError
+from sslkit.visualization.draw import (
     draw_attention,
     draw_compare,
     draw_curves,
@@ -30,7 +28,9 @@ from sslkit.visualization.drawing import (
     draw_views,
     run_of,
 )
-from sslkit.visualization.subject import Subject
+from sslkit.visualization.figures import attention_maps, first_layer
+from sslkit.visualization.inputs import Subject
+from sslkit.visualization.report import stored
 
 Needs = Literal["images", "method", "run", "encoder"]
 IMAGES: Needs = "images"

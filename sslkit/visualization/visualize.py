@@ -7,14 +7,14 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from sslkit.console import SILENT, Console
-from sslkit.data.folders import mark_drawn
-from sslkit.errors import UserError, nearest
-from sslkit.paths import refuse_unwritable, writable
-from sslkit.unfinished import newest_file, told
+from sslkit.core.console import SILENT, Console
+from sslkit.core.errors import UserError, nearest
+from sslkit.core.paths import refuse_unwritable, writable
+from sslkit.data.sources.folders import mark_drawn
+from sslkit.models.unfinished import newest_file, told
+from sslkit.visualization.figures.style import save
+from sslkit.visualization.inputs import COUNT, LIMIT, Subject
 from sslkit.visualization.kinds import GROUPS, KINDS, refusal
-from sslkit.visualization.style import save
-from sslkit.visualization.subject import COUNT, LIMIT, Subject
 
 __all__ = ["KINDS", "refusal", "visualize"]
 

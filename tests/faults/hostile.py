@@ -27,9 +27,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from sslkit.errors import UserError
-from sslkit.foreign.pickles import is_safe
-from sslkit.weights import load_encoder
+from sslkit.core.errors import UserError
+from sslkit.models.foreign.pickles import is_safe
+from sslkit.models.weights import load_encoder
 
 CANARY = "canary"
 SLACK = 32 << 20

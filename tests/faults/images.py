@@ -30,7 +30,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # as a script: the package beside it
 
-from sslkit.data.decode import UnreadableImage, read_image
+from sslkit.data.images.decode import UnreadableImage, read_image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF")
 SECONDS = 1.0

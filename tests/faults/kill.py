@@ -32,11 +32,11 @@ from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # as a script: the package beside it
 
-from sslkit.config import PretrainConfig, build_pretrain
-from sslkit.console import Console
+from sslkit.core.config.build import PretrainConfig, build_pretrain
+from sslkit.core.console import Console
 from sslkit.methods import card
-from sslkit.training import checkpoint
-from sslkit.training.pretrain import pretrain, resume
+from sslkit.training.pretrain.pretrain import pretrain, resume
+from sslkit.training.run import checkpoint
 
 EVENTS = {"open", "os.chmod", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
 SAVES = 14

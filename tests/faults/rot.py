@@ -21,7 +21,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # as a script: the package beside it
 
-from sslkit.training import checkpoint
+from sslkit.training.run import checkpoint
 
 
 def written(folder: Path, step: int) -> Path:

@@ -1,0 +1,224 @@
+"""Processes that train together: how one joins the others, and what their hosts tell each other.
+
+Tensors travel in torch's default group, on their device (see collectives.py). Objects and wishes to stop
+travel here, in a gloo group of their own, so that no host waits for a device. One process alone asks itself.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from sslkit.core.distributed import environment
+from sslkit.core.distributed.collectives import rank, world
+from sslkit.core.errors import UserError
+
+Value = TypeVar("Value")
+
+LESS = "a smaller --size or backbone, or --precision bfloat16"
+"""The cure where fewer images at once are none."""
+
+_ANSWER = 5.0  # seconds for the others to say that they are there
+
+
+class Lost(UserError):
+    """Another process is gone, or has said nothing for the whole time-out."""
+
+
+class Group:
+    """What this process holds of the others, from `joined` on."""
+
+    def __init__(self, store: Any, patience: timedelta) -> None:
+        self.store = store
+        self.hosts: Any = dist.new_group(backend="gloo", timeout=patience)
+        self._asked: tuple[Any, Tensor] | None = None
+
+    def exchange(self, values: Sequence[int]) -> list[int]:
+        """The largest of each value over the processes, as of the call before this one; zeros at first.
+
+        One call late, so that no host waits for another.
+        """
+        mine = torch.tensor(list(values))
+        work = dist.all_reduce(mine, op=dist.ReduceOp.MAX, group=self.hosts, async_op=True)
+        before, self._asked = self._asked, (work, mine)
+        if before is None:
+            return [0] * len(mine)
+        before[0].wait()
+        return [int(value) for value in before[1].tolist()]
+
+    def leave_word(self, topic: str, number: int) -> None:
+        """For those who go on when this process has ended."""
+        with suppress(Exception):  # the store may be gone
+            self.store.set(f"sslkit/{topic}", str(number))
+
+    def word(self, topic: str) -> int:
+        """What somebody has left; 0: nobody has."""
+        with suppress(Exception):
+            if self.store.check([f"sslkit/{topic}"]):
+                return int(self.store.get(f"sslkit/{topic}"))
+        return 0
+
+    def silent(self) -> str:
+        """Who does not answer a last question, for a message; every process that still waits does."""
+        asked, names = time.monotonic(), {str(number) for number in range(world())}
+        with suppress(Exception):  # the store may be gone as well
+            self.store.set(f"sslkit/here/{rank()}", "yes")
+            while names and time.monotonic() - asked < _ANSWER:
+                names -= {name for name in names if self.store.check([f"sslkit/here/{name}"])}
+                time.sleep(0.1)
+        return ", ".join(sorted(names - {str(rank())}, key=int)) or "unknown"
+
+
+_group: Group | None = None
+
+
+@contextmanager
+def joined(device: torch.device, patience: float) -> Iterator[None]:
+    """Together with the other processes inside, if this one was started as one of several.
+
+    Args:
+        patience: seconds after which one that says nothing counts as lost.
+    """
+    global _group
+    if not environment.placed() or dist.is_initialized():
+        yield
+        return
+    for name, value in environment.variables().items():
+        os.environ.setdefault(name, value)
+    limit = timedelta(seconds=patience)
+    store, number, count = next(rendezvous("env://", timeout=limit))
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=limit)
+    _group = Group(store, limit)
+    try:
+        yield
+    finally:
+        _group = None
+        with suppress(RuntimeError):  # the others may be gone
+            dist.destroy_process_group()
+
+
+@contextmanager
+def watched(step: Callable[[], int]) -> Iterator[None]:
+    """What torch says when another process is gone becomes `Lost`, with who is silent.
+
+    Memory that runs out in a place of its own, where nobody else looks for it, becomes a UserError.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as problem:
+        if memory_ran_out(problem):
+            raise UserError(f"{here(step())}out of memory", LESS, code=1) from None
+        if _group is None or not _of_others(str(problem)):
+            raise
+        raise Lost(
+            f"{here(step())}lost contact with the others (silent: {_group.silent()})",
+            "see what the other processes say; --resume goes on from the newest checkpoint",
+            code=1,
+        ) from None
+
+
+_OUT_OF_MEMORY = (
+    "out of memory",  # "CUDA error: …", "CUDA driver error: …", "HIP error: …", "MPS backend …", NCCL's
+    "allocate memory",  # DefaultCPUAllocator, by system: "can't …", "not enough memory: you tried to …"
+    "you tried to allocate",
+    "invalid buffer size",  # MPS, of one tensor that is too large
+    "alloc_failed",  # CUBLAS_STATUS_…, CUDNN_STATUS_…, CUFFT_…, CUSOLVER_STATUS_…, CUSPARSE_STATUS_…
+    "allocation_failed",  # CUDNN_STATUS_INTERNAL_ERROR_DEVICE_…, …_HOST_…
+    "unable to find an engine",  # cuDNN, where no workspace fits: torch swallows what the allocator said
+    "unable to find a valid cudnn algorithm",
+    "bad_alloc",  # oneDNN's and other C++
+)
+
+
+def memory_ran_out(problem: Exception) -> bool:
+    """Whether that is what it says. Only torch's own allocators on GPUs have an exception of their own."""
+    if isinstance(problem, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(problem, RuntimeError) and any(text in str(problem).lower() for text in _OUT_OF_MEMORY)
+
+
+def here(step: int) -> str:
+    """ "process 1 of 2, step 7: ", as far as there are several, and a step."""
+    process = [f"process {rank()} of {world()}"] if world() > 1 else []
+    parts = [*process, *([f"step {step}"] if step else [])]
+    return f"{', '.join(parts)}: " if parts else ""
+
+
+def _of_others(text: str) -> bool:
+    words = (
+        "closed by peer",
+        "timed out",
+        "timeout",
+        "reset by peer",
+        "gloo",
+        "nccl",
+        "broken pipe",
+        "store",
+    )
+    return any(word in text.lower() for word in words)
+
+
+def exchange(values: Sequence[int]) -> list[int]:
+    """The largest of each value over the processes; with several, as of the call before this one."""
+    return list(values) if _group is None else _group.exchange(values)
+
+
+def leave_word(topic: str, number: int) -> None:
+    """A number for the others, which they find even when this process has ended."""
+    if _group is not None:
+        _group.leave_word(topic, number)
+
+
+def word(topic: str) -> int:
+    """The number that a process has left; 0: none has."""
+    return 0 if _group is None else _group.word(topic)
+
+
+def told(value: Value) -> Value:
+    """The first process's value."""
+    if _group is None:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0, group=_group.hosts)
+    return values[0]
+
+
+def everyone(value: Value) -> list[Value]:
+    """The values of all processes, in the order of ranks."""
+    if _group is None:
+        return [value]
+    values: list[Any] = [None] * world()
+    dist.all_gather_object(values, value, group=_group.hosts)
+    return values
+
+
+def wait() -> None:
+    """Until every process is here."""
+    everyone(None)
+
+
+def on_first(work: Callable[[], Value]) -> Value:
+    """What the first process finds by `work`, told to all; if it fails there, the others end in silence."""
+    problem: UserError | None = None
+    result: Any = None
+    if rank() == 0:
+        try:
+            result = work()
+        except UserError as found:
+            problem = found
+    code, result = told((problem.code if problem else 0, result))
+    if problem:
+        raise problem
+    if code:
+        raise SystemExit(code)
+    return result  # type: ignore[no-any-return]

@@ -1,0 +1,84 @@
+"""Import paths of 0.1 that people's own method files begin with: in 0.2 they work, with a warning."""
+
+from __future__ import annotations
+
+import sys
+
+TYPE_CHECKING = False  # what typing has; the package imports this file, and nothing heavy with it
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+
+MOVED = {
+    "sslkit.augment": "sslkit.augmentations",
+    "sslkit.augment.colour": "sslkit.augmentations.color",
+    "sslkit.augment.geometry": "sslkit.augmentations.crops",
+    "sslkit.augment.photometry": "sslkit.augmentations.photometric",
+    "sslkit.augment.resample": "sslkit.augmentations.batch_crops",
+    "sslkit.backbones": "sslkit.models.encoder",
+    "sslkit.blocks": "sslkit.models.blocks",
+    "sslkit.checking": "sslkit.core.config.validate",
+    "sslkit.config": "sslkit.core.config.build",
+    "sslkit.console": "sslkit.core.console",
+    "sslkit.contract": "sslkit.testing.contract",
+    "sslkit.data.decode": "sslkit.data.images.decode",
+    "sslkit.data.picture": "sslkit.data.images.picture",
+    "sslkit.distributed": "sslkit.core.distributed.collectives",
+    "sslkit.errors": "sslkit.core.errors",
+    "sslkit.feature_maps": "sslkit.models.feature_maps",
+    "sslkit.initialization": "sslkit.models.init",
+    "sslkit.keyed": "sslkit.core.rng",
+    "sslkit.settings": "sslkit.core.config.setting",
+    "sslkit.timm_models": "sslkit.models.factory",
+    "sslkit.tokens": "sslkit.models.tokens",
+    "sslkit.training.engine": "sslkit.training.loop.engine",
+    "sslkit.training.optim": "sslkit.training.loop.optim",
+    "sslkit.training.resolve": "sslkit.training.pretrain.auto",
+    "sslkit.trial": "sslkit.models.input_size",
+    "sslkit.verbs": "sslkit.api",
+    "sslkit.weights": "sslkit.models.weights",
+}
+"""Old name → new name."""
+RENAMED = {
+    "sslkit.blocks": {"enlarged": "repeat_mask"},
+    "sslkit.distributed": {
+        "agreed": "all_true",
+        "apart": "single_process",
+        "total": "all_reduce_sum",
+        "world": "world_size",
+    },
+}
+"""Of what such modules hold: old name → new name."""
+
+
+class _Moved:
+    """Finds and loads a module by its old name: it has what the new one has, and both share state."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name not in MOVED:
+            return None
+        import warnings
+        from importlib.machinery import ModuleSpec
+
+        # The frames of the import system are not counted: the warning names the line that imports.
+        warnings.warn(f"{name} is {MOVED[name]} now", DeprecationWarning, stacklevel=2)
+        package = any(other.startswith(f"{name}.") for other in MOVED)
+        return ModuleSpec(name, self, is_package=package)  # type: ignore[arg-type]
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return None  # as usual
+
+    def exec_module(self, module: ModuleType) -> None:
+        from importlib import import_module
+
+        there, renamed = import_module(MOVED[module.__name__]), RENAMED.get(module.__name__, {})
+        module.__getattr__ = lambda name: getattr(there, renamed.get(name, name))  # type: ignore[method-assign]
+
+
+def install() -> None:
+    """Ask for old names after everything else has been asked."""
+    if not any(isinstance(finder, _Moved) for finder in sys.meta_path):
+        sys.meta_path.append(_Moved())

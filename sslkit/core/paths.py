@@ -1,0 +1,142 @@
+"""Names that are still free, taken at once: nothing is overwritten, and no name given to two commands."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from sslkit.core.errors import UserError
+
+LONGEST = Path("checkpoints", "step-00000000.tmp-00000000", "optimizer.safetensors")
+"""The longest name below a run's folder."""
+
+
+def next_folder(parent: Path, stem: str) -> Path:
+    """parent/stem-N with the first number, from 1, that is free now; `claim_folder` is what takes it."""
+    return next(path for path in _numbered(parent, stem) if not os.path.lexists(path))
+
+
+def claim_folder(parent: Path, stem: str) -> Path:
+    """Make parent/stem-N with the first number that is free, and return it: it is nobody else's.
+
+    Making a folder either succeeds or finds that somebody was faster, so commands that start together get
+    one each, on any file system.
+
+    Raises:
+        UserError: no folder can be made there.
+    """
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for path in _numbered(parent, stem):
+            with suppress(FileExistsError):
+                path.mkdir()
+                return path
+    except OSError as problem:
+        raise _refused(parent / f"{stem}-1", problem) from None
+    raise AssertionError  # numbers have no end
+
+
+def make_folder(path: Path) -> Path:
+    """Make a folder that does not exist yet, parents included.
+
+    Raises:
+        UserError: it exists, or can't be made.
+    """
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        raise UserError(f"{path} exists", "choose another folder; nothing is overwritten") from None
+    except OSError as problem:
+        raise _refused(path, problem) from None
+    return path
+
+
+def refuse_unwritable(path: Path, option: str = "") -> None:
+    """Nothing if `path`, which does not exist yet, can be made where it is wanted.
+
+    Args:
+        option: that names another place, where none was typed: "--out".
+
+    Raises:
+        UserError: it can't: the name is too long, a folder above is a file, read-only or somebody else's.
+    """
+    cure = f"{option} names another place" if option else "choose another folder"
+    try:
+        (path / LONGEST).lstat()
+    except FileNotFoundError:
+        pass
+    except OSError as problem:
+        raise UserError(f"can't create {path}: {problem.strerror}", cure) from None
+    above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    try:  # by making one: permissions alone don't tell of file systems that are read-only
+        os.rmdir(tempfile.mkdtemp(prefix=".sslkit-", dir=above))
+    except OSError as problem:
+        raise UserError(f"can't create {path}: {above}: {problem.strerror}", cure) from None
+
+
+def writable(folder: Path) -> bool:
+    """Whether files can be made in a folder that exists."""
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        return False
+    return True
+
+
+def refuse_full(path: Path, needed: int, purpose: str, cure: str) -> None:
+    """Nothing if so many bytes are free where `path` is, or will be made.
+
+    Args:
+        purpose: what they are for, e.g. "checkpoints".
+
+    Raises:
+        UserError: they are not.
+    """
+    absolute = path.absolute()
+    there = next(place for place in (absolute, *absolute.parents) if place.exists())
+    try:
+        free = shutil.disk_usage(there).free
+    except OSError:  # some network file systems do not tell
+        return
+    if needed > free:
+        problem = f"{path}: {needed / 1e9:,.2f} GB needed for {purpose}, {free / 1e9:,.2f} GB free"
+        raise UserError(problem, cure)
+
+
+def put(unfinished: Path, path: Path) -> Path:
+    """Give a whole file its name, or the next free one (NAME-2, …) where somebody has taken it; returns that.
+
+    Raises:
+        OSError: no file can be made there.
+    """
+    for candidate in numbered_names(path):
+        try:
+            os.close(os.open(candidate, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        except FileExistsError:
+            continue
+        try:
+            unfinished.replace(candidate)
+        except OSError:
+            candidate.unlink(missing_ok=True)
+            raise
+        return candidate
+    raise AssertionError  # numbers have no end
+
+
+def _numbered(parent: Path, stem: str) -> Iterator[Path]:
+    return (parent / f"{stem}-{number}" for number in itertools.count(1))
+
+
+def numbered_names(path: Path) -> Iterator[Path]:
+    """`path`, then NAME-2, NAME-3, … with its ending."""
+    yield path
+    yield from (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
+
+
+def _refused(path: Path, problem: OSError) -> UserError:
+    return UserError(f"can't create {path}: {problem.strerror}", "choose another folder")

@@ -1,0 +1,71 @@
+"""Samples of labelled images, class by class, and what is refused or said of their classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sslkit.core import rng
+from sslkit.core.console import counted
+from sslkit.core.errors import UserError
+from sslkit.data.sources.image_set import ImageSet
+from sslkit.data.sources.labels import empty_class_folders
+
+
+def drawn(
+    images: ImageSet, wanted: Callable[[int], int], seed: int, stream: str
+) -> tuple[ImageSet, ImageSet]:
+    """(drawn, the rest): of each class `wanted(its images)`, in an order that `seed` and `stream` give."""
+    chosen: set[int] = set()
+    for label, members in _by_class(images).items():
+        order = rng.generator(seed, 0, label, stream).permutation(len(members))
+        chosen.update(members[i] for i in order[: wanted(len(members))])
+    rest = [index for index in range(len(images)) if index not in chosen]
+    return images.subset(sorted(chosen)), images.subset(rest)
+
+
+def counts(images: ImageSet) -> list[int]:
+    """Images of each class, in the order of the classes."""
+    found = [0] * len(images.classes)
+    for label in images.labels or ():
+        found[label] += 1
+    return found
+
+
+def refuse_empty_folders(source: str) -> None:
+    """A class folder without images is a download that failed, or a typo; either way a class is missing."""
+    if empty := empty_class_folders(source):
+        raise UserError(
+            f"{source}: class folder {empty[0]!r} holds no images"
+            + (f", and {len(empty) - 1} more" if len(empty) > 1 else ""),
+            "add its images, or remove the folder",
+        )
+
+
+def uneven(source: str, training: ImageSet, validation: ImageSet) -> str:
+    """A note about classes of a single image, which can't be validated.
+
+    Raises:
+        UserError: the data has a validation part, and that lacks a class; a split of our own never does.
+    """
+    lacking = [
+        (name, count)
+        for name, count, held in zip(training.classes, counts(training), counts(validation), strict=True)
+        if not held
+    ]
+    for name, count in lacking:
+        if count > 1:
+            raise UserError(
+                f"{source}: class {name!r} is in training but not in the validation part",
+                "both parts need the same classes",
+            )
+    if not lacking:
+        return ""
+    have = counted(len(lacking), "class has", "classes have")
+    return f"{have} one image, such as {lacking[0][0]!r}: trained on, not validated"
+
+
+def _by_class(images: ImageSet) -> dict[int, list[int]]:
+    members: dict[int, list[int]] = {}
+    for index, label in enumerate(images.labels or ()):
+        members.setdefault(label, []).append(index)
+    return members

@@ -1,6 +1,0 @@
-"""The fifteen common corruptions of Hendrycks and Dietterich, in five severities, on the device."""
-
-from sslkit.evaluation.corruptions.common import common_corruption
-from sslkit.evaluation.corruptions.severity import CORRUPTIONS, GROUPS, SEVERITIES
-
-__all__ = ["CORRUPTIONS", "GROUPS", "SEVERITIES", "common_corruption"]

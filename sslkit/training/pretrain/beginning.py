@@ -1,0 +1,128 @@
+"""How a run begins and goes on: what is refused, its method with its weights, its lock and its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from sslkit.core.config import build as configuration
+from sslkit.core.config.build import PretrainConfig
+from sslkit.core.config.sections import Run
+from sslkit.core.console import Console, command
+from sslkit.core.device import to_device
+from sslkit.core.distributed import collectives
+from sslkit.core.errors import UserError
+from sslkit.core.files import replacing
+from sslkit.data.sources.image_set import ImageSet
+from sslkit.methods import load, short_name
+from sslkit.methods.base import Clock, Method
+from sslkit.models.blocks import share_statistics_
+from sslkit.models.weights import load_encoder, load_into, tensors_for
+from sslkit.training.loop.acceleration import sample
+from sslkit.training.loop.batch_norm_check import cure_of_one, fewest_at_once, refuse_one_value
+from sslkit.training.pretrain.auto import Resolved
+from sslkit.training.run.folder import RunFolder, build_method
+from sslkit.training.run.lock import locked
+from sslkit.training.run.loggers import require
+from sslkit.version import __version__
+
+
+def write_settings(path: Path, config: PretrainConfig) -> None:
+    """config.toml of a run's folder."""
+    repeat = command("sslkit", "pretrain", "-c", path / "config.toml")
+    header = f"sslkit {__version__}: `{repeat}` repeats this run"
+    with replacing(path / "config.toml") as unfinished:
+        unfinished.write_text(configuration.dump(config, header), encoding="utf-8")
+
+
+@contextmanager
+def held(run: RunFolder, console: Console) -> Iterator[None]:
+    """The run's lock and log, for the process that writes."""
+    if not run.writes:
+        yield
+        return
+    with locked(run.path, console), console.copied_to(run.path / "log.txt"), _told_if_full(run.path):
+        yield
+
+
+@contextmanager
+def _told_if_full(path: Path) -> Iterator[None]:
+    """What the disk refuses outside the loop ends the run in one line."""
+    try:
+        yield
+    except OSError as problem:
+        reason = problem.strerror or str(problem)
+        raise UserError(
+            f"{problem.filename or path}: {reason}", "make room, or mend the folder", code=1
+        ) from None
+
+
+def check(ready: Resolved, console: Console) -> None:
+    """Refuse what the method can't do with these images and batches; warn of what changes it."""
+    name, run = short_name(ready.config.method_name), ready.config.run
+    require(run.loggers)
+    method = load(ready.config.method_name)
+    if missing := method.needs - {"image"}:
+        problem = f"{name} needs {', '.join(sorted(missing))} beside images"
+        raise UserError(problem, "sslkit pretrain gives images alone; sslkit methods lists what others need")
+    if run.batch_size % run.devices:
+        problem = f"a batch of {run.batch_size} images can't be shared by {run.devices} processes alike"
+        raise UserError(problem, f"--batch-size {run.batch_size // run.devices * run.devices or run.devices}")
+    part = run.batch_size // run.devices
+    memory, fewest = min(run.micro_batch or part, part), _fewest(run)
+    if fewest < method.minimum_batch:
+        problem = f"{name} compares the images of a batch, and gets {fewest} at once"
+        least = method.minimum_batch
+        raise UserError(
+            problem, f"--batch-size {least * run.devices} or more" if part < least else "--micro-batch 0"
+        )
+    if method.couples_images and memory < part:
+        console.warn(
+            f"{name} compares the images in memory: {part} in parts of {memory} is the method "
+            f"at batch {memory * run.devices}, with rarer steps"
+        )
+
+
+def started(ready: Resolved, images: ImageSet, device: torch.device, console: Console) -> Method:
+    """The method on its device before its first step: fresh weights, or those of `model.init`.
+
+    Raises:
+        UserError: those can't be had, or don't fit.
+    """
+    method = built(ready, device)
+    start_weights(ready, method, images, console)
+    if _fewest(ready.config.run) == 1:
+        run, one = ready.config.run, to_device(sample(method, images, 1), device)
+        cure = cure_of_one(run.batch_size, run.devices)
+        refuse_one_value(method, one, Clock(0, 1, 1, run.seed), device, run.precision, cure)
+    return method
+
+
+def _fewest(run: Run) -> int:
+    return fewest_at_once(run.batch_size, run.micro_batch, run.devices)
+
+
+def built(ready: Resolved, device: torch.device) -> Method:
+    """The method with fresh weights on its device."""
+    method = build_method(ready.config, ready.info).to(device)
+    if ready.config.model.sync_norm and collectives.world() > 1:
+        share_statistics_(method, device)
+    return method
+
+
+def start_weights(ready: Resolved, method: Method, images: ImageSet, console: Console) -> None:
+    """Those of `model.init`, if it names some, into the method; then the method's own `prepare`."""
+    if ready.config.model.init:
+        init = ready.config.model.init
+        other = load_encoder(init, backbone=ready.config.model.backbone, console=console)
+        found = load_into(method.encoder.model, tensors_for(other, method.encoder.model))
+        if found.missing:
+            problem = f"--init {init} ({other.name}) lacks {found.missing[0]} of {method.encoder.name}"
+            raise UserError(problem, f"--backbone {other.name}")
+        method.encoder.mean.copy_(other.mean)
+        method.encoder.std.copy_(other.std)
+        console.say(f"started from {init}: {found.taken} tensors taken, {len(found.unused)} unused")
+    method.prepare(images)

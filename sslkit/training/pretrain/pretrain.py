@@ -1,0 +1,205 @@
+"""pretrain: from images to an encoder. Everything is checked and printed before the first step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sslkit.core.config import build as configuration
+from sslkit.core.config.build import PretrainConfig
+from sslkit.core.console import SILENT, Console, command
+from sslkit.core.device import kind, pick_device
+from sslkit.core.distributed import collectives, environment, processes
+from sslkit.core.errors import UserError
+from sslkit.core.paths import refuse_full
+from sslkit.data.sources.image_set import ImageSet
+from sslkit.methods import card
+from sslkit.methods.base import Method
+from sslkit.training.loop.acceleration import accelerate_, fitted
+from sslkit.training.pretrain.auto import USUAL_WARMUP, Resolved, refuse_times, resolve
+from sslkit.training.pretrain.beginning import built, check, held, start_weights, started, write_settings
+from sslkit.training.pretrain.fastest import measured
+from sslkit.training.pretrain.image_range import open_with_range
+from sslkit.training.pretrain.intervals import refuse_longer_than_run
+from sslkit.training.pretrain.launch import launch
+from sslkit.training.pretrain.lengthen import lengthen, refuse_epochs, refuse_fewer, with_epochs
+from sslkit.training.pretrain.session import Session
+from sslkit.training.run import checkpoint
+from sslkit.training.run.folder import ROOM, RunFolder, begun, describe, read_configuration, refuse_place
+from sslkit.training.run.progress import announce
+from sslkit.training.run.resume_check import image_changes, list_images, setting_changes, settings_of
+
+
+def pretrain(config: PretrainConfig, console: Console = SILENT, overwrite: bool = False) -> Path:
+    """Train an encoder without labels; returns the run's folder.
+
+    Args:
+        overwrite: a run that is already at `run.out` is moved aside, not refused.
+
+    Raises:
+        UserError: anything that can't work, before any work starts.
+        Interrupted: stopped by a signal, after saving.
+    """
+    if config.run.devices > 1 and not environment.placed():
+        given = (settings_of(config), console.choice, overwrite)
+        return Path(launch(_pretrain_here, given, config.run.devices))
+    device = pick_device(config.run.device)
+    refuse_times(config.run)
+    with processes.joined(device, config.run.patience), processes.watched(lambda: 0):
+        processes.on_first(lambda: refuse_place(config.run.out, overwrite))
+        images, numbers = open_with_range(config)
+        config = _anchored(config)
+        ready = _agreed(resolve(config, len(images), images.native_side(), device, numbers))
+        check(ready, console)
+        refuse_longer_than_run(ready.config, len(images), USUAL_WARMUP, console)
+        ready = measured(ready, device, console)
+        method = _prepared(ready, images, device, console)
+        ready = fitted(ready, method, images, device)
+        needed = checkpoint.bytes_needed(method, ready.config.optim.name)
+        processes.on_first(lambda: refuse_full(Path(ready.config.run.out), needed, "checkpoints", ROOM))
+        path = processes.on_first(lambda: _begun(ready, images, device, overwrite))
+        ready, run = _placed(ready, path), RunFolder(path, writes=collectives.rank() == 0)
+        with held(run, console):
+            announce(ready, method, images, console)
+            return Session(ready, method, images, run, device, console).go(start=0)
+
+
+def _pretrain_here(values: dict[str, Any], choice: tuple[bool, bool], overwrite: bool) -> str:
+    """`pretrain` in a process of its own, with what can be sent there."""
+    name = values.pop("method.name")
+    config = configuration.build_pretrain(name, card(name).Config, values)
+    return str(pretrain(config, Console(*choice), overwrite))
+
+
+def _begun(ready: Resolved, images: ImageSet, device: torch.device, overwrite: bool) -> Path:
+    """The run's new folder, with what stands there before the first step."""
+    out = Path(ready.config.run.out)
+    if "run.out" in ready.reasons:  # its number was free a while ago; this takes the one that is free now
+        run = RunFolder.claim(out.parent, out.name.rpartition("-")[0])
+    else:
+        run = RunFolder.create(out, overwrite)
+    with begun(run):
+        run.update(status="running", **describe(images, ready.info, device))
+        write_settings(run.path, _placed(ready, run.path).config)
+        list_images(images, run.path)
+    return run.path
+
+
+def _placed(ready: Resolved, path: Path) -> Resolved:
+    """The same in this folder."""
+    config = ready.config
+    return replace(ready, config=replace(config, run=replace(config.run, out=str(path))))
+
+
+def _agreed(ready: Resolved) -> Resolved:
+    """The same configuration in every process, and how many there are; each one's GPU is its own affair."""
+    config, world = ready.config, collectives.world()
+    device = kind(config.run.device) if world > 1 else config.run.device
+    run = replace(config.run, out=processes.told(config.run.out), devices=world, device=device)
+    return replace(ready, config=replace(config, run=run))
+
+
+def resume(
+    path: Path,
+    console: Console = SILENT,
+    allow_data_change: bool = False,
+    devices: int | None = None,
+    epochs: int | None = None,
+) -> Path:
+    """Continue a run at the very step of its newest whole checkpoint.
+
+    Args:
+        allow_data_change: go on although the images are not those the run began with.
+        devices: processes that train together from here on; None: as many as before.
+        epochs: of the whole run from here on, for one that is complete too; see `training.pretrain.lengthen`.
+
+    Raises:
+        UserError: not a run, already complete, in use, or its images or its network have changed.
+    """
+    run = RunFolder.open(path)
+    config = read_configuration(path / "config.toml")
+    if run.facts.get("status") == "completed" and epochs is None:
+        more = command("sslkit", "pretrain", "--resume", path, "--epochs", str(2 * config.schedule.epochs))
+        cure = f"{more} trains on; {command('sslkit', 'probe', path)} DATA tells how good it is"
+        raise UserError(f"{path} is already complete", cure)
+    refuse_epochs(epochs)
+    count = devices or config.run.devices
+    if count > 1 and not environment.placed():
+        return Path(launch(_resume_here, (str(path), console.choice, allow_data_change, epochs), count))
+    device = pick_device(config.run.device)
+    with processes.joined(device, config.run.patience), processes.watched(lambda: 0):
+        run.writes = collectives.rank() == 0
+        with held(run, console):
+            return _resumed(run, config, device, console, allow_data_change, epochs)
+
+
+def _resume_here(path: str, choice: tuple[bool, bool], allow_data_change: bool, epochs: int | None) -> str:
+    """`resume` in a process of its own, with what can be sent there."""
+    return str(resume(Path(path), Console(*choice), allow_data_change, epochs=epochs))
+
+
+def _resumed(
+    run: RunFolder,
+    before: PretrainConfig,
+    device: torch.device,
+    console: Console,
+    allow_data_change: bool,
+    epochs: int | None,
+) -> Path:
+    config = before if epochs is None else with_epochs(before, epochs)
+    data = run.facts["data"]
+    images, numbers = open_with_range(config)
+    if images.fingerprint != data["fingerprint"]:
+        processes.on_first(lambda: _accept_images(run, images, console, allow_data_change))
+    # Settings newer than the run are resolved now.
+    ready = _agreed(resolve(config, len(images), data["native"], device, numbers))
+    check(ready, console)
+    found, notices = processes.on_first(lambda: checkpoint.newest(run.path / "checkpoints"))
+    for notice in notices:
+        console.warn(notice)
+    state = checkpoint.read_state(found) if found else {}
+    for change in setting_changes(state.get("config", {}), settings_of(before)):
+        console.warn(f"config.toml has changed since step {state['step']}: {change}")
+    method = built(ready, device)
+    accelerate_(method, ready.config, device)
+    session = Session(ready, method, images, run, device, console)
+    session.go_on_from(state)
+    start = checkpoint.restore(found, method, session.optimizer)["step"] if found else 0
+    refuse_fewer(run, start, session.clock, epochs)
+    if found is None:
+        start_weights(ready, method, images, console)
+    if epochs is not None:
+        processes.on_first(lambda: lengthen(run, before, config, start, session, console))
+    run.forget_after(start)
+    run.update(status="running")
+    console.say(f"resuming {run.path} at step {start} of {session.clock.steps}")
+    return session.go(start)
+
+
+def _accept_images(run: RunFolder, images: ImageSet, console: Console, allowed: bool) -> None:
+    """Go on with other images than the run's, if that is wanted."""
+    was, changes = run.facts["data"]["count"], image_changes(images, run.path)
+    said = f"the images have changed since {run.path} began: {was} then, {len(images)} now: {changes}".rstrip(
+        ": "
+    )
+    if not allowed:
+        raise UserError(said, "restore them, or --allow-data-change to go on with these")
+    console.warn(said)
+    run.update(data={**run.facts["data"], "count": len(images), "fingerprint": images.fingerprint})
+    list_images(images, run.path)
+
+
+def _anchored(config: PretrainConfig) -> PretrainConfig:
+    """Sources as absolute paths, so that the run can be resumed and looked at from anywhere."""
+    sources = tuple(str(Path(s).absolute()) if Path(s).exists() else s for s in config.data.sources)
+    return replace(config, data=replace(config.data, sources=sources))
+
+
+def _prepared(ready: Resolved, images: ImageSet, device: torch.device, console: Console) -> Method:
+    """The method on its device with the weights it starts from."""
+    method = started(ready, images, device, console)
+    accelerate_(method, ready.config, device)
+    return method
