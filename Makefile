@@ -26,7 +26,7 @@ lint: .venv/.installed-dev
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
 
-# The long versions of what tests/test_faults.py runs briefly: some minutes.
+# The long versions of what tests/repository/test_faults.py runs briefly: some minutes.
 faults: .venv/.installed-dev
 	$(BIN)/python tests/faults/kill.py --times 200
 	$(BIN)/python tests/faults/rot.py --times 2000

@@ -6,11 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from building import Called, called
-from PIL import Image
+from helpers import Called, called, write_photos
 
 from sslkit.core.config.build import PretrainConfig, build_pretrain
 from sslkit.methods import card
@@ -60,19 +58,6 @@ def command(
     """command("pretrain", …) as from a shell in the test's folder."""
     monkeypatch.chdir(tmp_path)
     return lambda *words: called([str(word) for word in words], monkeypatch, capsys)
-
-
-def write_photos(folder: Path, count: int) -> Path:
-    """Smooth colours with some grain, different in every file."""
-    (folder / "inside").mkdir(parents=True)
-    random = np.random.default_rng(0)
-    for number in range(count):
-        coarse = Image.fromarray(random.integers(0, 256, (4, 4, 3), dtype=np.uint8))
-        pixels = np.asarray(coarse.resize((40, 36), Image.Resampling.BICUBIC), dtype=np.int16)
-        grain = random.integers(-9, 10, pixels.shape)
-        place = folder / "inside" if number < 2 else folder
-        Image.fromarray((pixels + grain).clip(0, 255).astype(np.uint8)).save(place / f"{number:02}.png")
-    return folder
 
 
 @pytest.fixture

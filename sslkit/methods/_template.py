@@ -6,11 +6,18 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from sslkit.augmentations.crops import RandomResizedCrop, Views
-from sslkit.core.config.setting import setting
 from sslkit.frequency import low_pass
-from sslkit.methods.base import Batch, Clock, Info, Method, Transform
-from sslkit.models.encoder import Encoder
+from sslkit.methods.base import (
+    Batch,
+    Clock,
+    Encoder,
+    Info,
+    Method,
+    RandomResizedCrop,
+    Transform,
+    Views,
+    setting,
+)
 
 
 class Sharpen(Method):

@@ -16,9 +16,14 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor, nn
 
+# A method file needs one import: what stands twice in a line here is there for it.
+from sslkit.augmentations.crops import RandomResizedCrop as RandomResizedCrop
+from sslkit.augmentations.crops import Views as Views
+from sslkit.core.config.setting import AUTO as AUTO
+from sslkit.core.config.setting import setting as setting
 from sslkit.data.images.picture import Picture
 from sslkit.data.sources.image_set import ImageSet
-from sslkit.models.encoder import Encoder
+from sslkit.models.encoder import Encoder as Encoder
 from sslkit.models.factory import token_width
 
 Batch = dict[str, Tensor]

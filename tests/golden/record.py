@@ -4,7 +4,7 @@
     python tests/golden/record.py --write    # after a change of the mathematics that the change log names
 
 Last digits depend on the processor, and what is drawn at first on the versions of torch and timm:
-tests/test_golden.py compares with a tolerance, and skips with other versions.
+tests/methods/test_golden.py compares with a tolerance, and skips with other versions.
 """
 
 from __future__ import annotations
