@@ -36,7 +36,7 @@ import sslkit
 from sslkit.core.config.build import read
 from sslkit.core.console import Console
 from sslkit.evaluation.metrics.significance import STUDENT
-from sslkit.finetuning.classifier_robustness import measure
+from sslkit.finetuning.classifier_robustness import measure_classifiers
 from sslkit.finetuning.comparison import SCRATCH
 from sslkit.finetuning.config import from_values
 
@@ -158,7 +158,9 @@ def robust(own: Sequence[Path], scratch: Sequence[Path], options: argparse.Names
     """Fine-tuned classifiers on corrupted images, with their own heads, against those from scratch."""
     wanted = from_values(read(str(own[0] / "config.toml")))
     settings = replace(wanted.robustness, limit=options.robust_limit, attacks=options.attacks)
-    found = measure({"own": own, SCRATCH: scratch}, replace(wanted, robustness=settings), Console())
+    found = measure_classifiers(
+        {"own": own, SCRATCH: scratch}, replace(wanted, robustness=settings), Console()
+    )
     return found.to_document()
 
 

@@ -25,7 +25,7 @@ from sslkit.training.pretrain.config import pretrain_config
 
 if TYPE_CHECKING:
     from sslkit.testing.doctor import Finding
-    from sslkit.training.pretrain.rates import Rates, Rehearsal
+    from sslkit.training.pretrain.rates import DryRun, Rates
 
 
 def pretrain(
@@ -89,11 +89,11 @@ def rehearse(
     settings: Sequence[str] = (),
     console: Console = SILENT,
     **flags: Any,
-) -> Rehearsal:
+) -> DryRun:
     """What `pretrain` with the same words would take, from a few timed steps; writes nothing."""
     given = {name: value for name, value in flags.items() if value is not None}
     wanted = pretrain_config(data, method, config, settings, given)
-    from sslkit.training.pretrain.throughput import rehearse as run
+    from sslkit.training.pretrain.throughput import dry_run as run
 
     return run(wanted, console)
 

@@ -24,27 +24,27 @@ _CACHE_PIXELS = 1 << 16  # a dozen planes of so many pixels stay in a core's cac
 
 def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
     """images [B, 3, H, W] in [0, 1] times factor [B] >= 0, clamped to [0, 1]."""
-    return _blend(checked(images, factor=factor), _brightness(factor))
+    return _blend(check_colors(images, factor=factor), _brightness(factor))
 
 
 def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
     """images [B, 3, H, W] away from their mean luma (factor [B] > 1) or towards it (0 <= factor < 1)."""
-    return _blend(checked(images, factor=factor), _contrast(factor))
+    return _blend(check_colors(images, factor=factor), _contrast(factor))
 
 
 def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
     """images [B, 3, H, W] away from their grey version (factor [B] > 1) or towards it (0 <= factor < 1)."""
-    return _blend(checked(images, factor=factor), _saturation(factor))
+    return _blend(check_colors(images, factor=factor), _saturation(factor))
 
 
 def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     """images [B, 3, H, W] in [0, 1] with HSV's hue turned by shift [B], turns in [-0.5, 0.5]."""
-    return _turn_hue(checked(images, shift=shift), shift).clamp_(0, 1)
+    return _turn_hue(check_colors(images, shift=shift), shift).clamp_(0, 1)
 
 
 def grayscale(images: Tensor) -> Tensor:
     """The luma of images [B, 3, H, W], in all three channels."""
-    return gray(checked(images)).contiguous()
+    return gray(check_colors(images)).contiguous()
 
 
 def gray(images: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ def color_jitter(
         chosen: bool [B]; the other images stay as they are. None is all.
     """
     parameters = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
-    result = checked(images, **parameters).clone()
+    result = check_colors(images, **parameters).clone()
     if order.shape != (len(images), 4):
         raise ValueError(f"order has shape {tuple(order.shape)}, expected [{len(images)}, 4]")
     chosen = torch.ones_like(hue, dtype=torch.bool) if chosen is None else chosen
@@ -204,7 +204,7 @@ def host_may_ask(images: Tensor) -> bool:
     return images.device.type == "cpu"
 
 
-def checked(images: Tensor, **parameters: Tensor) -> Tensor:
+def check_colors(images: Tensor, **parameters: Tensor) -> Tensor:
     """The images as float32; TypeError or ValueError unless float [B, 3, H, W], with parameters [B]."""
     check_images(images)
     if images.shape[1] != 3:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sslkit.augmentations.color import apply_, checked, gray, host_may_ask, jitter_
+from sslkit.augmentations.color import apply_, check_colors, gray, host_may_ask, jitter_
 from sslkit.core import rng
 from sslkit.frequency.devices import full_precision
 
@@ -54,7 +54,7 @@ def gaussian_blur(images: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
         sigma: [B] > 0, pixels.
         kernel_size: odd, pixels; the Gaussian is cut off there. Less than half of it fits into the images.
     """
-    images = checked(images, sigma=sigma)
+    images = check_colors(images, sigma=sigma)
     radius, side = kernel_size // 2, min(images.shape[2:])
     if kernel_size % 2 == 0 or not 0 <= radius < side:
         raise ValueError(f"kernel_size: an odd number in 1 … {2 * side - 1} expected, got {kernel_size}")
@@ -113,7 +113,7 @@ def _convolve(images: Tensor, kernel: Tensor, dim: int) -> Tensor:
 
 def solarize(images: Tensor, threshold: float = 0.5) -> Tensor:
     """images [B, 3, H, W] in [0, 1], inverted where a value is at least the threshold."""
-    images = checked(images)
+    images = check_colors(images)
     return torch.where(images >= threshold, 1 - images, images)
 
 
@@ -200,7 +200,7 @@ def photographed(views: Sequence[View], index: Tensor, seed: int, epoch: int) ->
 
 def _changed(views: Sequence[View], draws: Sequence[Tensor]) -> Tensor:
     """The images of all these views, one after the other; their draws are [B, uses] each."""
-    images = torch.cat([checked(view.images) for view in views])
+    images = torch.cat([check_colors(view.images) for view in views])
     first, kinds = views[0].photometry, tuple(view.photometry for view in views)
     own = torch.stack(list(draws))  # [views, B, uses]
     chosen = (own < _limits(kinds, own.device)[:, None]).flatten(0, 1)

@@ -11,7 +11,7 @@ from sslkit.cli import options
 from sslkit.core.console import Console, counted, named, nearby, visible
 
 if TYPE_CHECKING:
-    from sslkit.data.audit.audit import Audit, Finding
+    from sslkit.data.audit.audit import Audit, Defect
 
 SHOWN = 3
 """Images that are named of each finding; --out lists all."""
@@ -89,7 +89,7 @@ def _bars(histogram: Mapping[str, int]) -> list[str]:
     return [f"  {sides:<20} {count:>9,}  {bars[sides]}".rstrip() for sides, count in histogram.items()]
 
 
-def _finding(finding: Finding) -> list[str]:
+def _finding(finding: Defect) -> list[str]:
     lines = [f"{finding.kind}: {counted(finding.count, finding.noun)}, {visible(finding.advice)}"]
     if finding.noun != "image":  # the line has said all
         return lines

@@ -12,7 +12,7 @@ from sslkit.core.console import Console, command
 from sslkit.core.errors import UserError
 
 if TYPE_CHECKING:
-    from sslkit.training.pretrain.rates import Rehearsal
+    from sslkit.training.pretrain.rates import DryRun
 
 
 EXAMPLES = (
@@ -137,7 +137,7 @@ def pretrain(
     console.result(str(run), {"run": str(run)})
 
 
-def _lines(rehearsal: Rehearsal) -> list[str]:
+def _lines(rehearsal: DryRun) -> list[str]:
     """A rehearsal as text."""
     rates = rehearsal.rates
     return [

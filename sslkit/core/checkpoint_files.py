@@ -11,7 +11,7 @@ from typing import Any
 
 from sslkit.core.files import sha256
 
-FILES = {"model.safetensors", "optimizer.safetensors", "state.json"}
+_FILES = {"model.safetensors", "optimizer.safetensors", "state.json"}
 
 
 def committed(folder: Path) -> list[Path]:
@@ -29,9 +29,9 @@ def fault(path: Path) -> str:
     try:
         text = (path / "manifest.json").read_text(encoding="utf-8")
         manifest = json.loads(text)
-        if text != as_json(manifest):
+        if text != checkpoint_json(manifest):
             return "manifest.json: not as it was written"
-        if missing := FILES - manifest["files"].keys():
+        if missing := _FILES - manifest["files"].keys():
             return f"manifest.json: nothing about {min(missing)}"
         for name, facts in manifest["files"].items():
             if not (path / name).is_file():
@@ -47,6 +47,6 @@ def fault(path: Path) -> str:
     return ""
 
 
-def as_json(content: dict[str, Any]) -> str:
+def checkpoint_json(content: dict[str, Any]) -> str:
     """The one way in which a manifest is written."""
     return json.dumps(content, indent=1) + "\n"

@@ -58,7 +58,7 @@ class Console:
         json: results and events as JSON on stdout instead of text.
         log: a file that gets a copy of what people read.
 
-    Of several processes that work together only the first one speaks.
+    With several processes that work together only the first one speaks.
     """
 
     def __init__(self, quiet: bool = False, json: bool = False, log: Path | None = None) -> None:

@@ -75,7 +75,7 @@ def idle_within(seconds: float, device: torch.device) -> bool:
 
 def pick_precision(wanted: str, device: torch.device) -> Precision:
     """ "auto": bfloat16 where the chip multiplies it natively, float16 where a GPU has only that (V100, T4),
-    else float32. Before it trains a network for which that is only likely, `training.pretrain.fastest` measures.
+    else float32. Before it trains a network for which that is only likely, pretrain/fastest.py measures.
 
     Raises:
         UserError: no such precision, or not on this device.

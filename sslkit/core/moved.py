@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-TYPE_CHECKING = False  # what typing has; the package imports this file, and nothing heavy with it
-if TYPE_CHECKING:
+_TYPE_CHECKING = False  # what typing has; the package imports this file, and nothing heavy with it
+if _TYPE_CHECKING:
     from collections.abc import Sequence
     from importlib.machinery import ModuleSpec
     from types import ModuleType

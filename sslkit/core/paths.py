@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sslkit.core.errors import UserError
 
-LONGEST = Path("checkpoints", "step-00000000.tmp-00000000", "optimizer.safetensors")
+_LONGEST = Path("checkpoints", "step-00000000.tmp-00000000", "optimizer.safetensors")
 """The longest name below a run's folder."""
 
 
@@ -67,7 +67,7 @@ def refuse_unwritable(path: Path, option: str = "") -> None:
     """
     cure = f"{option} names another place" if option else "choose another folder"
     try:
-        (path / LONGEST).lstat()
+        (path / _LONGEST).lstat()
     except FileNotFoundError:
         pass
     except OSError as problem:

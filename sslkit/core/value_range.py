@@ -70,12 +70,12 @@ FULL = Range()
 BYTES = Range("8-bit")
 
 
-def parse(limits: Any, nodata: Any = ()) -> Range:
+def parse_range(limits: Any, nodata: Any = ()) -> Range:
     """The inverse of `Range.setting`, for what stands in a file. Raises ValueError."""
     numbers = tuple(float(number) for number in nodata)
     if limits in ("full", "8-bit"):
         return Range(limits, numbers)
-    if not isinstance(limits, list | tuple) or (wrong := fault(limits)):
+    if not isinstance(limits, list | tuple) or (wrong := _fault(limits)):
         raise ValueError(f"range {limits!r:.60}: {wrong if isinstance(limits, list | tuple) else 'no range'}")
     return Range(tuple(float(number) for number in limits), numbers)
 
@@ -95,7 +95,7 @@ def given(limits: str | Sequence[float]) -> Limits:
                 f"--range {limits}: two numbers expected, black and white, or full", _CURE
             ) from None
     try:
-        return parse(numbers).limits
+        return parse_range(numbers).limits
     except ValueError as problem:
         raise UserError(f"--range {limits}: {str(problem).rpartition(': ')[2]}", _CURE) from None
 
@@ -105,7 +105,7 @@ def pairs(limits: Sequence[float]) -> list[tuple[float, float]]:
     return list(zip(limits[::2], limits[1::2], strict=True))
 
 
-def fault(limits: Sequence[float]) -> str:
+def _fault(limits: Sequence[float]) -> str:
     """What is wrong with the numbers of a range; "" if nothing is."""
     if len(limits) not in (2, 4):
         return "two numbers expected, black and white, or four, of integers and of floats"

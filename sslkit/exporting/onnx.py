@@ -22,7 +22,7 @@ MOST = 2**31 - 1
 """Images at once; without a bound torch 2.6 finds that there must not be 2^63 - 1, and settles on two."""
 NEEDS = ("onnx", "onnxruntime", "onnxscript")
 
-LINES = """\
+_LINES = """\
 import numpy
 import onnxruntime
 
@@ -52,11 +52,11 @@ def export_onnx(source: str | Path, out: Path | None, **loading: Any) -> ExportR
             "output": f"vectors: float32 [B, {expected.vectors.shape[1]}]",
         }
         _write(encoder, file, metadata)
-        lines = LINES.format(file=str(file), size=encoder.size, width=expected.vectors.shape[1])
-        return prove(folder, file, Session(file), expected, lines)
+        lines = _LINES.format(file=str(file), size=encoder.size, width=expected.vectors.shape[1])
+        return prove(folder, file, _Session(file), expected, lines)
 
 
-class Session:
+class _Session:
     """The file as onnxruntime opens it, on the CPU."""
 
     def __init__(self, file: Path) -> None:

@@ -19,7 +19,7 @@ from sslkit.models.encoder import Encoder
 from sslkit.models.factory import Stem
 from sslkit.models.weights import EXPORT_FILE, load_encoder, write_encoder
 
-LINES = """\
+_LINES = """\
 import timm
 from PIL import Image
 {model}
@@ -61,7 +61,7 @@ def export_timm(source: str | Path, out: Path | None, **loading: Any) -> ExportR
     with new_folder(out, source) as folder:
         file = write_encoder(encoder, folder, EXPORT_FILE, provenance(source, encoder))
         name = f"local-dir:{folder}"
-        lines = LINES.format(
+        lines = _LINES.format(
             model=_model_lines(encoder, name, file), size=encoder.size, width=expected.vectors.shape[1]
         )
         lines += _numbers_told(encoder)

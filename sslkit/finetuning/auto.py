@@ -10,9 +10,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from sslkit.core.config.auto_resolver import Chooser
+from sslkit.core.config.auto_resolver import AutoResolver
 from sslkit.core.errors import UserError
-from sslkit.data.images.range_estimate import NONE, Found
+from sslkit.data.images.range_estimate import NONE, RangeEstimate
 from sslkit.data.loading.workers import reading_workers
 from sslkit.data.sources.set_range import choose_range
 from sslkit.finetuning.config import FinetuneConfig
@@ -32,7 +32,7 @@ LEAST_PEAK = 1e-3
 
 
 @dataclass(frozen=True)
-class Given:
+class Facts:
     """What the choices depend on."""
 
     count: int  # training images
@@ -41,10 +41,10 @@ class Given:
     scratch: bool  # random weights
     on_cpu: bool = True  # no accelerator
     parameters: int = 0  # of the encoder
-    numbers: Found = NONE  # the range of the images
+    numbers: RangeEstimate = NONE  # the range of the images
 
 
-def resolve(config: FinetuneConfig, given: Given) -> tuple[FinetuneConfig, dict[str, str]]:
+def resolve(config: FinetuneConfig, given: Facts) -> tuple[FinetuneConfig, dict[str, str]]:
     """Fill in every auto but those of the machine (device, precision, out); returns each one's reason.
 
     The choices depend on the data and the architecture, never on where the weights come from, so that a
@@ -54,7 +54,7 @@ def resolve(config: FinetuneConfig, given: Given) -> tuple[FinetuneConfig, dict[
     Raises:
         UserError: a batch larger than the data, or an odd one that is to be mixed.
     """
-    choice = Chooser(config)
+    choice = AutoResolver(config)
     choice("data.size", given.size, "the size the encoder was made for")
     choice("data.workers", reading_workers(given.on_cpu), "processor cores")
     choice("data.cache", "memory", "decoded once where the images fit")
@@ -82,7 +82,7 @@ def resolve(config: FinetuneConfig, given: Given) -> tuple[FinetuneConfig, dict[
     return choice.config, choice.reasons
 
 
-def _resolve_optim(choice: Chooser[FinetuneConfig], given: Given, batch: int) -> None:
+def _resolve_optim(choice: AutoResolver[FinetuneConfig], given: Facts, batch: int) -> None:
     cnn, usual = given.family == "cnn", f"usual for a {given.family}"
     optim, frozen = choice.config.optim, choice.config.model.freeze
     paper = 3e-3 if cnn else 2e-3
@@ -112,7 +112,7 @@ def _resolve_optim(choice: Chooser[FinetuneConfig], given: Given, batch: int) ->
         choice("model.drop_path", *_drop_path(given))
 
 
-def _drop_path(given: Given) -> tuple[float, str]:
+def _drop_path(given: Facts) -> tuple[float, str]:
     """More for larger transformers, as in MAE's fine-tuning of ViT-B, L and H (He et al., 2022, table 9)."""
     if given.family == "cnn":
         return 0.0, "usual for a cnn"
@@ -120,7 +120,7 @@ def _drop_path(given: Given) -> tuple[float, str]:
     return rate, f"usual for a {given.family} of this size"
 
 
-def _resolve_augment(choice: Chooser[FinetuneConfig], given: Given, views: int) -> None:
+def _resolve_augment(choice: AutoResolver[FinetuneConfig], given: Facts, views: int) -> None:
     for name, (value, reason) in _augmentation(
         choice.config.model.freeze, given.family == "cnn", views
     ).items():

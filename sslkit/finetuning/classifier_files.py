@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sslkit.core.console import as_json
 from sslkit.core.errors import UserError
-from sslkit.evaluation.robustness.measure import resized
+from sslkit.evaluation.robustness.measure import resize_labelled
 from sslkit.finetuning.classifier import classifier_arguments, classifier_name
 from sslkit.models.config_json import read_config, stem_of, timm_config
 from sslkit.models.encoder import Encoder
@@ -49,7 +49,7 @@ class OpenedClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """float [B, 3, H, W] in [0, 1], of any size → [B, C]; resized to the classifier's own."""
-        logits: Tensor = self.model((resized(images, self.size) - self.mean) / self.std)
+        logits: Tensor = self.model((resize_labelled(images, self.size) - self.mean) / self.std)
         return logits.float()
 
 

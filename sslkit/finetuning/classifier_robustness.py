@@ -25,9 +25,9 @@ from sslkit.evaluation.robustness.robustness_result import (
     EPSILONS,
     RobustnessResult,
     against,
-    make_plan,
+    make_robustness_plan,
     mean_row,
-    show,
+    show_robustness,
 )
 from sslkit.finetuning.classifier_files import OpenedClassifier
 from sslkit.finetuning.comparison import SCRATCH, Comparison
@@ -35,15 +35,15 @@ from sslkit.finetuning.config import FinetuneConfig, from_values
 from sslkit.finetuning.result import FinetuneResult
 
 FILE = "robustness.json"
-Found = TypeVar("Found", FinetuneResult, Comparison)
+_Found = TypeVar("_Found", FinetuneResult, Comparison)
 
 
-def with_robustness(found: Found, console: Console) -> Found:
+def with_robustness(found: _Found, console: Console) -> _Found:
     """The result with what its config.toml asks for: measured once, then read from its file."""
     if not _settings(found.folder).robustness.measure:
         return found
     result: RobustnessResult = _stored(found.folder / FILE) or _measured(found, console)
-    show(result, console)
+    show_robustness(result, console)
     if isinstance(found, Comparison):
         with (found.folder / "table.md").open("a", encoding="utf-8") as table:
             table.write("\n".join(["", "## Robustness", "", *robust_lines(result), ""]))
@@ -61,7 +61,7 @@ def _measured(found: FinetuneResult | Comparison, console: Console) -> Robustnes
         folders = {name: [one.folder for one in found.pretrained]}
         folders[SCRATCH] = [one.folder for one in found.baseline]
     try:
-        result = measure(folders, _settings(found.runs[0].folder), console)
+        result = measure_classifiers(folders, _settings(found.runs[0].folder), console)
     except KeyboardInterrupt:
         cure = command("sslkit", "finetune", "--resume", found.folder)
         console.say(f"stopped; the classifiers are complete, their robustness is measured by: {cure}")
@@ -75,7 +75,7 @@ def lacks_robustness(folder: Path) -> bool:
     return _settings(folder).robustness.measure and not (folder / FILE).is_file()
 
 
-def measure(
+def measure_classifiers(
     folders: Mapping[str, Sequence[Path]], wanted: FinetuneConfig, console: Console
 ) -> RobustnessResult:
     """Every name's classifiers, one a seed, on the same images; a row of means for each name.
@@ -97,7 +97,7 @@ def measure(
     images = read_labelled(validation, side, settings.limit, wanted.data.workers, console)
     if not settings.attacks:
         console.say(LEFT_OUT)
-    plan = make_plan(side, epsilons=EPSILONS if settings.attacks else ())
+    plan = make_robustness_plan(side, epsilons=EPSILONS if settings.attacks else ())
     precision = pick_precision(run.precision, device)
     found = robustness(
         list(classifiers.items()), images, plan, device=device, precision=precision, console=console

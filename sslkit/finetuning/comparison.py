@@ -141,7 +141,7 @@ def read_arms(path: Path) -> list[Arm]:
         raise UserError(f"{path / COMPARISON_FILE} can't be read: {problem}", "was it edited?") from None
 
 
-def compare(path: Path, arms: Sequence[Arm], console: Console) -> Comparison:
+def compare_arms(path: Path, arms: Sequence[Arm], console: Console) -> Comparison:
     """The comparison of complete runs: said, and written to comparison.json and table.md."""
     plan = json.loads((path / COMPARISON_FILE).read_text(encoding="utf-8-sig"))
     results = [result for result in (arm.result() for arm in arms) if result is not None]

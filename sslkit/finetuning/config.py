@@ -23,7 +23,7 @@ from sslkit.core.errors import UserError, nearest
 
 
 @dataclass(frozen=True)
-class Data:
+class _Data:
     source: str = setting("", "labelled images: class folders, a .csv with path,label, or fractal:N")
     size: int = setting(
         AUTO, "side of the square views, pixels; auto: the source's", low=8, high=MAX_SIDE, auto=True
@@ -46,7 +46,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Model:
+class _Model:
     source: str = setting("", "whose weights to start from: a run, a file, timm/NAME or random/NAME")
     scratch: bool = setting(False, "forget the source's weights, keep its architecture: the fair comparison")
     freeze: bool = setting(False, "train the head alone; the encoder stays, its batch norms included")
@@ -61,7 +61,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Optim(configuration.Optim):
+class _Optim(configuration.Optim):
     lr: float = setting(
         AUTO,
         "base learning rate, for `reference_batch` images; auto: the paper's, or more for a small batch",
@@ -85,7 +85,7 @@ class Optim(configuration.Optim):
 
 
 @dataclass(frozen=True)
-class Schedule(configuration.Schedule):
+class _Schedule(configuration.Schedule):
     epochs: int = setting(
         AUTO,
         "passes over the images; auto: 20 to 100, for about 2,000 steps; 100 from 100,000 images on",
@@ -140,7 +140,7 @@ class Robustness:
 
 
 @dataclass(frozen=True)
-class Run:
+class _Run:
     out: str = setting(
         AUTO,
         "the run's folder; never an existing one; auto: the next free runs/finetune-BACKBONE-N",
@@ -166,13 +166,13 @@ class Run:
 class FinetuneConfig:
     """Everything `sslkit finetune` needs."""
 
-    data: Data = field(default_factory=Data)
-    model: Model = field(default_factory=Model)
-    optim: Optim = field(default_factory=Optim)
-    schedule: Schedule = field(default_factory=Schedule)
+    data: _Data = field(default_factory=_Data)
+    model: _Model = field(default_factory=_Model)
+    optim: _Optim = field(default_factory=_Optim)
+    schedule: _Schedule = field(default_factory=_Schedule)
     augment: Augment = field(default_factory=Augment)
     robustness: Robustness = field(default_factory=Robustness)
-    run: Run = field(default_factory=Run)
+    run: _Run = field(default_factory=_Run)
 
 
 FLAGS = {
@@ -202,13 +202,13 @@ FLAGS = {
 """Flag of `sslkit finetune` → the setting it stands for."""
 
 SECTIONS = {
-    "data": Data,
-    "model": Model,
-    "optim": Optim,
-    "schedule": Schedule,
+    "data": _Data,
+    "model": _Model,
+    "optim": _Optim,
+    "schedule": _Schedule,
     "augment": Augment,
     "robustness": Robustness,
-    "run": Run,
+    "run": _Run,
 }
 
 

@@ -17,18 +17,18 @@ from sslkit.core.device import pick_device, pick_precision
 from sslkit.core.errors import UserError, nearest_path
 from sslkit.core.paths import claim_folder, make_folder, next_folder, refuse_full
 from sslkit.core.value_range import BYTES, Range
-from sslkit.data.images.range_estimate import Found
+from sslkit.data.images.range_estimate import RangeEstimate
 from sslkit.data.sources.image_set import ImageSet
 from sslkit.data.sources.set_range import find_range
 from sslkit.evaluation.probe.shots import MOST_SEEDS
-from sslkit.finetuning.auto import USUAL_WARMUP, Given, resolve
+from sslkit.finetuning.auto import USUAL_WARMUP, Facts, resolve
 from sslkit.finetuning.classifier import build_model, refuse_one_at_once
 from sslkit.finetuning.classifier_robustness import lacks_robustness, with_robustness
-from sslkit.finetuning.comparison import COMPARISON_FILE, SCRATCH, Comparison, begin, compare, read_arms
+from sslkit.finetuning.comparison import COMPARISON_FILE, SCRATCH, Comparison, begin, compare_arms, read_arms
 from sslkit.finetuning.config import FinetuneConfig, finetune_config, from_values
-from sslkit.finetuning.result import FinetuneResult, Plan, announce, write_beginning
+from sslkit.finetuning.result import FinetunePlan, FinetuneResult, announce_finetuning, write_beginning
 from sslkit.finetuning.session import FinetuneSession
-from sslkit.finetuning.splits import open_parts
+from sslkit.finetuning.splits import open_splits
 from sslkit.models.encoder import Encoder
 from sslkit.models.weights import load_encoder
 from sslkit.training.pretrain.auto import interval
@@ -86,12 +86,12 @@ def finetune(
     if baseline or seeds:
         _refuse_comparison(wanted, baseline, seeds, "seed" in given)
         return _compared(wanted, bool(baseline), seeds or [wanted.run.seed], console)
-    plan = make_plan(wanted, console)
+    plan = make_finetune_plan(wanted, console)
     _refuse(plan, console)
     return _begun(plan, _new_folder(plan, wanted.run.out == AUTO), console)
 
 
-def _refuse(plan: Plan, console: Console, runs: int = 1) -> None:
+def _refuse(plan: FinetunePlan, console: Console, runs: int = 1) -> None:
     """What a new run, or so many, can't do with these images and on this disk. Raises UserError."""
     refuse_longer_than_run(plan.config, len(plan.parts.training), USUAL_WARMUP, console)
     classes = len(plan.parts.training.classes)
@@ -102,17 +102,17 @@ def _refuse(plan: Plan, console: Console, runs: int = 1) -> None:
     refuse_full(Path(plan.config.run.out), needed, "checkpoints and classifiers", ROOM)
 
 
-def _new_folder(plan: Plan, chosen: bool) -> Path:
+def _new_folder(plan: FinetunePlan, chosen: bool) -> Path:
     """The folder that is made now; where its name was chosen here, the number may be another one by now."""
     path = Path(plan.config.run.out)
     return claim_folder(path.parent, path.name.rpartition("-")[0]) if chosen else make_folder(path)
 
 
-def make_plan(wanted: FinetuneConfig, console: Console = SILENT) -> Plan:
+def make_finetune_plan(wanted: FinetuneConfig, console: Console = SILENT) -> FinetunePlan:
     """Everything resolved, opened and built; nothing is written. Raises UserError."""
     device = pick_device(wanted.run.device)
     interval(wanted.run.save_every)
-    parts = open_parts(wanted)
+    parts = open_splits(wanted)
     if wanted.robustness.measure and len(parts.validation) < 2:
         raise UserError("--robust needs two validation images at least", "add images, or leave out --robust")
     size = None if wanted.data.size == AUTO else wanted.data.size
@@ -122,7 +122,7 @@ def make_plan(wanted: FinetuneConfig, console: Console = SILENT) -> Plan:
     numbers = _range(wanted, encoder.range, parts.training)
     encoder.range, parts = numbers.range, parts.by(numbers.range)
     on_cpu = device.type == "cpu"
-    given = Given(len(parts.training), encoder.family, encoder.size, scratch, on_cpu, parameters, numbers)
+    given = Facts(len(parts.training), encoder.family, encoder.size, scratch, on_cpu, parameters, numbers)
     config, reasons = resolve(wanted, given)
     config = _placed(config, encoder, device)
     model, found, new = build_model(
@@ -133,15 +133,15 @@ def make_plan(wanted: FinetuneConfig, console: Console = SILENT) -> Plan:
         drop_path=config.model.drop_path,
         seed=config.run.seed,
     )
-    return Plan(config, reasons, encoder, model, found, new, parts, device, scratch)
+    return FinetunePlan(config, reasons, encoder, model, found, new, parts, device, scratch)
 
 
-def _range(wanted: FinetuneConfig, known: Range, training: ImageSet) -> Found:
+def _range(wanted: FinetuneConfig, known: Range, training: ImageSet) -> RangeEstimate:
     """The range of the images: as set, that of the source, or their own where it knows none."""
     data = wanted.data
     if data.range == AUTO and known != BYTES:
         nodata = known.nodata if data.nodata == AUTO else data.nodata
-        return Found(Range(known.limits, nodata), "the source's", "the source's")
+        return RangeEstimate(Range(known.limits, nodata), "the source's", "the source's")
     return find_range(training, data.range, data.nodata)
 
 
@@ -172,7 +172,7 @@ def _anchored(config: FinetuneConfig) -> FinetuneConfig:
     )
 
 
-def _begun(plan: Plan, path: Path, console: Console, whole: Path | None = None) -> FinetuneResult:
+def _begun(plan: FinetunePlan, path: Path, console: Console, whole: Path | None = None) -> FinetuneResult:
     """A run from its first step, in its new folder."""
     run = RunFolder(path)
     plan = replace(plan, config=replace(plan.config, run=replace(plan.config.run, out=str(path))))
@@ -180,7 +180,7 @@ def _begun(plan: Plan, path: Path, console: Console, whole: Path | None = None) 
         write_beginning(plan, run)
     with _held(run.path, console, whole):
         session = FinetuneSession(plan, run, console, whole)
-        announce(plan, console)
+        announce_finetuning(plan, console)
         return with_robustness(session.go(), console)
 
 
@@ -201,7 +201,7 @@ def _resumed(path: Path, console: Console, whole: Path | None = None) -> Finetun
         if run.facts.get("status") == "completed":
             return with_robustness(FinetuneResult.of_document(run.facts["result"], path), console)
         values = configuration.read(str(path / "config.toml"))
-        plan = make_plan(from_values({**values, "run.out": str(path)}), console)
+        plan = make_finetune_plan(from_values({**values, "run.out": str(path)}), console)
         session = FinetuneSession(plan, run, console, whole)
         start = session.restore()
         run.update(status="running")
@@ -249,7 +249,7 @@ def _compared(
     wanted: FinetuneConfig, baseline: bool, seeds: Sequence[int], console: Console
 ) -> FinetuneResult | Comparison:
     """All runs of a comparison, in one folder. The first is planned before anything is written."""
-    first = make_plan(replace(wanted, run=replace(wanted.run, seed=seeds[0])), console)
+    first = make_finetune_plan(replace(wanted, run=replace(wanted.run, seed=seeds[0])), console)
     _refuse(first, console, len(seeds) * (2 if baseline else 1))
     path = _new_folder(first, wanted.run.out == AUTO)
     with begun(RunFolder(path)):
@@ -273,5 +273,5 @@ def _continued(path: Path, console: Console) -> Comparison:
             elif arm.begun():
                 _resumed(arm.folder, console, path)
             else:
-                _begun(make_plan(wanted, console), make_folder(arm.folder), console, path)
-        return with_robustness(compare(path, arms, console), console)
+                _begun(make_finetune_plan(wanted, console), make_folder(arm.folder), console, path)
+        return with_robustness(compare_arms(path, arms, console), console)

@@ -18,7 +18,7 @@ from sslkit.evaluation.metrics.significance import of_images
 from sslkit.evaluation.robustness.robustness_result import RobustnessResult
 from sslkit.finetuning.classifier_files import write_classifier
 from sslkit.finetuning.config import FinetuneConfig
-from sslkit.finetuning.splits import Parts, write_splits, write_table
+from sslkit.finetuning.splits import Splits, write_splits, write_table
 from sslkit.methods.base import Info
 from sslkit.models.encoder import Encoder
 from sslkit.models.weights import Loaded
@@ -71,7 +71,7 @@ def _names(kind: FinetuneResult | type[FinetuneResult], *but: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Plan:
+class FinetunePlan:
     """What will be done, and with what: everything that is known before the first step."""
 
     config: FinetuneConfig  # without auto
@@ -80,12 +80,12 @@ class Plan:
     model: nn.Module  # with the encoder's weights
     found: Loaded
     new: tuple[str, ...]  # tensors that start afresh
-    parts: Parts
+    parts: Splits
     device: torch.device
     scratch: bool  # the source gave only its architecture
 
 
-def announce(plan: Plan, console: Console) -> None:
+def announce_finetuning(plan: FinetunePlan, console: Console) -> None:
     """Everything resolved, before the first step."""
     config, found, parts = plan.config, plan.found, plan.parts
     batch, optim, schedule = config.run.batch_size, config.optim, config.schedule
@@ -115,7 +115,7 @@ def announce(plan: Plan, console: Console) -> None:
         console.warn(note)
 
 
-def _told(parts: Parts, config: FinetuneConfig) -> str:
+def _told(parts: Splits, config: FinetuneConfig) -> str:
     """The images in words."""
     training, validation = parts.training, parts.validation
     told = f"{len(training):,} training and {counted(len(validation), 'validation image')}"
@@ -127,7 +127,7 @@ def _told(parts: Parts, config: FinetuneConfig) -> str:
     return f"{told}, views of {config.data.size} px" + ("; balanced softmax" if config.data.balance else "")
 
 
-def write_beginning(plan: Plan, run: RunFolder) -> None:
+def write_beginning(plan: FinetunePlan, run: RunFolder) -> None:
     """What stands in the run's folder before the first step: run.json, config.toml, splits.csv."""
     config, training = plan.config, plan.parts.training
     source, data = config.model.source, config.data.source
@@ -145,7 +145,7 @@ def image_facts(images: ImageSet) -> dict[str, Any]:
     return {"count": len(images), "fingerprint": images.fingerprint}
 
 
-def write_product(model: nn.Module, plan: Plan, folder: Path) -> None:
+def write_product(model: nn.Module, plan: FinetunePlan, folder: Path) -> None:
     """The classifier as timm opens it."""
     config = plan.config
     metadata = {"sslkit": __version__, "source": config.model.source, "data": config.data.source}

@@ -19,14 +19,21 @@ from sslkit.data.sources.image_set import ImageSet
 from sslkit.evaluation.metrics.scores import Scores, scores
 from sslkit.finetuning.augmentation import Mixing, TrainingView
 from sslkit.finetuning.classifier import Classifier, optimisation, predicted
-from sslkit.finetuning.result import FinetuneResult, Plan, image_facts, report, write_product, write_tables
+from sslkit.finetuning.result import (
+    FinetunePlan,
+    FinetuneResult,
+    image_facts,
+    report,
+    write_product,
+    write_tables,
+)
 from sslkit.methods.base import Clock
 from sslkit.training.loop import loss_scaling
 from sslkit.training.loop.acceleration import search_convolutions
 from sslkit.training.loop.cached_loader import cached_loader
 from sslkit.training.loop.engine import Step, train
 from sslkit.training.loop.out_of_memory import OutOfMemory, images_at_once, note_at_once
-from sslkit.training.loop.signals import Interrupted, Wishes, listening
+from sslkit.training.loop.signals import Interrupted, Requests, handle_signals
 from sslkit.training.pretrain.auto import interval
 from sslkit.training.run import checkpoint
 from sslkit.training.run.checkpoint_writer import Writer, save_due
@@ -43,7 +50,9 @@ class FinetuneSession:
         whole: the folder that `--resume` is told: the run's own, or that of the comparison it belongs to.
     """
 
-    def __init__(self, plan: Plan, run: RunFolder, console: Console, whole: Path | None = None) -> None:
+    def __init__(
+        self, plan: FinetunePlan, run: RunFolder, console: Console, whole: Path | None = None
+    ) -> None:
         self.plan, self.config, self.run, self.console = plan, plan.config, run, console
         self.parts, self.device, self.whole = plan.parts, plan.device, whole or run.path
         config, training = plan.config, plan.parts.training
@@ -99,7 +108,7 @@ class FinetuneSession:
         """Train from `start` on, score, write. Raises Interrupted, after saving, if a signal asks for it."""
         if start == 0:
             torch.manual_seed(self.config.run.seed)  # of drop path; a checkpoint holds where it stood
-        with listening() as wishes:
+        with handle_signals() as wishes:
             try:
                 self._loop(start, wishes)
                 return self._finish(wishes)
@@ -113,7 +122,7 @@ class FinetuneSession:
                     self.run.update(status="failed")
                 raise
 
-    def _loop(self, start: int, wishes: Wishes) -> None:
+    def _loop(self, start: int, wishes: Requests) -> None:
         config, done = self.config, start
         batches = cached_loader(
             config.data.cache,
@@ -214,7 +223,7 @@ class FinetuneSession:
         self.classifier.train()
         return {"held_out": percent}
 
-    def _predict(self, images: ImageSet, wishes: Wishes | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _predict(self, images: ImageSet, wishes: Requests | None) -> tuple[Tensor, Tensor, Tensor]:
         """Probabilities float32 [N, C], labels [N] and positions [N] of the readable images.
 
         With `wishes` a signal ends it.
@@ -252,7 +261,7 @@ class FinetuneSession:
         self.console.say(f"stopped at step {done} {saved}; go on with: {cure}")
         raise Interrupted(128 + number)
 
-    def _finish(self, wishes: Wishes) -> FinetuneResult:
+    def _finish(self, wishes: Requests) -> FinetuneResult:
         """One look at the validation images, then the product and the tables; checkpoints are done with."""
         self.writer.settle()
         if self.classifier.best is not None:

@@ -9,18 +9,23 @@ from pathlib import Path
 
 from sslkit.core.errors import UserError
 from sslkit.core.value_range import Range
-from sslkit.data.sources.class_samples import counts, drawn, refuse_empty_folders, uneven
+from sslkit.data.sources.class_samples import (
+    count_per_class,
+    refuse_empty_folders,
+    sample_per_class,
+    warn_singletons,
+)
 from sslkit.data.sources.folders import has_masks
 from sslkit.data.sources.image_set import ImageSet
 from sslkit.data.sources.labels import open_labelled
 from sslkit.finetuning.config import FinetuneConfig
 
-HELD_OUT = 0.2
+_HELD_OUT = 0.2
 """Share of the training images on which `--keep best` compares the epochs."""
 
 
 @dataclass(frozen=True)
-class Parts:
+class Splits:
     """The images of one fine-tuning; all parts have the same `classes`."""
 
     training: ImageSet
@@ -29,7 +34,7 @@ class Parts:
     unused: ImageSet | None  # what shots or share left out
     notes: tuple[str, ...] = ()  # what people should know
 
-    def by(self, range: Range) -> Parts:
+    def by(self, range: Range) -> Splits:
         """The same images, read by this range."""
         training, validation, held_out, unused = (
             None if part is None else replace(part, range=range)
@@ -37,10 +42,10 @@ class Parts:
         )
         assert training is not None
         assert validation is not None
-        return Parts(training, validation, held_out, unused, self.notes)
+        return Splits(training, validation, held_out, unused, self.notes)
 
 
-def open_parts(config: FinetuneConfig) -> Parts:
+def open_splits(config: FinetuneConfig) -> Splits:
     """All images of `data.source`, each in its part.
 
     Where the data has no validation part, that depends on `data.split_seed` alone; what is drawn from the
@@ -54,22 +59,22 @@ def open_parts(config: FinetuneConfig) -> Parts:
         raise UserError(f"{source}: images/ and masks/, no classes", "sslkit probe --local measures on masks")
     training, validation = open_labelled(source, config.data.split_seed)
     refuse_empty_folders(source)
-    notes = [*training.notes, uneven(source, training, validation)]
+    notes = [*training.notes, warn_singletons(source, training, validation)]
     unused = held_out = None
     if config.data.shots or config.data.share < 1:
         notes.append(_few(training, config.data.shots))
-        training, unused = drawn(training, lambda count: _wanted(config, count), seed, "shots")
+        training, unused = sample_per_class(training, lambda count: _wanted(config, count), seed, "shots")
     if config.run.keep == "best":
-        training, held_out = drawn(training, _stays, seed, "held out")
+        training, held_out = sample_per_class(training, _stays, seed, "held out")
         if not len(held_out):
             raise UserError(
                 "--keep best needs two training images of a class at least",
                 "leave it out: the last epoch is kept",
             )
-    return Parts(training, validation, held_out, unused, tuple(filter(None, notes)))
+    return Splits(training, validation, held_out, unused, tuple(filter(None, notes)))
 
 
-def write_splits(path: Path, parts: Parts) -> None:
+def write_splits(path: Path, parts: Splits) -> None:
     """path,label,split,use of every image. The file is DATA itself, with the same validation part."""
     named: list[tuple[str, ImageSet | None]] = [
         ("train", parts.training),
@@ -101,12 +106,14 @@ def _wanted(config: FinetuneConfig, count: int) -> int:
 
 def _stays(count: int) -> int:
     """Training images of a class of `count` that are not held out; one image stays."""
-    return count - (max(1, round(HELD_OUT * count)) if count > 1 else 0)
+    return count - (max(1, round(_HELD_OUT * count)) if count > 1 else 0)
 
 
 def _few(training: ImageSet, shots: int) -> str:
     short = [
-        (found, name) for found, name in zip(counts(training), training.classes, strict=True) if found < shots
+        (found, name)
+        for found, name in zip(count_per_class(training), training.classes, strict=True)
+        if found < shots
     ]
     if not short:
         return ""

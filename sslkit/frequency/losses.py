@@ -207,7 +207,7 @@ def _ratio(total: Tensor, count: Tensor) -> Tensor:
 
 def _shared(count: Tensor) -> Tensor:
     """The mean of a count over all processes."""
-    return collectives.total(count) / collectives.world()
+    return collectives.all_reduce_sum(count) / collectives.world_size()
 
 
 def _computing(prediction: Tensor, target: Tensor) -> torch.dtype:

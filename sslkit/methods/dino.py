@@ -208,8 +208,8 @@ class DINO(Method):
             vectors = self.encoder.vector(torch.cat(views[:2]))  # [2 B, D]
             answer = self.teacher_head(vectors)  # [2 B, K]
             target = ((answer - self.centre) / self.temperature(clock.epoch)).softmax(1)
-            self.answered.add_(collectives.total(answer.sum(0)))
-            self.answers.add_(len(answer) * collectives.world())
+            self.answered.add_(collectives.all_reduce_sum(answer.sum(0)))
+            self.answers.add_(len(answer) * collectives.world_size())
         # The backbone runs once for each size; a batch norm sees large and small crops apart.
         seen = torch.cat([self.student.vector(torch.cat(same)) for same in (views[:2], views[2:]) if same])
         guess = self.student_head(seen, rest=clock.epoch < self.config.freeze_last_layer)  # [V B, K]

@@ -28,11 +28,11 @@ from sslkit.augmentations.crops import RandomResizedCrop, Views
 from sslkit.core.config.setting import setting
 from sslkit.core.errors import UserError
 from sslkit.methods.base import Batch, Clock, Info, Method, Transform
-from sslkit.models.blocks import enlarged, shuffled
+from sslkit.models.blocks import repeat_mask, shuffled
 from sslkit.models.encoder import Encoder
 from sslkit.models.init import initialize_linear_, initialize_mae_vit_, require_positions, sines_and_cosines
 
-FLAT = 0.02
+_FLAT = 0.02
 """Deviation, of [0, 1], below which a patch is called flat: normalised, noise is all there is to learn."""
 
 
@@ -108,7 +108,7 @@ class MAE(Method):
         if self.config.norm_pix:
             mean, deviation = patch_statistics(target)
             target = (target - mean) / deviation
-        flat = patchify(images, self.encoder.stride).std(dim=-1).lt(FLAT).float().mean()
+        flat = patchify(images, self.encoder.stride).std(dim=-1).lt(_FLAT).float().mean()
         loss = masked_error(pixels, target, hidden)
         return {"loss": loss, "flat": flat, "embedding": visible.detach().mean(1)}
 
@@ -126,7 +126,7 @@ class MAE(Method):
             pixels = pixels * deviation + mean
         rows = images.shape[-2] // patch
         prediction = self.encoder.denormalize(unpatchify(pixels.float(), rows)).clamp(0, 1)
-        covered = enlarged(hidden.reshape(len(images), rows, -1), patch)[:, None]
+        covered = repeat_mask(hidden.reshape(len(images), rows, -1), patch)[:, None]
         return {
             "image": images,
             "visible": images.masked_fill(covered, 0.5),

@@ -46,11 +46,11 @@ from sslkit.models.blocks import PixelDecoder, momentum_copy, momentum_update_
 from sslkit.models.encoder import Encoder, require_maps
 from sslkit.models.init import initialize_mae_vit_, initialize_vit_
 
-WIDE = 768
+_WIDE = 768
 """Width from which a ViT begins with the official weights: with them narrower ones hardly learn at first."""
 
 
-class Task(NamedTuple):
+class _Task(NamedTuple):
     """What one batch asks of the network: from `inputs`, the frequencies that they lack."""
 
     inputs: Tensor  # [B, 3, H, W]
@@ -168,7 +168,7 @@ class MFM(Method):
     def resolve(config: Config, family: str, info: Info) -> dict[str, tuple[Any, str]]:
         """Values for the settings left at auto, each with its reason."""
         side, first = min(info.size, info.native), ("official", "the paper's")
-        if family == "vit" and config.initialization == AUTO and 0 < (width := info.width) < WIDE:
+        if family == "vit" and config.initialization == AUTO and 0 < (width := info.width) < _WIDE:
             first = ("mae", f"a ViT of width {width} hardly learns with the paper's")
         return {
             "radius": (round(16 * side / 224, 2), f"16 bins at 224 px, scaled to {side} px"),
@@ -200,17 +200,17 @@ class MFM(Method):
             return radius
         return SHAPES[config.mask](height, width, radius, device=images.device)
 
-    def task(self, images: Tensor, index: Tensor, clock: Clock, keep_low: Tensor | None = None) -> Task:
+    def task(self, images: Tensor, index: Tensor, clock: Clock, keep_low: Tensor | None = None) -> _Task:
         """What is asked about images [B, 3, H, W] in [0, 1]; `keep_low` overrides the draw."""
         if self.config.corruption != "frequency":  # nothing survives a baseline's degradation for sure
-            return Task(self.degrade(images, index, clock), *_every_bin(images))
+            return _Task(self.degrade(images, index, clock), *_every_bin(images))
         keep_low = self.keep_low(index, clock) if keep_low is None else keep_low
         cutoff = self.cutoff(images, index, clock)
         inputs = corrupt(images, keep_low, cutoff, clamp=self.config.clamp == "official")
         if self.config.clamp == "half":
             # A high-pass image has mean zero: the official clamp loses its negative half, ½ keeps both.
             inputs = (inputs + 0.5 * ~keep_low[:, None, None, None]).clamp(0, 1)
-        return Task(inputs, keep_low, cutoff)
+        return _Task(inputs, keep_low, cutoff)
 
     def degrade(self, images: Tensor, index: Tensor, clock: Clock) -> Tensor:
         """The inputs of the paper's three baselines, each image with its own blur or noise."""

@@ -163,7 +163,7 @@ class MoCo(Method):
         pairs = [(first, second), (second, first)] if self.config.symmetric else [(first, second)]
         vectors = [self.encoder.vector(asked) for asked, _ in pairs]
         keys = [self.keys(answer, clock, f"moco.shuffle{number}") for number, (_, answer) in enumerate(pairs)]
-        own = [every.chunk(collectives.world())[collectives.rank()] for every in keys]
+        own = [every.chunk(collectives.world_size())[collectives.rank()] for every in keys]
         # A copy: backward needs the queue as it was, and it is overwritten below.
         query, negatives = self.head(torch.cat(vectors)), self.queue.clone()
         logits = similarities(query, torch.cat(own), negatives, self.config.temperature)
@@ -187,7 +187,7 @@ class MoCo(Method):
         With batch norm the processes exchange images first: if a key shared its statistics with its query,
         these would give it away.
         """
-        world = collectives.world()
+        world = collectives.world_size()
         if world == 1 or not self.shuffled:
             return collectives.gather(self.key(images))
         every = collectives.gather(images)

@@ -27,7 +27,7 @@ from sslkit.augmentations.crops import RandomResizedCrop, Views
 from sslkit.core.config.setting import AUTO, setting
 from sslkit.core.errors import UserError
 from sslkit.methods.base import Batch, Clock, Info, Method, Transform
-from sslkit.models.blocks import PixelDecoder, enlarged, shuffled
+from sslkit.models.blocks import PixelDecoder, repeat_mask, shuffled
 from sslkit.models.encoder import Encoder
 from sslkit.models.factory import named_patch
 from sslkit.models.init import initialize_vit_
@@ -104,13 +104,13 @@ class SimMIM(Method):
         side = units_per_side(size, self.config, self.patch)
         order = shuffled(clock.seed, clock.epoch, index, side * side, "simmim.mask")
         hidden = order < hidden_count(side * side, self.config.mask_ratio)
-        return enlarged(hidden.reshape(-1, side, side), self.config.unit // self.patch)
+        return repeat_mask(hidden.reshape(-1, side, side), self.config.unit // self.patch)
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         images = batch["image"]
         mask = self.mask(images.shape[-1], batch["index"], clock)
         features = self.encoder.masked_map(images, mask, self.mask_token)
-        hidden = enlarged(mask, self.patch)[:, None]
+        hidden = repeat_mask(mask, self.patch)[:, None]
         loss = masked_error(self.head(features), self.encoder.normalize(images), hidden)
         return {"loss": loss, "embedding": features.detach().mean((2, 3))}
 
@@ -123,7 +123,7 @@ class SimMIM(Method):
         mask = self.mask(images.shape[-1], batch["index"], Clock(step=0, steps=1, steps_per_epoch=1))
         predicted = self.head(self.encoder.masked_map(images, mask, self.mask_token)).float()
         prediction = self.encoder.denormalize(predicted).clamp(0, 1)
-        hidden = enlarged(mask, self.patch)[:, None]
+        hidden = repeat_mask(mask, self.patch)[:, None]
         return {
             "image": images,
             "visible": images.masked_fill(hidden, 0.5),

@@ -78,15 +78,15 @@ class _Shared(nn.modules.batchnorm._BatchNorm):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.training or collectives.world() == 1:
+        if not self.training or collectives.world_size() == 1:
             return super().forward(input)
         with torch.autocast(input.device.type, enabled=False):
             values = input.float()
             rest = [0, *range(2, values.ndim)]  # all but the channels
-            count = values[:, 0].numel() * collectives.world()
-            mean = collectives.total(values.sum(rest)) / count
+            count = values[:, 0].numel() * collectives.world_size()
+            mean = collectives.all_reduce_sum(values.sum(rest)) / count
             centred = values - _channels(mean, values)
-            variance = collectives.total(centred.square().sum(rest)) / count
+            variance = collectives.all_reduce_sum(centred.square().sum(rest)) / count
             self._remember(mean.detach(), variance.detach() * (count / (count - 1)))
             normalised = centred * _channels((variance + self.eps).rsqrt(), values)
             if not self.affine:
@@ -142,6 +142,6 @@ def shuffled(seed: int, epoch: int, index: Tensor, count: int, stream: str) -> T
     return rng.uniform(seed, epoch, draws, stream).argsort(dim=1, stable=True)
 
 
-def enlarged(mask: Tensor, times: int) -> Tensor:
+def repeat_mask(mask: Tensor, times: int) -> Tensor:
     """Every cell of a mask [B, h, w] as times × times cells: [B, times · h, times · w]."""
     return mask.repeat_interleave(times, 1).repeat_interleave(times, 2)

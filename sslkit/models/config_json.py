@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sslkit.core.console import counted
 from sslkit.core.errors import UserError
-from sslkit.core.value_range import BYTES, FULL, Range, parse
+from sslkit.core.value_range import BYTES, FULL, Range, parse_range
 from sslkit.models.encoder import Encoder
 from sslkit.models.factory import Stem, is_vit, named_patch
 from sslkit.models.foreign import read_safetensors, refuse_transformers
@@ -108,7 +108,7 @@ def range_behind(file: Path, config: dict[str, Any]) -> Range:
 def _range_of(config: dict[str, Any]) -> Range | None:
     """The range that a config.json tells of; None where it tells nothing."""
     own = config.get("sslkit", {})
-    return parse(own["range"], own.get("nodata", [])) if "range" in own else None
+    return parse_range(own["range"], own.get("nodata", [])) if "range" in own else None
 
 
 def without_head(

@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-Layout = Literal["tokens", "NHWC", "NCHW", "levels", "raw levels"]
+MapLayout = Literal["tokens", "NHWC", "NCHW", "levels", "raw levels"]
 """Where the map is: in `forward_features`, as [B, p + h · w, D], [B, h, w, D] or [B, D, h, w]; or, where that
 returns something else, in the last of timm's `forward_intermediates`, after the last norm or without it."""
 
 
-def final_map(model: Any, images: Tensor, layout: Layout) -> Tensor:
+def final_map(model: Any, images: Tensor, layout: MapLayout) -> Tensor:
     """Normalised images [B, 3, H, W] → [B, C, h, w], after the last norm where that is one of maps."""
     if layout in ("levels", "raw levels"):
         levels: list[Tensor] = model.forward_intermediates(
@@ -25,7 +25,7 @@ def final_map(model: Any, images: Tensor, layout: Layout) -> Tensor:
     return as_nchw(features, layout)
 
 
-def as_nchw(features: Tensor, layout: Layout) -> Tensor:
+def as_nchw(features: Tensor, layout: MapLayout) -> Tensor:
     """[B, h, w, D] or [B, D, h, w], as the layout says → [B, D, h, w]."""
     return features.permute(0, 3, 1, 2) if layout == "NHWC" else features
 

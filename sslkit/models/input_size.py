@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sslkit.core.config.validate import refuse_huge
 from sslkit.core.errors import UserError, first_line
 from sslkit.models.factory import Stem, create_model, is_vit, native_size, native_sizes, timm_arguments
-from sslkit.models.feature_maps import Layout, as_nchw, final_map
+from sslkit.models.feature_maps import MapLayout, as_nchw, final_map
 
 Family = Literal["vit", "swin", "cnn", "transformer"]
 """vit: tokens that can be hidden. swin: [B, h, w, D] from `forward_features`. cnn: [B, D, h, w]. transformer:
@@ -30,7 +30,7 @@ class Outline(NamedTuple):
     """What a model makes of one image of some size."""
 
     family: Family
-    layout: Layout
+    layout: MapLayout
     width: int  # of the vector
     stride: int  # pixels per step of the last map, as timm says
     map: tuple[int, ...]  # (C, h, w) of the final map; empty if there is none
@@ -168,18 +168,18 @@ def _look(model: Any, size: int, vit: bool) -> Outline:
         if vector.ndim != 2:
             raise ValueError(f"its vectors have the shape {tuple(vector.shape)}")
         layout, shape = _map(model, images, features, vit)
-    families: dict[Layout, Family] = {"tokens": "vit", "NHWC": "swin", "NCHW": "cnn"}
+    families: dict[MapLayout, Family] = {"tokens": "vit", "NHWC": "swin", "NCHW": "cnn"}
     family, breaks = families.get(layout, "transformer"), breaks_channels_last(model)
     grouped = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in model.modules())
     return Outline(family, layout, vector.shape[1], _stride(model), shape, breaks, grouped)
 
 
-def _map(model: Any, images: Tensor, features: Any, vit: bool) -> tuple[Layout, tuple[int, ...]]:
+def _map(model: Any, images: Tensor, features: Any, vit: bool) -> tuple[MapLayout, tuple[int, ...]]:
     """Where the final map is, and its (C, h, w); () if nowhere: `require_maps` tells it."""
     if isinstance(features, Tensor) and features.ndim == 4:
-        last: Layout = "NHWC" if getattr(model, "output_fmt", "NCHW") == "NHWC" else "NCHW"
+        last: MapLayout = "NHWC" if getattr(model, "output_fmt", "NCHW") == "NHWC" else "NCHW"
         return last, tuple(as_nchw(features, last).shape[1:])
-    layouts: tuple[Layout, ...] = ("tokens",) if vit else ("levels", "raw levels")
+    layouts: tuple[MapLayout, ...] = ("tokens",) if vit else ("levels", "raw levels")
     for layout in layouts:
         try:
             return layout, tuple(final_map(model, images, layout).shape[1:])

@@ -11,7 +11,7 @@ from torch import Tensor
 from sslkit.core.checkpoint_files import whole
 from sslkit.core.config import build as configuration
 from sslkit.core.errors import UserError
-from sslkit.core.value_range import Range, parse
+from sslkit.core.value_range import Range, parse_range
 from sslkit.models.config_json import timm_config
 from sslkit.models.encoder import Encoder
 from sslkit.models.foreign import read_safetensors
@@ -81,7 +81,7 @@ def open_unfinished(run: Path) -> Unfinished | None:
 def range_of(run: Path) -> Range:
     """The range of images of more than 8 bits that a run's settings tell of. Raises ValueError."""
     values = configuration.read(str(run / "config.toml"))
-    return parse(values["data.range"], values["data.nodata"])
+    return parse_range(values["data.range"], values["data.nodata"])
 
 
 def _of_model(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

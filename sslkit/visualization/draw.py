@@ -25,30 +25,30 @@ from sslkit.visualization.figures.neighbours import Neighbour, neighbours
 from sslkit.visualization.figures.panels import panels
 from sslkit.visualization.figures.pca import components, feature_maps, pca
 from sslkit.visualization.figures.reconstruction import HALVES, reconstruction
-from sslkit.visualization.figures.runs import Compared, compare
+from sslkit.visualization.figures.runs import Compared, compare_figure
 from sslkit.visualization.figures.spectrum import spectrum
 from sslkit.visualization.figures.views import views
-from sslkit.visualization.inputs import Subject
+from sslkit.visualization.inputs import Inputs
 from sslkit.visualization.report import stored
 
 EPOCHS = 3
 """How many epochs' views of an image are shown."""
-NEIGHBOURS = 6
+_NEIGHBOURS = 6
 
 
-def draw_masks(subject: Subject) -> Figure:
+def draw_masks(subject: Inputs) -> Figure:
     return masks(subject.pictures[0], subject.radius)
 
 
-def draw_families(subject: Subject) -> Figure:
+def draw_families(subject: Inputs) -> Figure:
     return families(subject.pictures[0], subject.radius)
 
 
-def draw_spectrum(subject: Subject) -> Figure:
+def draw_spectrum(subject: Inputs) -> Figure:
     return spectrum(subject.pictures, subject.radius)
 
 
-def draw_views(subject: Subject) -> Figure:
+def draw_views(subject: Inputs) -> Figure:
     """Views and inputs of the first epochs, keyed as in training: by seed, epoch and position in the set."""
     method = subject.method
     index = torch.tensor(list(subject.originals))
@@ -64,14 +64,14 @@ def draw_views(subject: Subject) -> Figure:
     return views(list(subject.originals.values()), torch.stack(made, 1), torch.stack(inputs, 1), captions)
 
 
-def _view(subject: Subject, position: int, epoch: int) -> Tensor:
+def _view(subject: Inputs, position: int, epoch: int) -> Tensor:
     """What a worker makes of the image in that epoch, float [3, size, size] in [0, 1]."""
     with subject.images.opened(position) as picture:
         views = subject.method.transform()(picture, rng.generator(subject.seed, epoch, position))
     return views["image"].float() / 255
 
 
-def draw_reconstruction(subject: Subject) -> Figure:
+def draw_reconstruction(subject: Inputs) -> Figure:
     """Every image through both tasks: `MFM.panels` gives the first half of a batch its low frequencies."""
     tasks = (subject.degradation,) if subject.degradation else HALVES
     repeated = torch.cat([subject.pictures] * len(tasks))
@@ -80,7 +80,7 @@ def draw_reconstruction(subject: Subject) -> Figure:
     return reconstruction(panels, tasks, None if subject.degradation else subject.radius)
 
 
-def draw_panels(subject: Subject) -> Figure:
+def draw_panels(subject: Inputs) -> Figure:
     images = subject.pictures
     with torch.no_grad():
         pictures = subject.method.panels({"image": images, "index": torch.arange(len(images))})
@@ -89,7 +89,7 @@ def draw_panels(subject: Subject) -> Figure:
     return panels(pictures, f"What {subject.name} does to images")
 
 
-def draw_curves(subject: Subject) -> Figure:
+def draw_curves(subject: Inputs) -> Figure:
     if subject.run is None:  # `visualize` has refused this
         raise ValueError("curves: a run expected, got a method")
     file = subject.run.path / "metrics.jsonl"
@@ -99,17 +99,17 @@ def draw_curves(subject: Subject) -> Figure:
     return curves(metrics, f"Training of {subject.run.path.name}")
 
 
-def draw_attention(subject: Subject) -> Figure:
+def draw_attention(subject: Inputs) -> Figure:
     maps = attention_maps(subject.encoder, subject.pictures)
     return attention(subject.pictures, maps, subject.title)
 
 
-def draw_pca(subject: Subject) -> Figure:
+def draw_pca(subject: Inputs) -> Figure:
     maps, origin = feature_maps(subject.encoder, subject.pictures)
     return pca(subject.pictures, components(maps), subject.title, origin)
 
 
-def draw_neighbours(subject: Subject) -> Figure:
+def draw_neighbours(subject: Inputs) -> Figure:
     gallery = subject.gallery
     vectors, rows = torch.from_numpy(gallery.vectors), torch.tensor(gallery.queries)
 
@@ -118,43 +118,43 @@ def draw_neighbours(subject: Subject) -> Figure:
 
     found = [
         [shown(row, value) for value, row in zip(cosine, index, strict=True)]
-        for cosines, indices in nearest_neighbours(vectors, vectors[rows], NEIGHBOURS, rows)
+        for cosines, indices in nearest_neighbours(vectors, vectors[rows], _NEIGHBOURS, rows)
         for cosine, index in zip(cosines.tolist(), indices.tolist(), strict=True)
     ]
     return neighbours([shown(row, 1.0) for row in gallery.queries], found, subject.title, len(vectors))
 
 
-def draw_map(subject: Subject) -> Figure:
+def draw_map(subject: Inputs) -> Figure:
     gallery = subject.gallery
     made = projections(gallery.vectors, subject.seed, subject.console)
     return image_map(made, gallery.thumbnail, gallery.labels, subject.title)
 
 
-def draw_filters(subject: Subject) -> Figure:
+def draw_filters(subject: Inputs) -> Figure:
     return filters(first_filters(subject.encoder), subject.title)
 
 
-def draw_layers(subject: Subject) -> Figure:
+def draw_layers(subject: Inputs) -> Figure:
     maps = block_maps(subject.encoder, subject.pictures)
     unit = "block" if subject.encoder.family == "vit" else "level"
     profiles, total = list(map(relative_amplitude, maps)), block_count(subject.encoder)
     return layers(profiles, subject.title, unit, len(subject.pictures), total)
 
 
-def draw_stored_as(kind: str) -> Callable[[Subject], Figure]:
-    def draw(subject: Subject) -> Figure:
+def draw_stored_as(kind: str) -> Callable[[Inputs], Figure]:
+    def draw(subject: Inputs) -> Figure:
         return stored.draw_stored(run_of(subject), kind)
 
     return draw
 
 
-def draw_compare(subject: Subject) -> Figure:
+def draw_compare(subject: Inputs) -> Figure:
     """The run and the others, all with the images of the first."""
     others = [subject.beside(source) for source in subject.others]
-    return compare([_compared(one) for one in (subject, *others)])
+    return compare_figure([_compared(one) for one in (subject, *others)])
 
 
-def _compared(subject: Subject) -> Compared:
+def _compared(subject: Inputs) -> Compared:
     run = run_of(subject)
     file = run / "metrics.jsonl"
     metrics = read_metrics(file) if file.is_file() else []
@@ -163,7 +163,7 @@ def _compared(subject: Subject) -> Compared:
     return Compared(run.name, settings, metrics, probe, subject.pictures, _made(subject))
 
 
-def _made(subject: Subject) -> dict[str, Tensor]:
+def _made(subject: Inputs) -> dict[str, Tensor]:
     """What a run makes of the images: MFM's composites of both tasks, or the last two of its own pictures."""
     images = subject.pictures
     tasks = ("",) if subject.degradation or not subject.masks_frequencies else ("from low", "from high")
@@ -180,7 +180,7 @@ def _made(subject: Subject) -> dict[str, Tensor]:
     return {name: shown for name, shown in composites.items() if name != untrained}
 
 
-def run_of(subject: Subject) -> Path:
+def run_of(subject: Inputs) -> Path:
     """The folder of a subject that is a run."""
     if subject.run is None:  # `refusal` says so before
         raise ValueError(f"a run expected, got {subject.source!r}")

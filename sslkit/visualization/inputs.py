@@ -1,4 +1,4 @@
-"""What is looked at: a method by its name, a run's trained method, or weights; and the images for it."""
+"""Inputs of visualize: a method by its name, a run's trained method, or weights; and the images for it."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ from sslkit.models.weights import EXPORT_FILE, is_finetuning, load_encoder
 from sslkit.training.run.folder import RunFolder, load_method, read_configuration
 
 LIMIT, COUNT = 1000, 4
-FEW = 256
+_FEW = 256
 """Images that are read in this process: workers take longer to start."""
 GENERATED = "fractal:100"
 """Images for a method when none are given."""
 
 
-class Subject:
+class Inputs:
     """A method or an encoder, and some images, loaded when first asked for.
 
     Args:
@@ -108,9 +108,9 @@ class Subject:
             return self._images or (GENERATED,)
         return read_configuration(self.run.path / "config.toml").data.sources
 
-    def beside(self, source: str) -> Subject:
+    def beside(self, source: str) -> Inputs:
         """Another run with the same images, seed and size of choice."""
-        other = Subject(source, count=self.count, seed=self._seed, console=self.console)
+        other = Inputs(source, count=self.count, seed=self._seed, console=self.console)
         if other.run is None:
             raise UserError(f"compare: {source} is no run", "give run folders: --with runs/mfm-…-2")
         other.images, other.originals = self.images, self.originals
@@ -165,7 +165,7 @@ class Subject:
         images = self.images.subset(chosen)
         place = pick_device()
         encoder = self.encoder.to(place)
-        workers = reading_workers(place.type == "cpu") if len(images) > FEW else 0
+        workers = reading_workers(place.type == "cpu") if len(images) > _FEW else 0
         found, kept = embed_images(
             encoder.vector, images, self.size, device=place, workers=workers, console=self.console
         )

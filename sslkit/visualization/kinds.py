@@ -29,7 +29,7 @@ from sslkit.visualization.draw import (
     run_of,
 )
 from sslkit.visualization.figures import attention_maps, first_layer
-from sslkit.visualization.inputs import Subject
+from sslkit.visualization.inputs import Inputs
 from sslkit.visualization.report import stored
 
 Needs = Literal["images", "method", "run", "encoder"]
@@ -43,7 +43,7 @@ ENCODER: Needs = "encoder"
 class Kind:
     """One kind of picture. `text` says in a sentence what it shows, for people who can't see it."""
 
-    draw: Callable[[Subject], Figure]
+    draw: Callable[[Inputs], Figure]
     needs: Needs
     text: str
     masking: bool | None = None  # only for methods that mask frequencies (`task`, as MFM), or only for others
@@ -160,11 +160,11 @@ KINDS = {
     ),
 }
 
-GROUPS = {"robust": tuple(stored.FIGURES)}
+KIND_GROUPS = {"robust": tuple(stored.FIGURES)}
 """Names for several kinds at once: of these, the ones that can be drawn."""
 
 
-def refusal(kind: str, subject: Subject, asked: str = "") -> UserError | None:
+def refusal(kind: str, subject: Inputs, asked: str = "") -> UserError | None:
     """Why this kind can't be drawn of the subject, if it can't; `asked`: the group it was asked for by."""
     facts, name = KINDS[kind], asked or kind
     if facts.needs in ("run", "method") and not subject.has_method:
@@ -181,14 +181,14 @@ def refusal(kind: str, subject: Subject, asked: str = "") -> UserError | None:
     return _refusal_of_content(kind, subject, asked)
 
 
-def _refusal_of_content(kind: str, subject: Subject, asked: str) -> UserError | None:
+def _refusal_of_content(kind: str, subject: Inputs, asked: str) -> UserError | None:
     """What only a look at the encoder or into the run can tell."""
     if kind == "attention":
-        return attention_maps.refusal_of(subject.encoder)
+        return attention_maps.attention_refusal(subject.encoder)
     if kind == "filters":
-        return first_layer.refusal_of(subject.encoder)
+        return first_layer.first_layer_refusal(subject.encoder)
     if kind in stored.FIGURES:
-        return stored.refusal_of(run_of(subject), kind, asked)
+        return stored.stored_refusal(run_of(subject), kind, asked)
     if kind == "compare" and not subject.others:
         cure = command("sslkit", "visualize", subject.source)
         return UserError("compare needs two runs or more", f"{cure} --with RUN")

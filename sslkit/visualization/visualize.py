@@ -12,9 +12,9 @@ from sslkit.core.errors import UserError, nearest
 from sslkit.core.paths import refuse_unwritable, writable
 from sslkit.data.sources.folders import mark_drawn
 from sslkit.models.unfinished import newest_file, told
-from sslkit.visualization.figures.style import save
-from sslkit.visualization.inputs import COUNT, LIMIT, Subject
-from sslkit.visualization.kinds import GROUPS, KINDS, refusal
+from sslkit.visualization.figures.style import save_figure
+from sslkit.visualization.inputs import COUNT, LIMIT, Inputs
+from sslkit.visualization.kinds import KIND_GROUPS, KINDS, refusal
 
 __all__ = ["KINDS", "refusal", "visualize"]
 
@@ -38,7 +38,7 @@ def visualize(
     Args:
         source: a run folder, a method's name for what needs no training, or any other SOURCE of weights.
         images: DATA, or single image files; by default the run's own images, or generated ones.
-        kinds: of `KINDS` and `GROUPS`; none means all that the source allows.
+        kinds: of `KINDS` and `KIND_GROUPS`; none means all that the source allows.
         out: folder; by default RUN/pictures, or pictures-NAME.
         count: images shown (`spectrum` shows four at most, `masks` and `families` one).
         radius: cut in bins, instead of the run's or the method's own.
@@ -50,7 +50,7 @@ def visualize(
     Raises:
         UserError: unknown source or kind, a kind that needs a run, no images; then nothing is written.
     """
-    subject = Subject(
+    subject = Inputs(
         source, images, count=count, radius=radius, size=size, seed=seed, others=others, limit=limit,
         console=console,
     )  # fmt: skip
@@ -64,13 +64,13 @@ def visualize(
     figures = _drawn(wanted, subject, named=bool(kinds))
     written = []
     for kind, figure in figures.items():
-        written.append(save(figure, folder / f"{kind}.png"))
+        written.append(save_figure(figure, folder / f"{kind}.png"))
         mark_drawn(written[-1:])
         console.say(f"{kind:<{max(map(len, figures))}} {written[-1]}")
     return written
 
 
-def _drawn(wanted: Sequence[str], subject: Subject, named: bool) -> dict[str, Figure]:
+def _drawn(wanted: Sequence[str], subject: Inputs, named: bool) -> dict[str, Figure]:
     """Every kind drawn; one that nobody named, and that can't be drawn of these images, is left out."""
     figures = {}
     for kind in wanted:
@@ -83,13 +83,15 @@ def _drawn(wanted: Sequence[str], subject: Subject, named: bool) -> dict[str, Fi
     return figures
 
 
-def _wanted(kinds: Sequence[str], subject: Subject) -> list[str]:
+def _wanted(kinds: Sequence[str], subject: Inputs) -> list[str]:
     """The kinds to draw, each once; refuses what the source can't show."""
     chosen: list[str] = []
     for kind in kinds:
-        if kind not in {*KINDS, *GROUPS}:
-            raise UserError(f"unknown kind of picture {kind!r}", nearest(kind, [*KINDS, *GROUPS], most=100))
-        members = GROUPS.get(kind, (kind,))
+        if kind not in {*KINDS, *KIND_GROUPS}:
+            raise UserError(
+                f"unknown kind of picture {kind!r}", nearest(kind, [*KINDS, *KIND_GROUPS], most=100)
+            )
+        members = KIND_GROUPS.get(kind, (kind,))
         problems = {member: refusal(member, subject, kind) for member in members}
         if all(problems.values()):
             problem = next(filter(None, problems.values()))
@@ -102,7 +104,7 @@ def _wanted(kinds: Sequence[str], subject: Subject) -> list[str]:
     return [kind for kind in KINDS if refusal(kind, subject) is None]
 
 
-def _own_folder(subject: Subject, console: Console) -> Path:
+def _own_folder(subject: Inputs, console: Console) -> Path:
     """RUN/pictures; where there is no run, or one that can't be written, pictures-NAME beside it."""
     if subject.run is None:
         return Path(f"pictures-{subject.name}")

@@ -99,5 +99,5 @@ def test_every_model_of_timm_is_offered() -> None:
 
 
 def test_every_kind_of_picture_is_offered() -> None:
-    parts = {part for group in kinds.GROUPS.values() for part in group}
-    assert {*KINDS} == {*kinds.KINDS, *kinds.GROUPS} - parts
+    parts = {part for group in kinds.KIND_GROUPS.values() for part in group}
+    assert {*KINDS} == {*kinds.KINDS, *kinds.KIND_GROUPS} - parts

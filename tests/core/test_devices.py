@@ -101,7 +101,7 @@ def test_several_processes_write_no_number_into_config_toml(
 ) -> None:
     config = tiny("run")
     config = replace(config, run=replace(config.run, device="cuda:1"))
-    monkeypatch.setattr(collectives, "world", lambda: world)
+    monkeypatch.setattr(collectives, "world_size", lambda: world)
     agreed = pretrain._agreed(Resolved(config, None, {}))  # type: ignore[arg-type]
     assert (agreed.config.run.device, agreed.config.run.devices) == (written, world)
 

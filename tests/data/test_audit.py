@@ -23,7 +23,7 @@ from sslkit.data.audit.likeness import (
     BLANK,
     COLOUR_LEVELS,
     HASH_BITS,
-    LOOK,
+    LIKENESS,
     SAME_COLOUR_LEVELS,
     SAME_HASH_BITS,
     look_at,
@@ -165,7 +165,7 @@ EDITS: dict[str, Edit] = {
 def test_saved_again_is_near_and_another_picture_is_not(name: str) -> None:
     """Pairs of an image and its edit among twenty different ones: nearly all found, nothing else joined."""
     images = [photo(number, 256) for number in range(20)]
-    looks = np.array([look_at(image) for image in [*images, *map(EDITS[name], images)]], LOOK)
+    looks = np.array([look_at(image) for image in [*images, *map(EDITS[name], images)]], LIKENESS)
     group = near_groups(looks)
     assert (group[:20] == np.arange(20)).all()
     joined = group[20:] != np.arange(20, 40)
@@ -234,7 +234,7 @@ def slow_groups(hashes: NDArray[np.uint64], colours: NDArray[np.uint8]) -> list[
 
 def test_buckets_find_what_comparing_all_pairs_finds() -> None:
     random = np.random.default_rng(0)
-    looks = np.zeros(200, LOOK)
+    looks = np.zeros(200, LIKENESS)
     for i in range(200):  # families of ten hashes that drift away bit by bit, so that chains appear
         base = int(looks["hash"][i - 1]) if i % 10 else int(random.integers(2**63))
         for bit in random.choice(64, int(random.integers(0, 7)), replace=False):

@@ -17,7 +17,7 @@ import sslkit
 from sslkit.core.config.build import read
 from sslkit.core.console import SILENT, Console
 from sslkit.core.errors import UserError
-from sslkit.core.value_range import BYTES, FULL, Range, given, parse
+from sslkit.core.value_range import BYTES, FULL, Range, given, parse_range
 from sslkit.data.audit.audit import audit
 from sslkit.data.images.numbers import Numbers
 from sslkit.data.images.range_estimate import own_range
@@ -169,10 +169,10 @@ def test_features_of_another_range_are_not_taken_from_the_cache(tmp_path: Path) 
 
 def test_ranges_survive_json() -> None:
     for one in (FULL, BYTES, Range((0.0, 4095.0), (-9999.0, float(np.finfo(np.float32).min)))):
-        assert parse(json.loads(json.dumps(one.setting())), list(one.nodata)) == one
+        assert parse_range(json.loads(json.dumps(one.setting())), list(one.nodata)) == one
     for wrong in ("own", [1], [2, 1], [0, 1, 5, 5], [0, "1"], [0, float("nan")], None, 4095):
         with pytest.raises(ValueError, match="range"):
-            parse(wrong)
+            parse_range(wrong)
 
 
 SHORT = {"backbone": "test_vit", "size": 32, "batch_size": 4, "epochs": 1, "workers": 0, "pictures": 0}

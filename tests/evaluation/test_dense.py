@@ -19,7 +19,7 @@ from PIL import Image
 from sslkit.data.sources.labels import open_labelled
 from sslkit.evaluation.dense.cells import Reader, Scenes, Tally, between, fit_cells, raw_patches
 from sslkit.evaluation.dense.mosaics import Mosaics, arrange, edges, tile_of, tilings_of
-from sslkit.evaluation.dense.segmentation import enlarged, majority, overlap
+from sslkit.evaluation.dense.segmentation import majority, overlap, upsampled
 from sslkit.evaluation.probe.linear import fit_linear, fit_split
 from sslkit.evaluation.probe.probe import probe
 from sslkit.evaluation.probe.table import to_markdown
@@ -177,7 +177,7 @@ def test_the_majority_of_a_cell_by_a_slow_loop(shape: tuple[int, int]) -> None:
 def test_enlarged_is_bilinear_interpolation_and_the_largest() -> None:
     logits = torch.randn(5, 4, 4, generator=torch.Generator().manual_seed(0))
     expected = F.interpolate(logits[None], (31, 45), mode="bilinear").argmax(1)[0]
-    assert torch.equal(enlarged(logits, 31, 45), expected)
+    assert torch.equal(upsampled(logits, 31, 45), expected)
 
 
 def test_the_penalty_is_chosen_on_images_that_were_not_fitted_to() -> None:
@@ -219,7 +219,7 @@ def test_patches_of_mosaics_beside_baselines(photos: Path, tmp_path: Path) -> No
     assert document["local"]["task"] == "mosaics"
     assert document["local"]["rows"][2]["scores"] == {"patches of mosaics": [100, 0]}
     assert "| raw pixels, cells of 16 px at 64 | 4 x 4 | 100.0 ± 0.0 |" in to_markdown(result)
-    page = results_section.probe(document, tmp_path).replace("\N{NO-BREAK SPACE}", " ")
+    page = results_section.probe_section(document, tmp_path).replace("\N{NO-BREAK SPACE}", " ")
     assert "<td>100.0 ± 0.0</td>" in page
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sslkit.data.audit.likeness import LOOK
+from sslkit.data.audit.likeness import LIKENESS
 from sslkit.data.sources.image_set import ImageSet
 from sslkit.evaluation.probe.feature_cache import FeatureCache, encoder_digest, images_digest
 from sslkit.evaluation.probe.features import Features
@@ -23,7 +23,7 @@ FACTS = {"key": "key", "readouts": '["mean"]'}
 def features(looks: bool = True) -> Features:
     """Of three images of four: the second can't be read."""
     kept = torch.tensor([0, 2, 3])
-    seen = np.frombuffer(np.random.default_rng(0).bytes(3 * LOOK.itemsize), LOOK) if looks else None
+    seen = np.frombuffer(np.random.default_rng(0).bytes(3 * LIKENESS.itemsize), LIKENESS) if looks else None
     return Features(
         {"mean": torch.randn(3, 5), "cls": torch.randn(3, 2)}, torch.tensor([0, 0, 1]), kept, seen
     )

@@ -29,8 +29,13 @@ from sslkit.evaluation.robustness.fourier import (
     mirrored,
     wave,
 )
-from sslkit.evaluation.robustness.measure import Labelled, read_labelled, robustness, spread
-from sslkit.evaluation.robustness.robustness_result import RobustnessResult, against, make_plan, show
+from sslkit.evaluation.robustness.measure import Labelled, read_labelled, robustness, spread_over_classes
+from sslkit.evaluation.robustness.robustness_result import (
+    RobustnessResult,
+    against,
+    make_robustness_plan,
+    show_robustness,
+)
 from sslkit.visualization.figures.robustness_charts import (
     attack_curves,
     corruption_bars,
@@ -67,7 +72,7 @@ def always_zero(images: Tensor) -> Tensor:
 
 @pytest.fixture(scope="module")
 def result(data: Labelled) -> RobustnessResult:
-    plan = make_plan(16, severities=(1, 5), heat_map=2, epsilons=(1.0, 64.0), steps=3)
+    plan = make_robustness_plan(16, severities=(1, 5), heat_map=2, epsilons=(1.0, 64.0), steps=3)
     sources = [("brightness", by_brightness), ("zero", always_zero)]
     return robustness(sources, data, plan, device=CPU, baselines={"brightness": "zero"})
 
@@ -200,7 +205,7 @@ def test_errors_relative_to_the_baseline(result: RobustnessResult) -> None:
 
 def test_each_source_has_its_own_baseline(data: Labelled) -> None:
     """Two architectures: an error relative to the other one's random weights would say nothing."""
-    plan = make_plan(16, severities=(5,), radii=(), heat_map=0, epsilons=())
+    plan = make_robustness_plan(16, severities=(5,), radii=(), heat_map=0, epsilons=())
 
     def always_one(images: Tensor) -> Tensor:
         return always_zero(images).flip(1)
@@ -246,14 +251,14 @@ def test_the_document_is_json_without_the_shares(result: RobustnessResult) -> No
 
 
 def test_parts_that_are_not_asked_for_are_left_out(data: Labelled) -> None:
-    plan = make_plan(16, severities=(), radii=(), heat_map=0, epsilons=())
+    plan = make_robustness_plan(16, severities=(), radii=(), heat_map=0, epsilons=())
     (row,) = robustness([("zero", always_zero)], data, plan, device=CPU).rows
     assert (row.clean, row.corrupted, row.corruptions) == (50, None, {})
     assert (row.low_pass, row.heat_map, row.pgd, row.difference) == ((), (), (), None)
 
 
 def test_faults_of_the_caller(data: Labelled) -> None:
-    plan = make_plan(16, severities=(), radii=(), heat_map=0, epsilons=())
+    plan = make_robustness_plan(16, severities=(), radii=(), heat_map=0, epsilons=())
     twice = [("zero", always_zero), ("zero", always_zero)]
     for sources, baselines in (([], {}), (twice, {}), (twice[:1], {"zero": "other"})):
         with pytest.raises(ValueError, match="expected"):
@@ -261,7 +266,7 @@ def test_faults_of_the_caller(data: Labelled) -> None:
 
 
 def test_the_table_tells_all_sources(result: RobustnessResult, capsys: pytest.CaptureFixture[str]) -> None:
-    show(result, Console())
+    show_robustness(result, Console())
     told = capsys.readouterr().err
     assert "40 images" in told
     assert "brightness  100.0" in told
@@ -275,10 +280,10 @@ def test_the_table_tells_all_sources(result: RobustnessResult, capsys: pytest.Ca
 
 def test_spread_keeps_the_proportions_of_the_classes() -> None:
     labels = [0] * 60 + [1] * 30 + [2] * 10
-    chosen = spread(labels, 20)
+    chosen = spread_over_classes(labels, 20)
     assert chosen == sorted(set(chosen))
     assert [sum(labels[place] == c for place in chosen) for c in range(3)] == [12, 6, 2]
-    assert spread(labels, 1000) == list(range(100))
+    assert spread_over_classes(labels, 1000) == list(range(100))
 
 
 def test_images_are_read_once_and_bad_ones_left_out(tmp_path: Path) -> None:
@@ -290,7 +295,7 @@ def test_images_are_read_once_and_bad_ones_left_out(tmp_path: Path) -> None:
     train, validation = open_labelled(str(tmp_path))
     read = read_labelled(train, 16, limit=6)
     assert read.pixels.shape == (6, 3, 16, 16)
-    assert read.index.tolist() == spread(train.labels or (), 6) != list(range(6))
+    assert read.index.tolist() == spread_over_classes(train.labels or (), 6) != list(range(6))
     for place, label, pixels in zip(read.index.tolist(), read.labels.tolist(), read.pixels, strict=True):
         with Image.open(train.paths[place]) as original:
             assert pixels[:, 8, 8].tolist() == list(original.getpixel((10, 10)))
@@ -356,7 +361,7 @@ def test_names_are_below_the_axis(result: RobustnessResult, draw: Callable[..., 
 
 
 def test_nothing_measured_nothing_drawn(data: Labelled) -> None:
-    plan = make_plan(16, severities=(), radii=(), heat_map=0, epsilons=())
+    plan = make_robustness_plan(16, severities=(), radii=(), heat_map=0, epsilons=())
     empty = robustness([("zero", always_zero)], data, plan, device=CPU)
     for draw in (corruption_bars, radius_curves, heat_maps, attack_curves):
         with pytest.raises(ValueError, match="nothing to draw"):

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import torch
 
-from sslkit.evaluation.probe.shots import draw, parse_shots
+from sslkit.evaluation.probe.shots import draw_shots, parse_shots
 
 
 def test_every_class_gives_as_many_and_larger_draws_hold_smaller_ones() -> None:
     labels = torch.tensor([0] * 20 + [1] * 7 + [2] * 9)
-    small, large = draw(labels, 2, seed=0), draw(labels, 5, seed=0)
+    small, large = draw_shots(labels, 2, seed=0), draw_shots(labels, 5, seed=0)
     assert torch.bincount(labels[small]).tolist() == [2, 2, 2]
     assert torch.bincount(labels[large]).tolist() == [5, 5, 5]
     assert set(small.tolist()) <= set(large.tolist())
-    assert torch.equal(small, draw(labels, 2, seed=0))
-    assert not torch.equal(small, draw(labels, 2, seed=1))
+    assert torch.equal(small, draw_shots(labels, 2, seed=0))
+    assert not torch.equal(small, draw_shots(labels, 2, seed=1))
 
 
 def test_a_class_does_not_depend_on_the_others() -> None:
     labels = torch.tensor([0] * 20 + [1] * 7)
-    assert torch.equal(draw(labels, 3, seed=0)[:3], draw(labels[:20], 3, seed=0))
+    assert torch.equal(draw_shots(labels, 3, seed=0)[:3], draw_shots(labels[:20], 3, seed=0))
 
 
 def test_what_people_write() -> None:

@@ -23,7 +23,7 @@ from sslkit.core.errors import UserError
 from sslkit.evaluation.metrics.significance import STUDENT
 from sslkit.evaluation.robustness.robustness_result import RobustnessResult, SourceRobustness, mean_row
 from sslkit.finetuning.classifier_files import OpenedClassifier
-from sslkit.finetuning.classifier_robustness import FILE, measure
+from sslkit.finetuning.classifier_robustness import FILE, measure_classifiers
 from sslkit.finetuning.comparison import SCRATCH, Comparison
 from sslkit.finetuning.config import from_values
 from sslkit.finetuning.finetune import finetune
@@ -109,7 +109,9 @@ def test_rows_are_means_of_the_seeds_and_differences_cover_them(comparison: Comp
     wanted = from_values(read(str(comparison.pretrained[0].folder / "config.toml")))
     singles = {}
     for name, runs in ((comparison.source, comparison.pretrained), (SCRATCH, comparison.baseline)):
-        singles[name] = [measure({"one": [run.folder]}, wanted, Console()).rows[0] for run in runs]
+        singles[name] = [
+            measure_classifiers({"one": [run.folder]}, wanted, Console()).rows[0] for run in runs
+        ]
     for row in robust(comparison).rows:
         own = singles[row.name]
         for corruption in CORRUPTIONS:
@@ -226,11 +228,11 @@ def test_pictures_are_drawn_and_the_page_tells_it(comparison: Comparison, tmp_pa
         api.finetune(resume=folder)
     drawn = sorted(path.name for path in (folder / "pictures").iterdir())
     assert drawn == ["robust-corruptions.png", "robust-filters.png", "robust-waves.png"]
-    page = results_section.finetune(comparison.to_document(), tmp_path)
+    page = results_section.finetune_section(comparison.to_document(), tmp_path)
     assert "Accuracy on changed images" in page
     assert "means over 2 seeds" in page
     without = dataclasses.replace(comparison, robustness=None)
-    assert "changed images" not in results_section.finetune(without.to_document(), tmp_path)
+    assert "changed images" not in results_section.finetune_section(without.to_document(), tmp_path)
 
 
 # --------------------------------------------------------------------------------------------- refusals

@@ -27,7 +27,7 @@ from sslkit.data.loading.loader import pretraining_loader
 from sslkit.data.sources.labels import open_labelled
 from sslkit.evaluation.metrics.scores import calibration_error, confusion, f1, scores
 from sslkit.finetuning.augmentation import Mixing, TrainingView, seeded
-from sslkit.finetuning.auto import Given, resolve
+from sslkit.finetuning.auto import Facts, resolve
 from sslkit.finetuning.classifier import HEAD_SCALE, build_model, finetune_groups, optimisation
 from sslkit.finetuning.config import Augment, FinetuneConfig, finetune_config
 from sslkit.finetuning.finetune import finetune
@@ -86,7 +86,7 @@ def test_layer_scales_and_learning_rates() -> None:
     encoder = Encoder("vit_tiny_patch16_224", 32)
     model, _, _ = build_model(encoder, 10, 32, scratch=True)
     settings = ["optim.lr=2e-3", "optim.layer_decay=0.8", "schedule.warmup_epochs=5", "run.batch_size=2048"]
-    config, _ = resolve(finetune_config("a", "b", None, settings), Given(1_281_167, "vit", 224, False))
+    config, _ = resolve(finetune_config("a", "b", None, settings), Facts(1_281_167, "vit", 224, False))
     optimizer, schedule = optimisation(model, config, Clock(0, 62_500, 625))
     rate_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     named = dict(model.named_parameters())
@@ -270,7 +270,7 @@ def test_later_layers_win(tmp_path: Path) -> None:
 
 
 def test_a_resolved_configuration_survives_the_file() -> None:
-    config, _ = resolve(finetune_config("run", "data"), Given(3000, "vit", 96, False))
+    config, _ = resolve(finetune_config("run", "data"), Facts(3000, "vit", 96, False))
     values = configuration.loads(configuration.dump(config))
     again = {
         item: configuration.build(type(getattr(config, item)), item, values)
@@ -280,7 +280,7 @@ def test_a_resolved_configuration_survives_the_file() -> None:
 
 
 def test_large_data_gets_the_papers_recipe() -> None:
-    config, _ = resolve(finetune_config("run", "data"), Given(1_281_167, "vit", 224, False))
+    config, _ = resolve(finetune_config("run", "data"), Facts(1_281_167, "vit", 224, False))
     assert (config.schedule.epochs, config.schedule.warmup_epochs) == (100, 5)
     assert config.optim.betas == (0.9, 0.999)
     assert (config.optim.weight_decay, config.optim.layer_decay, config.model.drop_path) == (0.05, 0.8, 0.1)
@@ -288,8 +288,8 @@ def test_large_data_gets_the_papers_recipe() -> None:
 
 
 def test_random_weights_get_the_same_budget_and_no_layer_decay() -> None:
-    pretrained, _ = resolve(finetune_config("run", "data"), Given(3000, "vit", 96, False))
-    scratch, reasons = resolve(finetune_config("run", "data"), Given(3000, "vit", 96, True))
+    pretrained, _ = resolve(finetune_config("run", "data"), Facts(3000, "vit", 96, False))
+    scratch, reasons = resolve(finetune_config("run", "data"), Facts(3000, "vit", 96, True))
     assert pretrained.optim.layer_decay == 0.8
     assert scratch.optim.layer_decay == 1.0
     assert "optim.layer_decay" in reasons
@@ -300,7 +300,7 @@ def test_nothing_stays_auto_and_each_choice_has_its_reason() -> None:
     untold = {"data.range", "data.nodata"}  # of images of more than 8 bits, and here are none
     for family in ("vit", "cnn", "swin"):
         for count in (20, 1000, 50_000, 2_000_000):
-            config, reasons = resolve(finetune_config("run", "data"), Given(count, family, 96, False))
+            config, reasons = resolve(finetune_config("run", "data"), Facts(count, family, 96, False))
             left = {key for key, value in configuration.flat(config).items() if value == "auto"}
             assert left == {"run.out", "run.device", "run.precision", "robustness.attacks"}
             assert all(reason for name, reason in reasons.items() if name not in untold)

@@ -23,22 +23,22 @@ from sslkit.augmentations.crops import CenterCrop
 from sslkit.core.console import Console
 from sslkit.core.errors import UserError
 from sslkit.data.images.decode import read_image
-from sslkit.data.sources.class_samples import counts
+from sslkit.data.sources.class_samples import count_per_class
 from sslkit.data.sources.labels import open_labelled
 from sslkit.evaluation.metrics.scores import class_scores, confusion, reliability
 from sslkit.finetuning.augmentation import Mixing
-from sslkit.finetuning.auto import Given, resolve
+from sslkit.finetuning.auto import Facts, resolve
 from sslkit.finetuning.classifier import Classifier, build_model
 from sslkit.finetuning.comparison import Comparison
 from sslkit.finetuning.config import Augment, finetune_config
 from sslkit.finetuning.finetune import finetune
 from sslkit.finetuning.result import FinetuneResult
-from sslkit.finetuning.splits import Parts, open_parts
+from sslkit.finetuning.splits import Splits, open_splits
 from sslkit.methods.base import Clock
 from sslkit.models.encoder import Encoder
 from sslkit.models.weights import write_encoder
 from sslkit.training.loop.signals import Interrupted
-from sslkit.visualization.figures.confusion import confusion_matrix, draw, reliability_diagram
+from sslkit.visualization.figures.confusion import confusion_matrix, draw_confusion, reliability_diagram
 
 QUICK: dict[str, Any] = {
     "device": "cpu",
@@ -193,15 +193,15 @@ def test_the_best_epoch_is_kept_and_the_last_one_beside_it(whole: Path, labelled
 # ---------------------------------------------------------------------------------------- few labels
 
 
-def parts_of(data: str, *settings: str) -> Parts:
-    return open_parts(finetune_config("random/test_vit", data, None, settings))
+def parts_of(data: str, *settings: str) -> Splits:
+    return open_splits(finetune_config("random/test_vit", data, None, settings))
 
 
 def test_shots_are_drawn_by_class_and_seed_and_fewer_are_among_more(labelled: str) -> None:
     every, validation = open_labelled(labelled)
     two, five = parts_of(labelled, "data.shots=2"), parts_of(labelled, "data.shots=5")
-    assert counts(two.training) == [2, 2, 2]
-    assert counts(five.training) == [5, 5, 5]
+    assert count_per_class(two.training) == [2, 2, 2]
+    assert count_per_class(five.training) == [5, 5, 5]
     assert set(two.training.paths) < set(five.training.paths) < set(every.paths)
     other = parts_of(labelled, "data.shots=5", "run.seed=1")
     assert set(other.training.paths) != set(five.training.paths)
@@ -210,13 +210,13 @@ def test_shots_are_drawn_by_class_and_seed_and_fewer_are_among_more(labelled: st
     assert sorted([*five.training.paths, *five.unused.paths]) == sorted(every.paths)
     assert not five.notes
     many = parts_of(labelled, "data.shots=10")
-    assert counts(many.training) == [8, 10, 10]
+    assert count_per_class(many.training) == [8, 10, 10]
     assert many.notes == ("1 of 3 classes have fewer than 10 training images; 'checks' has 8",)
 
 
 def test_a_share_is_one_of_each_class(labelled: str) -> None:
-    assert counts(parts_of(labelled, "data.share=0.5").training) == [4, 6, 10]
-    assert counts(parts_of(labelled, "data.share=0.01").training) == [1, 1, 1]
+    assert count_per_class(parts_of(labelled, "data.share=0.5").training) == [4, 6, 10]
+    assert count_per_class(parts_of(labelled, "data.share=0.01").training) == [1, 1, 1]
 
 
 def test_splits_are_data_with_the_same_validation_images(labelled: str, source: str, tmp_path: Path) -> None:
@@ -485,7 +485,7 @@ def test_resume_goes_alone_and_only_with_a_fine_tuning(labelled: str, source: st
 
 def test_a_class_of_one_image_is_trained_on_and_said(tmp_path: Path) -> None:
     parts = parts_of(str(write_stripes(tmp_path, {"a": 5, "b": 5, "c": 1})))
-    assert counts(parts.training) == [4, 4, 1]
+    assert count_per_class(parts.training) == [4, 4, 1]
     assert parts.notes == ("1 class has one image, such as 'c': trained on, not validated",)
 
 
@@ -495,7 +495,7 @@ def test_a_class_of_one_image_is_trained_on_and_said(tmp_path: Path) -> None:
 def test_the_recipe_depends_on_family_size_and_what_learns() -> None:
     def settings(family: str, parameters: float = 5e6, *extra: str) -> Any:
         wanted = finetune_config("run", "data", None, extra)
-        return resolve(wanted, Given(3000, family, 96, False, True, int(parameters)))[0]
+        return resolve(wanted, Facts(3000, family, 96, False, True, int(parameters)))[0]
 
     assert [settings(family).optim.layer_decay for family in ("vit", "swin", "cnn")] == [0.8, 0.8, 1.0]
     rates = [settings("vit", parameters).model.drop_path for parameters in (22e6, 86e6, 303e6, 631e6)]
@@ -536,7 +536,9 @@ def test_pictures_are_drawn_into_the_run(labelled: str, source: str, tmp_path: P
     assert sorted(path.name for path in folder.iterdir()) == ["confusion.png", "reliability.png"]
     (folder / "reliability.png").unlink()
     before = (folder / "confusion.png").stat().st_mtime_ns
-    assert sorted(draw(result.folder)) == sorted(folder.iterdir())  # what is missing, and nothing twice
+    assert sorted(draw_confusion(result.folder)) == sorted(
+        folder.iterdir()
+    )  # what is missing, and nothing twice
     assert (folder / "confusion.png").stat().st_mtime_ns == before
     rows = rows_of(result.folder / "classes.csv")
     assert [row["name"] for row in rows] == sorted(STRIPES)

@@ -75,6 +75,23 @@ def own(names: set[str]) -> set[str]:
     return {name for name in names if name == "sslkit" or name.startswith("sslkit.")}
 
 
+def test_public_names_are_defined_once() -> None:
+    """A name is one thing. Two trainings have the same sections, and papers' losses wait for losses/."""
+    places: dict[str, list[str]] = {}
+    for path in MODULES:
+        if path.parent.name == "cli" or path.name in ("api.py", "_template.py"):
+            continue
+        for node in tree_of(path).body:
+            targets = node.targets if isinstance(node, ast.Assign) else []
+            names = [target.id for target in targets if isinstance(target, ast.Name)]
+            for name in [getattr(node, "name", "_"), *names]:
+                if not name.startswith("_"):
+                    places.setdefault(name, []).append(path.relative_to(PACKAGE).as_posix())
+    twice = {name: found for name, found in places.items() if len(found) > 1}
+    sections = {"Data", "Model", "Optim", "Run", "Schedule", "USUAL_WARMUP", "resolve"}
+    assert len(set(twice) - sections) <= 10, twice
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_go_down(path: Path) -> None:
     here = part(module_name(path))

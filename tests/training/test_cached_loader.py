@@ -20,7 +20,7 @@ from sslkit.core.console import SILENT, Console
 from sslkit.core.errors import UserError
 from sslkit.data.images.picture import Cut, Picture
 from sslkit.data.loading import memory
-from sslkit.data.loading.decoded import BLOCK, Pixels, decode_all
+from sslkit.data.loading.decoded import ALLOCATION, DecodedImages, decode_all
 from sslkit.data.sources.image_set import ImageSet, open_images
 from sslkit.training.loop import cached_loader as cached
 from sslkit.training.loop.cached_loader import cached_loader
@@ -182,7 +182,7 @@ def test_whole_batches_on_a_gpu_are_the_same(equal: ImageSet, kept: list[str]) -
 def test_a_device_takes_what_fits_and_no_reduced_views(monkeypatch: pytest.MonkeyPatch) -> None:
     free = 4 * 3 * 40 * 30 * 2
     monkeypatch.setattr(cached, "free_device_memory", lambda device: free)
-    pixels, device = Pixels(np.full((2, 2), 40, np.int32), np.zeros(2, np.bool_)), torch.device("cuda")
+    pixels, device = DecodedImages(np.full((2, 2), 40, np.int32), np.zeros(2, np.bool_)), torch.device("cuda")
 
     def fits(height: int, width: int, side: int) -> bool:
         return cached._fits(pixels, (height, width), {"image": RandomResizedCrop(side)}, device)
@@ -254,7 +254,7 @@ def test_nothing_readable_is_refused_as_ever(equal: ImageSet) -> None:
 
 
 def test_pixels_of_any_size_in_blocks(mixed: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sslkit.data.loading.decoded.BLOCK", 3 * 50 * 50)
+    monkeypatch.setattr("sslkit.data.loading.decoded.ALLOCATION", 3 * 50 * 50)
     monkeypatch.setattr("sslkit.data.loading.decoded._CHUNK", 3)
     pixels = decoded(mixed)
     assert len(pixels._blocks) > 3
@@ -283,9 +283,9 @@ def test_equal_images_as_one_tensor(equal: ImageSet, monkeypatch: pytest.MonkeyP
 
 def test_an_untouched_block_is_not_taken() -> None:
     before = memory_of_this_process()
-    pixels = Pixels(np.zeros((1, 2), np.int32), np.zeros(1, np.bool_))
-    pixels._blocks.append(torch.empty(BLOCK, dtype=torch.uint8))
-    assert memory_of_this_process() - before < BLOCK / 4
+    pixels = DecodedImages(np.zeros((1, 2), np.int32), np.zeros(1, np.bool_))
+    pixels._blocks.append(torch.empty(ALLOCATION, dtype=torch.uint8))
+    assert memory_of_this_process() - before < ALLOCATION / 4
 
 
 def memory_of_this_process() -> int:

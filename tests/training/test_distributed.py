@@ -56,7 +56,7 @@ def rows(count: int = 6) -> Tensor:
 
 
 def own_rows() -> Tensor:
-    return rows().chunk(collectives.world())[collectives.rank()].requires_grad_()
+    return rows().chunk(collectives.world_size())[collectives.rank()].requires_grad_()
 
 
 def coupled(every: Tensor, mine: Tensor) -> Tensor:
@@ -70,10 +70,10 @@ def conversation() -> dict[str, Tensor]:
     said["gathered"] = collectives.gather(mine)
     coupled(collectives.gather_with_gradient(mine), mine).backward()  # type: ignore[no-untyped-call]
     assert mine.grad is not None
-    said["gradient of gathered"] = collectives.gather(mine.grad) / collectives.world()
+    said["gradient of gathered"] = collectives.gather(mine.grad) / collectives.world_size()
 
     mine = own_rows()
-    (collectives.total(mine.sum(0)).square().sum() / collectives.world()).backward()  # type: ignore[no-untyped-call]
+    (collectives.all_reduce_sum(mine.sum(0)).square().sum() / collectives.world_size()).backward()  # type: ignore[no-untyped-call]
     assert mine.grad is not None
     said["gradient of total"] = collectives.gather(mine.grad)
 
@@ -83,10 +83,10 @@ def conversation() -> dict[str, Tensor]:
     (answer**3).mean().backward()
     assert mine.grad is not None
     said["normalised"] = collectives.gather(answer)
-    said["gradient of normalised"] = collectives.gather(mine.grad) / collectives.world()
+    said["gradient of normalised"] = collectives.gather(mine.grad) / collectives.world_size()
     images = torch.rand(6, 2, 8, 8, generator=torch.Generator().manual_seed(5))
     keep_low = torch.tensor([True, False, False, True, True, True])  # the second process lacks a task
-    count = 6 // collectives.world()
+    count = 6 // collectives.world_size()
     part = slice(count * collectives.rank(), count * (collectives.rank() + 1))
     prediction = images[part].flip(3).requires_grad_()
     for reduction in get_args(Reduction):
@@ -94,14 +94,14 @@ def conversation() -> dict[str, Tensor]:
         loss = error.reduce(reduction)
         said[f"{reduction} loss"] = collectives.gather(loss.detach()[None]).mean()
         (slope,) = torch.autograd.grad(loss, prediction)
-        said[f"gradient of {reduction}"] = collectives.gather(slope) / collectives.world()
+        said[f"gradient of {reduction}"] = collectives.gather(slope) / collectives.world_size()
     return said | {f"norm.{name}": tensor for name, tensor in norm.state_dict().items()}
 
 
 def talk(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=WORLD)
-    assert (collectives.rank(), collectives.world()) == (rank, WORLD)
+    assert (collectives.rank(), collectives.world_size()) == (rank, WORLD)
     torch.save(conversation(), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 

@@ -235,7 +235,7 @@ class Gathering(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.ones(1))
 
     def forward(self, batch: dict[str, torch.Tensor], clock: Clock) -> dict[str, torch.Tensor]:
-        loss = collectives.total((self.weight * batch["image"]).sum())
+        loss = collectives.all_reduce_sum((self.weight * batch["image"]).sum())
         if len(batch["image"]) > self.room:  # only now: what it has sent must not meet another's next message
             raise torch.OutOfMemoryError("full")
         return {"loss": loss}
@@ -248,7 +248,7 @@ def fit(patience: float) -> list[int]:
     batch = {"image": torch.rand(16, 3, 4, 4), "index": torch.arange(16)}
     with processes.joined(device, patience):
         found = agreed_micro_batch(Gathering(), batch, Clock(0, 1, 1), config, device)
-        return processes.everyone(found)
+        return processes.all_gather_objects(found)
 
 
 def test_processes_agree_on_the_images_at_once_that_fit_all() -> None:

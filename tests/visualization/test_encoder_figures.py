@@ -18,7 +18,11 @@ from sslkit.augmentations.corruptions import CORRUPTIONS
 from sslkit.augmentations.crops import CenterCrop
 from sslkit.core.console import Console
 from sslkit.core.errors import UserError
-from sslkit.evaluation.robustness.robustness_result import RobustnessResult, SourceRobustness, make_plan
+from sslkit.evaluation.robustness.robustness_result import (
+    RobustnessResult,
+    SourceRobustness,
+    make_robustness_plan,
+)
 from sslkit.models.encoder import Encoder
 from sslkit.training.pretrain.config import pretrain_config
 from sslkit.training.pretrain.pretrain import pretrain
@@ -27,16 +31,16 @@ from sslkit.visualization.figures.attention_maps import (
     mean_distance,
     patch_distances,
     rolled,
-    watched,
+    watch_attention,
 )
 from sslkit.visualization.figures.embedding_map import apart, image_map, limits, principal, projections
 from sslkit.visualization.figures.first_layer import first_filters, frequency_response
 from sslkit.visualization.figures.layers import block_maps, relative_amplitude
 from sslkit.visualization.figures.neighbours import Neighbour, neighbours
 from sslkit.visualization.figures.pca import components, feature_maps
-from sslkit.visualization.figures.runs import Compared, compare, table_rows
-from sslkit.visualization.inputs import Subject
-from sslkit.visualization.kinds import GROUPS, KINDS
+from sslkit.visualization.figures.runs import Compared, compare_figure, table_rows
+from sslkit.visualization.inputs import Inputs
+from sslkit.visualization.kinds import KIND_GROUPS, KINDS
 from sslkit.visualization.report.stored import stored_robustness
 from sslkit.visualization.visualize import visualize
 
@@ -78,7 +82,7 @@ def test_watched_attention_is_what_the_fused_product_used(normed: bool, pictures
         assert block.attn.head_dim == 32
         block.attn.qkv.register_forward_hook(lambda module, inputs, output: values.append(output))
         block.attn.proj.register_forward_pre_hook(lambda module, inputs: outputs.append(inputs[0]))
-    with torch.no_grad(), watched(encoder.model, seen.__setitem__):
+    with torch.no_grad(), watch_attention(encoder.model, seen.__setitem__):
         encoder.vector(pictures)
     assert len(seen) == len(outputs) == len(encoder.model.blocks) > 1
     for number, (qkv, output) in enumerate(zip(values, outputs, strict=True)):
@@ -95,7 +99,7 @@ def test_watched_attention_is_what_the_fused_product_used(normed: bool, pictures
 def test_maps_rollout_and_distance_equal_a_slow_walk(pictures: Tensor) -> None:
     encoder = vit()
     seen: dict[int, Tensor] = {}
-    with torch.no_grad(), watched(encoder.model, seen.__setitem__):
+    with torch.no_grad(), watch_attention(encoder.model, seen.__setitem__):
         encoder.vector(pictures)
     found = attention_maps(encoder, pictures)
     assert found.from_class_token
@@ -123,7 +127,7 @@ def test_without_class_token_the_mean_patch_asks(pictures: Tensor) -> None:
     encoder.model.num_prefix_tokens = 0
     encoder.model.no_embed_class = True
     seen: dict[int, Tensor] = {}
-    with torch.no_grad(), watched(encoder.model, seen.__setitem__):
+    with torch.no_grad(), watch_attention(encoder.model, seen.__setitem__):
         encoder.vector(pictures)
     found = attention_maps(encoder, pictures)
     assert not found.from_class_token
@@ -369,7 +373,7 @@ def test_what_a_cnn_does_not_have_is_told(runs: tuple[Path, Path], tmp_path: Pat
 @pytest.mark.parametrize("kind", ENCODER_KINDS)
 def test_no_text_is_cut_off(kind: str, runs: tuple[Path, Path]) -> None:
     for run in runs:
-        subject = Subject(str(run), count=2)
+        subject = Inputs(str(run), count=2)
         if kind != "attention" or subject.encoder.family == "vit":
             assert rendered_inside(KINDS[kind].draw(subject))
 
@@ -389,7 +393,7 @@ def test_weights_alone_have_pictures_too(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_queries_are_the_pictures_and_no_neighbours_of_themselves(runs: tuple[Path, Path]) -> None:
-    subject = Subject(str(runs[0]), count=2, limit=5)
+    subject = Inputs(str(runs[0]), count=2, limit=5)
     gallery = subject.gallery
     assert len(gallery.images) <= 7
     chosen = [subject.images.paths[index] for index in subject.originals]
@@ -414,7 +418,7 @@ def test_compare_shows_the_same_images_of_all_runs(runs: tuple[Path, Path], tmp_
             {"name": "raw pixels", "kind": "pixels", "knn": 30.0, "linear": 31.0},
         ]
         (run / "probe.json").write_text(json.dumps({"data": "photos", "rows": rows}), encoding="utf-8")
-    subject = Subject(first, count=2, others=[second])
+    subject = Inputs(first, count=2, others=[second])
     figure = KINDS["compare"].draw(subject)
     shown = [picture for axes in figure.axes for picture in axes.images]
     assert len(shown) == 2 * (1 + 2 + 2)  # the images, both of MFM's composites, SimCLR's two views
@@ -426,7 +430,7 @@ def test_compare_shows_the_same_images_of_all_runs(runs: tuple[Path, Path], tmp_
     assert rendered_inside(figure)
     again = tmp_path / "again"
     shutil.copytree(runs[0], again)
-    figure = KINDS["compare"].draw(Subject(first, count=1, others=[str(again)]))
+    figure = KINDS["compare"].draw(Inputs(first, count=1, others=[str(again)]))
     low, high, spectra = figure.axes[:3]
     assert [axes.get_title("left") for axes in (low, high)] == ["Loss, low predicted", "Loss, high predicted"]
     assert low.get_ylabel() == high.get_ylabel() == "loss"  # the same settings: one unit
@@ -458,7 +462,7 @@ def test_compare_of_runs_with_nothing_but_names() -> None:
         (probed.name, "50.0", "d"),
         (runs[1].name, "–", "not probed"),
     ]
-    assert rendered_inside(compare(runs))
+    assert rendered_inside(compare_figure(runs))
 
 
 def test_stored_robustness_is_what_was_measured(runs: tuple[Path, Path], tmp_path: Path) -> None:
@@ -470,7 +474,7 @@ def test_stored_robustness_is_what_was_measured(runs: tuple[Path, Path], tmp_pat
     with pytest.raises(UserError, match=r"^robust needs a run") as caught:
         visualize("random/resnet10t", kinds=["robust"], out=tmp_path)
     assert "--kind" not in caught.value.hint
-    plan = make_plan(32, severities=(1, 5), radii=(2.0, 4.0), heat_map=1, epsilons=())
+    plan = make_robustness_plan(32, severities=(1, 5), radii=(2.0, 4.0), heat_map=1, epsilons=())
     row = SourceRobustness(
         "run", 60.0, dict.fromkeys(CORRUPTIONS, (50.0, 20.0)), (30.0, 40.0), (20.0, 10.0),
         ((1.0, 2.0, 3.0),) * 3, (), (), torch.ones(1, 4), mean_corruption_error=90.0,
@@ -481,7 +485,7 @@ def test_stored_robustness_is_what_was_measured(runs: tuple[Path, Path], tmp_pat
     assert stored_robustness(run) == measured
     written = visualize(str(run), kinds=["robust"], out=tmp_path)
     assert [path.stem for path in written] == ["robust-corruptions", "robust-filters", "robust-waves"]
-    assert set(GROUPS["robust"]) <= set(KINDS)
+    assert set(KIND_GROUPS["robust"]) <= set(KINDS)
     with pytest.raises(UserError, match=r"robust-attacks: the probe of .* left epsilons out"):
         visualize(str(run), kinds=["robust-attacks"], out=tmp_path)
     (run / "probe.json").write_text('{"robustness": {"rows": [{}]}}', encoding="utf-8")

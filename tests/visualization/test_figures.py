@@ -36,9 +36,9 @@ from sslkit.visualization.figures.mask_families import families
 from sslkit.visualization.figures.mask_pictures import masks
 from sslkit.visualization.figures.probe_charts import bars, grid_curves, shots_curves
 from sslkit.visualization.figures.spectrum import spectrum
-from sslkit.visualization.figures.style import save
-from sslkit.visualization.inputs import Subject
-from sslkit.visualization.kinds import GROUPS
+from sslkit.visualization.figures.style import save_figure
+from sslkit.visualization.inputs import Inputs
+from sslkit.visualization.kinds import KIND_GROUPS
 from sslkit.visualization.visualize import KINDS, refusal, visualize
 
 OWN = ("masks", "families", "views", "spectrum", "recon", "curves")
@@ -220,7 +220,7 @@ def test_curves_of_one_line_and_of_none() -> None:
 
 
 def test_views_are_those_of_the_worker_and_inputs_those_of_numpy(run: Path) -> None:
-    subject = Subject(str(run), count=2)
+    subject = Inputs(str(run), count=2)
     figure = draw_views(subject)
     made, inputs = pictures(figure, "view"), pictures(figure, "input")
     assert (len(made), len(inputs)) == (6, 6)
@@ -248,7 +248,7 @@ def numpy_filter(image: np.ndarray, radius: float, low: bool) -> np.ndarray:
 
 def test_a_baseline_is_shown_once_and_by_its_name(run: Path) -> None:
     """All its frequencies are predicted: one task instead of two halves, the composite is the prediction."""
-    subject = Subject(str(run), count=2)
+    subject = Inputs(str(run), count=2)
     subject.method.config = dataclasses.replace(subject.method.config, corruption="sr")
     inputs = [title for title in titles(draw_views(subject)) if title.startswith("input")]
     assert inputs == ["input: sr"] * 6
@@ -261,7 +261,7 @@ def test_a_baseline_is_shown_once_and_by_its_name(run: Path) -> None:
 
 
 def test_composite_is_numpys(run: Path) -> None:
-    subject = Subject(str(run), count=2)
+    subject = Inputs(str(run), count=2)
     figure = draw_reconstruction(subject)
     shown = {name: [pixels_of(one) for one in pictures(figure, name)]
              for name in ("input", "prediction", "composite")}  # fmt: skip
@@ -285,7 +285,7 @@ def test_composite_is_numpys(run: Path) -> None:
 
 
 def test_the_mean_colour_is_no_frequency(run: Path) -> None:
-    (errors,) = [axes for axes in draw_reconstruction(Subject(str(run), count=1)).axes if axes.lines]
+    (errors,) = [axes for axes in draw_reconstruction(Inputs(str(run), count=1)).axes if axes.lines]
     lines = [
         line for line in errors.lines if "task" not in str(line.get_label()) and len(line.get_xdata()) > 2
     ]
@@ -358,7 +358,7 @@ def test_other_methods_show_their_own_panels(tmp_path: Path) -> None:
     made = api.pretrain("fractal:16", method="simclr", out=tmp_path / "run", **options)
     written = visualize(str(made), kinds=["panels"], out=tmp_path / "pictures", count=2)
     assert [path.name for path in written] == ["panels.png"]
-    subject = Subject(str(made), count=2)
+    subject = Inputs(str(made), count=2)
     assert [kind for kind in KINDS if refusal(kind, subject) is None] == [
         "masks", "families", "spectrum", "panels", "curves", "pca", "neighbours", "map", "filters", "layers",
     ]  # fmt: skip
@@ -388,7 +388,7 @@ def test_a_method_without_a_run_and_single_files(tmp_path: Path, monkeypatch: py
         f"pictures-mfm/{k}.png" for k in ("masks", "families", "views", "spectrum")
     ]
     assert torch.equal(state, torch.get_rng_state())
-    subject = Subject("mfm", names)
+    subject = Inputs("mfm", names)
     assert subject.pictures.shape == (2, 3, 40, 40)
     assert subject.radius == pytest.approx(16 * 40 / 224, abs=0.01)
 
@@ -429,17 +429,17 @@ def test_the_nearest_kind_is_suggested() -> None:
     assert "'spectrum'" in caught.value.hint
     with pytest.raises(UserError) as caught:
         visualize("mfm", kinds=["qqqqqqqq"])
-    assert set(KINDS) | set(GROUPS) == set(caught.value.hint.removeprefix("known: ").split(", "))
+    assert set(KINDS) | set(KIND_GROUPS) == set(caught.value.hint.removeprefix("known: ").split(", "))
 
 
 def test_names_of_pictures_count_up(tmp_path: Path) -> None:
     for name in ("a.png", "a-2.png"):
         (tmp_path / name).touch()
     figure = curves([{"epoch": 1, "loss": 0.5}])
-    assert save(figure, tmp_path / "a.png").name == "a-3.png"
+    assert save_figure(figure, tmp_path / "a.png").name == "a-3.png"
     assert not (tmp_path / "a.png").stat().st_size
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a-2.png", "a-3.png", "a.png"]
-    assert save(figure, tmp_path / "new" / "b.png").stat().st_size > 1000
+    assert save_figure(figure, tmp_path / "new" / "b.png").stat().st_size > 1000
 
 
 def test_curves_that_are_zero_throughout_are_left_out() -> None:

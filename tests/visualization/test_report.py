@@ -28,13 +28,13 @@ from sslkit.evaluation.robustness.robustness_result import (
     RobustnessResult,
     SourceRobustness,
     against,
-    make_plan,
+    make_robustness_plan,
 )
 from sslkit.methods import card
 from sslkit.methods.base import Info
 from sslkit.training.run import checkpoint
 from sslkit.training.run.folder import RunFolder, build_method, describe
-from sslkit.visualization.figures.seeds import read_arms, seed_plot
+from sslkit.visualization.figures.seeds import read_seeds, seed_plot
 from sslkit.visualization.report import html as page_made
 from sslkit.visualization.report import results_section, run_section
 from sslkit.visualization.report.html import drawn, picture, shown
@@ -127,7 +127,7 @@ def read(run: Path, extra: dict[str, Any] | None = None) -> Reader:
 
 def robust(count: int = 40) -> dict[str, Any]:
     """A document as `probe --robust` writes it, of made-up figures."""
-    plan = make_plan(32, severities=(1, 5), radii=(2.0, 8.0), heat_map=1, epsilons=(1.0,))
+    plan = make_robustness_plan(32, severities=(1, 5), radii=(2.0, 8.0), heat_map=1, epsilons=(1.0,))
 
     def row(name: str, level: float) -> SourceRobustness:
         accuracies = dict.fromkeys(CORRUPTIONS, (level, level / 2))
@@ -214,7 +214,7 @@ def test_seeds_without_a_baseline_have_no_differences(made: Path, seeds: int) ->
 
 
 def test_the_plot_of_seeds_holds_its_figures() -> None:
-    figure = seed_plot(read_arms(comparison(3)))
+    figure = seed_plot(read_seeds(comparison(3)))
     above, below = figure.axes
     runs = [found.get_offsets().tolist() for found in above.collections]
     assert runs[0] == [[40, 0], [44, 1], [42, 2]]
@@ -305,9 +305,9 @@ def test_another_versions_documents_do_no_harm(bare: Path, document: Any) -> Non
 def test_a_robustness_without_all_its_parts(bare: Path) -> None:
     whole = robust()
     part = {**whole, "plan": {**whole["plan"], "radii": [], "epsilons": []}}
-    assert results_section.robustness(whole).count("<img") == 4
-    assert results_section.robustness(part).count("<img") == 2
-    assert results_section.robustness({**whole, "plan": {}}).count("<img") == 0
+    assert results_section.robustness_section(whole).count("<img") == 4
+    assert results_section.robustness_section(part).count("<img") == 2
+    assert results_section.robustness_section({**whole, "plan": {}}).count("<img") == 0
 
 
 def test_the_class_that_images_are_mistaken_for(bare: Path) -> None:
@@ -316,7 +316,9 @@ def test_the_class_that_images_are_mistaken_for(bare: Path) -> None:
     rows = ["path,label,predicted,confidence", "1,hat,shoe,1", "2,hat,shoe,1", "3,hat,coat,1", "4,hat,hat,1"]
     (folder / "predictions.csv").write_text("\n".join(rows))
     Image.new("RGB", (20, 20)).save(folder / "pictures" / "confusion.png")
-    text = results_section.finetune({"folder": "elsewhere/finetune-1", "worst": [["hat", 25.0, 4]]}, bare)
+    text = results_section.finetune_section(
+        {"folder": "elsewhere/finetune-1", "worst": [["hat", 25.0, 4]]}, bare
+    )
     assert "<td>25</td><td>4</td><td>shoe (2)</td>" in text
     assert "Confusion matrix" in text
 
@@ -328,12 +330,12 @@ def test_what_is_of_one_seed_says_so_and_half_the_classes_are_not_the_worst(bare
         Image.new("RGB", (20, 20)).save(folder / "pictures" / f"{name}.png")
     worst = [[name, percent, 4] for percent, name in enumerate(("hat", "shoe", "coat", "dress", "sock"))]
     document = {"folder": "elsewhere/finetune-1", "counts": {"classes": 5}, "worst": worst}
-    alone = results_section.finetune(document, bare)
+    alone = results_section.finetune_section(document, bare)
     assert "seed" not in alone
     assert [name for _, _, name in ((0, 0, name) for name, *_ in worst) if name in alone] == ["hat", "shoe"]
     runs = comparison(3)
     runs["runs"][0]["folder"] = runs["folder"] = "elsewhere/finetune-1"
-    of_seeds = results_section.finetune(runs, bare)
+    of_seeds = results_section.finetune_section(runs, bare)
     assert "Confusion matrix, with seed 5: of each class (row), what percentage" in of_seeds
     assert "Reliability, with seed 5: " in of_seeds
 
@@ -407,7 +409,7 @@ def test_photos_in_grey_become_jpeg_where_that_is_smaller() -> None:
 
 def test_both_read_outs_are_told(bare: Path) -> None:
     row = {"name": "r", "knn": 1.0, "linear": 2.0, "knn_readout": "cls", "linear_readout": "last4"}
-    text = results_section.probe({"rows": [row]}, bare)
+    text = results_section.probe_section({"rows": [row]}, bare)
     assert re.findall('<th scope="col">(.*?)</th>', text) == [
         "Features", "kNN, k = 20", "kNN reads", "Linear", "Linear reads",
     ]  # fmt: skip
@@ -415,7 +417,7 @@ def test_both_read_outs_are_told(bare: Path) -> None:
 
 
 def test_one_image_and_one_draw_are_no_plural(bare: Path) -> None:
-    text = results_section.probe(
+    text = results_section.probe_section(
         {"shots": [{"shots": 1, "seeds": [0], "rows": [{"name": "r", "knn": 1.0}]}]}, bare
     )
     assert "With 1 labelled image per class, top-1 in %, one draw" in text
@@ -473,9 +475,9 @@ def test_settings_that_differ() -> None:
     known = card("mfm")
     values = {**known.facts["defaults"], "data.sources": ["photos"]}
     usual = build_pretrain("mfm", known.Config, {**values, "schedule.epochs": 7})
-    assert "Every setting is the default" in run_section.settings(usual)
+    assert "Every setting is the default" in run_section.settings_section(usual)
     other = build_pretrain("mfm", known.Config, {**values, "optim.clip": 1.5})
-    assert '<th scope="row">optim.clip</th><td>1.5</td><td>3.0</td>' in run_section.settings(other)
+    assert '<th scope="row">optim.clip</th><td>1.5</td><td>3.0</td>' in run_section.settings_section(other)
 
 
 def test_waiting_has_a_cure() -> None:

@@ -34,14 +34,14 @@ def disc_kernel(radius: float, softness: float) -> Tensor:
 
 def glass_blur(images: Tensor, draws: Draws, deviation: float, reach: float, passes: float) -> Tensor:
     """A slight blur, pixels displaced by at most `reach`, the blur again."""
-    blurred = gaussian_blur(images, deviation)
+    blurred = _gaussian_blur(images, deviation)
     for number in range(int(passes)):
         height, width = images.shape[2:]
         source = _displaced(draws, f"pass{number}", height, width, max(1, round(reach)))
         blurred = (
             blurred.flatten(2).gather(2, source[:, None].expand(-1, images.shape[1], -1)).view_as(images)
         )
-    return gaussian_blur(blurred, deviation)
+    return _gaussian_blur(blurred, deviation)
 
 
 def _displaced(draws: Draws, use: str, height: int, width: int, reach: int) -> Tensor:
@@ -109,7 +109,7 @@ def enlarged(images: Tensor, factor: float) -> Tensor:
     return large[:, :, top : top + sides[0], left : left + sides[1]]
 
 
-def gaussian_blur(images: Tensor, deviation: float) -> Tensor:
+def _gaussian_blur(images: Tensor, deviation: float) -> Tensor:
     """Gaussian blur cut off at four deviations; borders repeat the edge pixel."""
     rows, columns = (gaussian_matrix(side, deviation, 4, "nearest").to(images) for side in images.shape[2:])
     return rows @ images @ columns.T

@@ -10,7 +10,7 @@ from sslkit.core.config.setting import AUTO
 Configuration = TypeVar("Configuration")
 
 
-class Chooser(Generic[Configuration]):
+class AutoResolver(Generic[Configuration]):
     """Replaces an auto in a configuration of sections and keeps the reason; a given value stays."""
 
     def __init__(self, config: Configuration) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 RETIRED: Mapping[str, Any] = {"optim.layer_decay": 1.0}
-"""Settings of pre-training that earlier versions wrote, and the value that does what is done now. With it
-such a run opens as it was; another value can't be followed, and is refused."""
+"""Settings of pre-training that earlier versions wrote, and the value equivalent to today's behaviour.
+With it such a run opens as it was; another value can't be followed, and is refused."""
 
 ADDED: Mapping[str, Any] = {
     "schedule.cosine_after_warmup": False,

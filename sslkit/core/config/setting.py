@@ -6,7 +6,7 @@ from dataclasses import field
 from typing import Any
 
 AUTO: Any = "auto"
-"""A setting left to the tool. Typed Any so that fields keep the type they have once resolved."""
+"""Value that is chosen automatically. Typed Any so that fields keep the type they have once resolved."""
 
 
 def setting(

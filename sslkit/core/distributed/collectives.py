@@ -18,8 +18,8 @@ _apart = False
 
 
 @contextmanager
-def apart() -> Iterator[None]:
-    """Inside this process is the only one: what may fail here alone must keep nobody waiting."""
+def single_process() -> Iterator[None]:
+    """Run as a single process, without collectives: what may fail here alone must keep nobody waiting."""
     global _apart
     _apart = True
     try:
@@ -28,45 +28,45 @@ def apart() -> Iterator[None]:
         _apart = False
 
 
-def world() -> int:
+def world_size() -> int:
     """How many processes train together."""
     return dist.get_world_size() if not _apart and dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """Which of them this one is, from 0."""
-    return dist.get_rank() if world() > 1 else 0
+    return dist.get_rank() if world_size() > 1 else 0
 
 
 @torch.no_grad()
 def gather(rows: Tensor) -> Tensor:
     """[B, …] of every process → [world · B, …] in the order of ranks, without gradient."""
-    if world() == 1:
+    if world_size() == 1:
         return rows
-    parts = [torch.empty_like(rows) for _ in range(world())]
+    parts = [torch.empty_like(rows) for _ in range(world_size())]
     dist.all_gather(parts, rows.contiguous())
     return torch.cat(parts)
 
 
 def gather_with_gradient(rows: Tensor) -> Tensor:
     """`gather`, and each row gets the gradients of all processes that saw it, summed."""
-    if world() == 1:
+    if world_size() == 1:
         return rows
     gathered: Tensor = _Gather.apply(rows)
     return gathered
 
 
-def total(values: Tensor) -> Tensor:
+def all_reduce_sum(values: Tensor) -> Tensor:
     """The sum over the processes, with gradient."""
-    if world() == 1:
+    if world_size() == 1:
         return values
     summed: Tensor = _Total.apply(values)
     return summed
 
 
-def agreed(flag: Tensor) -> Tensor:
-    """A scalar truth that holds in every process, on the device and without waiting for it."""
-    if world() == 1:
+def all_true(flag: Tensor) -> Tensor:
+    """Logical AND of a scalar over all processes, on the device and without waiting for it."""
+    if world_size() == 1:
         return flag
     number = flag.float()
     dist.all_reduce(number, op=dist.ReduceOp.MIN)
@@ -82,7 +82,7 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor) -> Tensor:
         slope = slope.contiguous()
         dist.all_reduce(slope)
-        return slope.chunk(world())[rank()]
+        return slope.chunk(world_size())[rank()]
 
 
 class _Total(torch.autograd.Function):

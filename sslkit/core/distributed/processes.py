@@ -1,7 +1,8 @@
 """Processes that train together: how one joins the others, and what their hosts tell each other.
 
-Tensors travel in torch's default group, on their device (see collectives.py). Objects and wishes to stop
-travel here, in a gloo group of their own, so that no host waits for a device. One process alone asks itself.
+Tensors travel in torch's default group, on their device (see collectives.py). Objects and requests to
+stop travel here, in a gloo group of their own, so that no host waits for a device. With one process these
+are no-ops.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from sslkit.core.distributed import environment
-from sslkit.core.distributed.collectives import rank, world
+from sslkit.core.distributed.collectives import rank, world_size
 from sslkit.core.errors import UserError
 
 Value = TypeVar("Value")
@@ -69,7 +70,7 @@ class Group:
 
     def silent(self) -> str:
         """Who does not answer a last question, for a message; every process that still waits does."""
-        asked, names = time.monotonic(), {str(number) for number in range(world())}
+        asked, names = time.monotonic(), {str(number) for number in range(world_size())}
         with suppress(Exception):  # the store may be gone as well
             self.store.set(f"sslkit/here/{rank()}", "yes")
             while names and time.monotonic() - asked < _ANSWER:
@@ -149,7 +150,7 @@ def memory_ran_out(problem: Exception) -> bool:
 
 def here(step: int) -> str:
     """ "process 1 of 2, step 7: ", as far as there are several, and a step."""
-    process = [f"process {rank()} of {world()}"] if world() > 1 else []
+    process = [f"process {rank()} of {world_size()}"] if world_size() > 1 else []
     parts = [*process, *([f"step {step}"] if step else [])]
     return f"{', '.join(parts)}: " if parts else ""
 
@@ -173,18 +174,18 @@ def exchange(values: Sequence[int]) -> list[int]:
     return list(values) if _group is None else _group.exchange(values)
 
 
-def leave_word(topic: str, number: int) -> None:
+def post(topic: str, number: int) -> None:
     """A number for the others, which they find even when this process has ended."""
     if _group is not None:
         _group.leave_word(topic, number)
 
 
-def word(topic: str) -> int:
+def read_post(topic: str) -> int:
     """The number that a process has left; 0: none has."""
     return 0 if _group is None else _group.word(topic)
 
 
-def told(value: Value) -> Value:
+def broadcast_object(value: Value) -> Value:
     """The first process's value."""
     if _group is None:
         return value
@@ -193,21 +194,21 @@ def told(value: Value) -> Value:
     return values[0]
 
 
-def everyone(value: Value) -> list[Value]:
+def all_gather_objects(value: Value) -> list[Value]:
     """The values of all processes, in the order of ranks."""
     if _group is None:
         return [value]
-    values: list[Any] = [None] * world()
+    values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value, group=_group.hosts)
     return values
 
 
 def wait() -> None:
     """Until every process is here."""
-    everyone(None)
+    all_gather_objects(None)
 
 
-def on_first(work: Callable[[], Value]) -> Value:
+def run_on_first(work: Callable[[], Value]) -> Value:
     """What the first process finds by `work`, told to all; if it fails there, the others end in silence."""
     problem: UserError | None = None
     result: Any = None
@@ -216,7 +217,7 @@ def on_first(work: Callable[[], Value]) -> Value:
             result = work()
         except UserError as found:
             problem = found
-    code, result = told((problem.code if problem else 0, result))
+    code, result = broadcast_object((problem.code if problem else 0, result))
     if problem:
         raise problem
     if code:

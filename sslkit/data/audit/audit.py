@@ -21,7 +21,7 @@ from sslkit.core.console import SILENT, Console, counted, visible
 from sslkit.core.errors import UserError
 from sslkit.data.audit.likeness import Looks, near_groups
 from sslkit.data.audit.survey import Seen, see
-from sslkit.data.images.range_estimate import NONE, Found
+from sslkit.data.images.range_estimate import NONE, RangeEstimate
 from sslkit.data.sources.image_set import open_images
 from sslkit.data.sources.labels import open_labelled
 from sslkit.data.sources.layout import Ambiguous
@@ -41,7 +41,7 @@ _ADVICE = {
 
 
 @dataclass(frozen=True)
-class Finding:
+class Defect:
     """One kind of defect: how many images, what it means and what to do, and (path, detail) of each.
 
     Of files that were passed over, `rows` are endings and how many files have them.
@@ -60,11 +60,11 @@ class Audit:
 
     seen: Seen
     against: Seen | None
-    findings: list[Finding]
+    findings: list[Defect]
     classes: dict[str, int]
     seconds: float
     notes: tuple[str, ...] = ()  # how labels were read
-    numbers: Found = NONE  # how images of more than 8 bits were read, if there are any
+    numbers: RangeEstimate = NONE  # how images of more than 8 bits were read, if there are any
 
     @property
     def rate(self) -> float:
@@ -159,15 +159,15 @@ def _labels(sources: Sequence[str]) -> tuple[dict[str, str], dict[str, int], tup
     return labels, dict(Counter(labels.values()).most_common()), notes
 
 
-def _passed(seen: Seen, other: Seen | None) -> Finding:
+def _passed(seen: Seen, other: Seen | None) -> Defect:
     """Files in the folders of the images that are not read."""
     left_out = seen.images.left_out + (other.images.left_out if other else LeftOut())
     advice = f"{left_out.kinds}: {left_out.cure or 'convert what is an image, remove what is none'}"
     rows = [(ending or "without ending", counted(number, "file")) for ending, number in left_out.passed]
-    return Finding("passed over", left_out.count, advice, rows, "file")
+    return Defect("passed over", left_out.count, advice, rows, "file")
 
 
-def _defects(seen: Seen) -> list[Finding]:
+def _defects(seen: Seen) -> list[Defect]:
     """What an image has by itself."""
     paths, looks = seen.images.paths, seen.looks
     short = np.minimum(looks["width"], looks["height"])
@@ -175,29 +175,29 @@ def _defects(seen: Seen) -> list[Finding]:
     blank = np.flatnonzero(seen.readable & looks["blank"])
     sizes = [f"{looks['width'][i]}x{looks['height'][i]}" for i in tiny]
     return [
-        Finding(
+        Defect(
             "unreadable",
             len(seen.bad),
             "can't be read, pretrain would skip them: repair or delete them",
             seen.bad,
         ),
-        Finding(
+        Defect(
             "tiny",
             len(tiny),
             f"short side under {TINY} px, with little to learn from: leave them out",
             [(paths[i], size) for i, size in zip(tiny, sizes, strict=True)],
         ),
-        Finding(
+        Defect(
             "blank",
             len(blank),
             "one colour and nothing else: leave them out",
             [(paths[i], "one colour") for i in blank],
         ),
-        *(Finding(kind, len(rows), _ADVICE[kind], rows) for kind, rows in sorted(seen.faults.items())),
+        *(Defect(kind, len(rows), _ADVICE[kind], rows) for kind, rows in sorted(seen.faults.items())),
     ]
 
 
-def _doubles(seen: Seen, other: Seen | None, labels: dict[str, str]) -> list[Finding]:
+def _doubles(seen: Seen, other: Seen | None, labels: dict[str, str]) -> list[Defect]:
     """Images that are there twice, within the set or in the other one."""
     parts = [seen, other] if other else [seen]
     paths = [path for part in parts for path in np.array(part.images.paths, object)[part.readable]]
@@ -212,8 +212,8 @@ def _doubles(seen: Seen, other: Seen | None, labels: dict[str, str]) -> list[Fin
     near_leaks = [(i, j) for i, j in shared(near_of, own) if i not in leaked]
     name = other.images.name if other else ""
 
-    def finding(kind: str, pairs: list[tuple[int, int]], advice: str) -> Finding:
-        return Finding(kind, len(pairs), advice, [(paths[i], paths[j]) for i, j in pairs])
+    def finding(kind: str, pairs: list[tuple[int, int]], advice: str) -> Defect:
+        return Defect(kind, len(pairs), advice, [(paths[i], paths[j]) for i, j in pairs])
 
     return [
         finding("copies", copies, "exact copies of others, pixel for pixel: keep one of each"),

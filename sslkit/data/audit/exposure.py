@@ -11,7 +11,7 @@ from sslkit.data.images.shades import stands_for_none
 
 DARK = 32
 """Brightness, of 255, that nine hundred and ninety-nine in a thousand values of a dark image stay below."""
-FEW = 32
+_FEW = 32
 """Levels of brightness below which an image is a mask, or numbers that one far value has squeezed."""
 BEYOND = 0.01
 """Share of the numbers that may lie beyond either end of the range."""
@@ -56,7 +56,7 @@ def _dark(counts: np.ndarray, numbers: Numbers | None) -> Faults:
 def _few_levels(counts: np.ndarray) -> Faults:
     """Blank images have a finding of their own."""
     levels = int(np.count_nonzero(counts, axis=1).max())
-    return [("few levels", f"{levels} levels of brightness")] if 1 < levels < FEW else []
+    return [("few levels", f"{levels} levels of brightness")] if 1 < levels < _FEW else []
 
 
 def _clipped(numbers: Numbers, range: Range) -> Faults:

@@ -1,4 +1,4 @@
-"""How alike two images are, by a few bytes of each: equal, almost equal, or not.
+"""Perceptual hash and near-duplicate test: equal, almost equal, or not.
 
 A near duplicate here is the same picture saved again: resized, recompressed, slightly brighter or cut at its
 edge by a few pixels. Another photo of the same thing is not one.
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-LOOK = np.dtype(
+LIKENESS = np.dtype(
     [
         ("digest", "S32"),  # SHA-256 of size and pixels
         ("hash", "<u8"),  # perceptual hash
@@ -53,7 +53,7 @@ def look_at(image: Image.Image) -> Looks:
     digest.update(image.tobytes())
     grey = pixels @ (0.299, 0.587, 0.114)
     entry = (digest.digest(), perceptual_hash(grey), cells.round().ravel(), *image.size, np.ptp(grey) < BLANK)
-    return np.array(entry, LOOK)
+    return np.array(entry, LIKENESS)
 
 
 def perceptual_hash(grey: NDArray[np.float64]) -> int:

@@ -13,19 +13,19 @@ from numpy.typing import NDArray
 from sslkit.core.console import Bar
 from sslkit.core.value_range import Range
 from sslkit.data.audit.exposure import faults
-from sslkit.data.audit.likeness import LOOK, Looks, look_at
+from sslkit.data.audit.likeness import LIKENESS, Looks, look_at
 from sslkit.data.images.decode import UnreadableImage
 from sslkit.data.loading.workers import mapped, usable_cores
 from sslkit.data.sources import fractal
 from sslkit.data.sources.image_set import ImageSet
 from sslkit.data.sources.names import Names
 
-HUGE = 16 * 10**6
+_HUGE = 16 * 10**6
 """Pixels above which decoding is what training would wait for."""
 
 _CHUNK = 32  # images handed to a process at once
 Marks = list[tuple[int, str, str]]
-Chunk = tuple[Looks, list[int], Counter[str], list[tuple[int, str]], Marks]
+_Chunk = tuple[Looks, list[int], Counter[str], list[tuple[int, str]], Marks]
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Seen:
 
     def huge(self) -> int:
         """Images of more than HUGE pixels."""
-        return int((self.looks["width"].astype(np.int64) * self.looks["height"] > HUGE).sum())
+        return int((self.looks["width"].astype(np.int64) * self.looks["height"] > _HUGE).sum())
 
 
 def see(images: ImageSet, workers: int | None, bar: Bar) -> Seen:
@@ -59,7 +59,7 @@ def see(images: ImageSet, workers: int | None, bar: Bar) -> Seen:
     Raises:
         UserError: a process died while it decoded.
     """
-    seen = Seen(images, np.zeros(len(images), LOOK), np.zeros(len(images), bool))
+    seen = Seen(images, np.zeros(len(images), LIKENESS), np.zeros(len(images), bool))
     chunks = [range(first, min(first + _CHUNK, len(images))) for first in range(0, len(images), _CHUNK)]
     parts = [[images.paths[index] for index in chunk] for chunk in chunks]
     work = partial(_read, own=images.range)
@@ -78,7 +78,7 @@ def see(images: ImageSet, workers: int | None, bar: Bar) -> Seen:
     return seen
 
 
-def _read(paths: Sequence[str], own: Range) -> Chunk:
+def _read(paths: Sequence[str], own: Range) -> _Chunk:
     """Looks of what can be read, their positions, kinds of files, (position, reason) of the others, and
     (position, kind, detail) of faults of exposure.
     """
@@ -96,4 +96,4 @@ def _read(paths: Sequence[str], own: Range) -> Chunk:
         readable.append(position)
         kinds["generated RGB" if fractal.is_name(path) else picture.kind] += 1
         marks += [(position, kind, detail) for kind, detail in faults(image, numbers, own)]
-    return np.array(looks, LOOK), readable, kinds, bad, marks
+    return np.array(looks, LIKENESS), readable, kinds, bad, marks

@@ -33,7 +33,7 @@ MIN_SIDE = 8
 
 ALL_16_BITS = Range((0.0, 65535.0))
 
-Part = tuple[int, int]
+ByteRange = tuple[int, int]
 """(offset, size): where in a file an image is, bytes."""
 
 _AT_ONCE = 16 * 2**20  # bytes; a smaller file is read in one piece, a larger one as the decoder asks for it
@@ -122,7 +122,7 @@ class _Encoded(Picture):
 
 
 @contextmanager
-def opened(path: str, part: Part | None = None, range: Range = FULL) -> Iterator[Picture]:
+def opened(path: str, part: ByteRange | None = None, range: Range = FULL) -> Iterator[Picture]:
     """The image file, its header read, to be decoded inside the `with` when and as far as it is needed.
 
     Args:
@@ -136,7 +136,7 @@ def opened(path: str, part: Part | None = None, range: Range = FULL) -> Iterator
         yield _Encoded(path, file, range)
 
 
-def read_image(path: str, part: Part | None = None, range: Range | None = None) -> Image.Image:
+def read_image(path: str, part: ByteRange | None = None, range: Range | None = None) -> Image.Image:
     """The first frame of an image file, in RGB, upright.
 
     EXIF orientation is applied, transparency is composed on white, and 16-bit, 32-bit and float images are
@@ -157,7 +157,7 @@ def read_image(path: str, part: Part | None = None, range: Range | None = None) 
         return picture.rgb()
 
 
-def read_numbers(path: str, part: Part | None = None) -> Numbers | None:
+def read_numbers(path: str, part: ByteRange | None = None) -> Numbers | None:
     """The numbers of a file with more than 8 bits a channel; None for others, of which the header is read.
 
     Raises:
@@ -167,7 +167,7 @@ def read_numbers(path: str, part: Part | None = None) -> Numbers | None:
         return _Encoded(path, file).numbers()
 
 
-def image_size(path: str, part: Part | None = None) -> tuple[int, int]:
+def image_size(path: str, part: ByteRange | None = None) -> tuple[int, int]:
     """(width, height) of the upright image, in pixels, from the header alone.
 
     Raises:
@@ -179,7 +179,7 @@ def image_size(path: str, part: Part | None = None) -> tuple[int, int]:
 
 
 @contextmanager
-def _source(path: str, part: Part | None, *, at_once: bool) -> Iterator[BinaryIO]:
+def _source(path: str, part: ByteRange | None, *, at_once: bool) -> Iterator[BinaryIO]:
     """The opened file, or in memory the bytes of it that are wanted. Raises UnreadableImage."""
     with _Readable(path):
         file = open(path, "rb", opener=without_waiting)  # noqa: SIM115 (what its user raises is not ours)
@@ -194,7 +194,7 @@ def _source(path: str, part: Part | None, *, at_once: bool) -> Iterator[BinaryIO
         yield file if part is None and not whole else content
 
 
-def _bytes_of(file: BinaryIO, part: Part, length: int) -> io.BytesIO:
+def _bytes_of(file: BinaryIO, part: ByteRange, length: int) -> io.BytesIO:
     offset, size = part
     if offset < 0 or offset + size > length:  # before memory is taken for what is not there
         raise OSError(f"the image's bytes {offset} to {offset + size} reach beyond the file's {length}")

@@ -1,4 +1,4 @@
-"""Any of Pillow's modes as 8-bit RGB: transparency on white, more than 8 bits scaled, inks as on paper."""
+"""Any of Pillow's modes as 8-bit RGB: transparency on white, more than 8 bits scaled, CMYK converted."""
 
 from __future__ import annotations
 

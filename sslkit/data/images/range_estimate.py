@@ -32,7 +32,7 @@ _PIXELS = 1 << 16  # numbers of an image that percentiles are made of
 _BITS = range(8, 17)
 
 
-class Found(NamedTuple):
+class RangeEstimate(NamedTuple):
     """A range, why it is that one, and why numbers stand for no data."""
 
     range: Range
@@ -47,7 +47,7 @@ class Found(NamedTuple):
         return told
 
 
-NONE = Found(BYTES)
+NONE = RangeEstimate(BYTES)
 """Of images that are plain bytes."""
 
 
@@ -91,7 +91,9 @@ class _Seen:
         self.low, self.high = min([self.low, *fills]), max([self.high, *fills])
 
 
-def own_range(sampled: Iterable[Numbers], named: tuple[float, ...] = (), searched: bool = True) -> Found:
+def own_range(
+    sampled: Iterable[Numbers], named: tuple[float, ...] = (), searched: bool = True
+) -> RangeEstimate:
     """The range of images, which are looked at one after the other; `BYTES` where there are none.
 
     Args:
@@ -108,7 +110,7 @@ def own_range(sampled: Iterable[Numbers], named: tuple[float, ...] = (), searche
         kind = "f" if values.dtype.kind == "f" else "i"
         kinds.setdefault(kind, _Seen()).add(values[there], named)
     if not count:
-        return Found(Range(BYTES.limits, named))
+        return RangeEstimate(Range(BYTES.limits, named))
     found: list[float] = []
     for seen in kinds.values():
         none = seen.none() if searched else []
@@ -125,7 +127,7 @@ def own_range(sampled: Iterable[Numbers], named: tuple[float, ...] = (), searche
         limits = parts[0][:2]
     reason = f"of {counted(count, 'sampled image')} with more than 8 bits: "
     reason += "; ".join(dict.fromkeys(part[2] for part in parts))
-    return Found(Range(limits, nodata), reason, "far from all other numbers" if found else "as given")
+    return RangeEstimate(Range(limits, nodata), reason, "far from all other numbers" if found else "as given")
 
 
 def _together(first: _Seen, second: _Seen) -> _Seen:

@@ -1,4 +1,4 @@
-"""JPEG by libjpeg-turbo without Pillow's detour over four bytes a pixel, where simplejpeg is installed.
+"""JPEG by libjpeg-turbo without Pillow's RGBX copy, where simplejpeg is installed.
 
 The same library decodes for Pillow, so that the pixels are the same ones, to the last bit.
 """

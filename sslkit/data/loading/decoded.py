@@ -20,7 +20,7 @@ from sslkit.data.loading.loader import data_loader
 from sslkit.data.loading.workers import unbroken
 from sslkit.data.sources.image_set import ImageSet
 
-BLOCK = 64 * 2**20
+ALLOCATION = 64 * 2**20
 """Bytes that are asked for at once; what is not used of them is never really taken."""
 
 _CHUNK = 32  # images that a worker hands over at once
@@ -29,7 +29,7 @@ _UPLOAD = 4096  # images that go to a device at once
 
 
 @dataclass
-class Pixels:
+class DecodedImages:
     """Images of any size in few flat blocks, which forked workers share with their parent.
 
     Attributes:
@@ -74,11 +74,11 @@ class Pixels:
         """Forget the images; sizes and reasons stay."""
         self._blocks.clear()
 
-    def add_(self, first: int, chunk: Chunk) -> None:
+    def add_(self, first: int, chunk: _Chunk) -> None:
         """Images from number `first` on."""
         size = len(chunk.flat)
         if not self._blocks or self._used + size > len(self._blocks[-1]):
-            self._blocks.append(torch.empty(max(BLOCK, size), dtype=torch.uint8))
+            self._blocks.append(torch.empty(max(ALLOCATION, size), dtype=torch.uint8))
             self._used = 0
         self._blocks[-1][self._used : self._used + size] = chunk.flat
         here, lengths = slice(first, first + len(chunk.sizes)), chunk.sizes.prod(1, dtype=np.int64) * 3
@@ -92,14 +92,14 @@ class Pixels:
 
 def decode_all(
     images: ImageSet, limit: int, workers: int, console: Console, bar: Bar, stop: Callable[[], bool]
-) -> Pixels | None:
+) -> DecodedImages | None:
     """Every image; None as soon as they turn out to need more than `limit` bytes, or when `stop` says so.
 
     Raises:
         WorkersLost: the processes that read images die or hang again and again.
     """
     count = len(images)
-    pixels = Pixels(np.zeros((count, 2), np.int32), np.zeros(count, np.bool_))
+    pixels = DecodedImages(np.zeros((count, 2), np.int32), np.zeros(count, np.bool_))
     chunks = [range(first, min(first + _CHUNK, count)) for first in range(0, count, _CHUNK)]
 
     def loader(delivered: int) -> DataLoader[Any]:
@@ -115,7 +115,7 @@ def decode_all(
     return pixels
 
 
-class Chunk(NamedTuple):
+class _Chunk(NamedTuple):
     """Some images, as a worker hands them over."""
 
     flat: Tensor  # uint8 [bytes], one after the other
@@ -149,8 +149,8 @@ def is_reducible(picture: Picture) -> bool:
     return picture.kind.startswith(("JPEG", "MPO"))
 
 
-def _as_chunk(items: Sequence[_Decoded]) -> Chunk:
-    return Chunk(
+def _as_chunk(items: Sequence[_Decoded]) -> _Chunk:
+    return _Chunk(
         torch.from_numpy(np.concatenate([item.pixels.ravel() for item in items])),
         np.array([item.pixels.shape[:2] for item in items], np.int32),
         np.array([item.reducible for item in items]),

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-SMALL = 1 << 30
+_SMALL = 1 << 30
 """Bytes of shared memory under which it is worth a word."""
-FEW = 1024
+_FEW = 1024
 """Open files likewise."""
 ENOUGH = 65536
 """Open files that are asked for."""
@@ -33,10 +33,10 @@ def allow_open_files() -> None:
 def small() -> str:
     """Whichever of the two is small, as a remark behind a cure; else empty."""
     told = []
-    if (room := shared_memory()) is not None and room < SMALL:
+    if (room := shared_memory()) is not None and room < _SMALL:
         told.append(f"/dev/shm has only {room / 2**20:.0f} MB (docker: --shm-size=2g)")
-    if (files := open_files()) is not None and files < FEW:
-        told.append(f"only {files} files may be open (ulimit -n {4 * FEW})")
+    if (files := open_files()) is not None and files < _FEW:
+        told.append(f"only {files} files may be open (ulimit -n {4 * _FEW})")
     return "".join(f"; {one}" for one in told)
 
 
@@ -50,7 +50,7 @@ def needed(batch: Any, workers: int, prefetch: int) -> str:
             f"{size / 2**20:.0f} MB of /dev/shm, which has {room / 2**20:.0f} (docker: --shm-size=2g)"
         )
     if (files := open_files()) is not None and count > files:
-        told.append(f"{count} open files, of which {files} are allowed (ulimit -n {4 * FEW})")
+        told.append(f"{count} open files, of which {files} are allowed (ulimit -n {4 * _FEW})")
     return " and ".join(told)
 
 

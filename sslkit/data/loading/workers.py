@@ -26,8 +26,8 @@ from sslkit.core.distributed import environment
 from sslkit.core.errors import UserError
 from sslkit.data.loading import limits
 
-Part = TypeVar("Part")
-Found = TypeVar("Found")
+_Part = TypeVar("_Part")
+_Found = TypeVar("_Found")
 
 RESTARTS = 3
 """How often workers are started anew for one batch."""
@@ -55,8 +55,8 @@ def reading_workers(on_cpu: bool) -> int:
 
 
 def mapped(
-    work: Callable[[Part], Found], parts: Iterable[Part], workers: int, doing: str
-) -> Generator[Found, None, None]:
+    work: Callable[[_Part], _Found], parts: Iterable[_Part], workers: int, doing: str
+) -> Generator[_Found, None, None]:
     """`work` of each part, in order, by processes that are never far ahead of who takes the results.
 
     Args:
@@ -70,7 +70,7 @@ def mapped(
         yield from map(work, parts)
         return
     pool = ProcessPoolExecutor(workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
-    pending: deque[Future[Found]] = deque()
+    pending: deque[Future[_Found]] = deque()
     try:
         for part in parts:
             pending.append(pool.submit(work, part))

@@ -25,8 +25,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from sslkit.core.errors import UserError
-from sslkit.core.value_range import BYTES, FULL, Range, parse
-from sslkit.data.images.decode import Part, UnreadableImage
+from sslkit.core.value_range import BYTES, FULL, Range, parse_range
+from sslkit.data.images.decode import ByteRange, UnreadableImage
 from sslkit.data.sources.names import Names
 
 FORMAT = "sslkit pack 1"
@@ -42,21 +42,21 @@ def shard_name(number: int) -> str:
     return f"shard-{number:06}.tar"
 
 
-def is_name(text: str) -> bool:
+def is_packed_name(text: str) -> bool:
     """Whether `text` is the name of one packed image."""
     return text.startswith(_PREFIX)
 
 
-def locate(name: str) -> tuple[str, Part | None]:
+def locate(name: str) -> tuple[str, ByteRange | None]:
     """The file that holds an image, and the part of it; None for a file that is the image."""
-    if not is_name(name):
+    if not is_packed_name(name):
         return name, None
     shard, offset, size, _ = _matched(name)
     return shard, (int(offset), int(size))
 
 
 @contextmanager
-def place(name: str) -> Iterator[tuple[str, Part | None]]:
+def place(name: str) -> Iterator[tuple[str, ByteRange | None]]:
     """`locate` for reading inside; what can't be read is told by the image's own name."""
     file, part = locate(name)
     try:
@@ -65,7 +65,7 @@ def place(name: str) -> Iterator[tuple[str, Part | None]]:
         raise UnreadableImage(name, error.reason) from error
 
 
-def range_of(names: Names) -> Range | None:
+def pack_range(names: Names) -> Range | None:
     """The range that packs among the images were made by; None where none has changed its images.
 
     Raises:
@@ -91,7 +91,7 @@ def _made_by(folder: str) -> Range | None:
     if "range" not in description:
         return FULL if description.get("resized") else None
     try:
-        known = parse(description["range"], description.get("nodata", []))
+        known = parse_range(description["range"], description.get("nodata", []))
     except (ValueError, TypeError) as problem:
         raise _unfit(folder, f"{DESCRIPTION}: {problem}") from problem
     return None if known == BYTES else known

@@ -168,7 +168,7 @@ def _originals(paths: Names, sources: Sequence[str]) -> Names:
 
 
 def _original(name: str) -> str:
-    if reader.is_name(name):
+    if reader.is_packed_name(name):
         return reader.original(name)
     if fractal.is_name(name):
         system, variant = fractal.parse(name)

@@ -11,7 +11,7 @@ from sslkit.data.sources.image_set import ImageSet
 from sslkit.data.sources.labels import empty_class_folders
 
 
-def drawn(
+def sample_per_class(
     images: ImageSet, wanted: Callable[[int], int], seed: int, stream: str
 ) -> tuple[ImageSet, ImageSet]:
     """(drawn, the rest): of each class `wanted(its images)`, in an order that `seed` and `stream` give."""
@@ -23,7 +23,7 @@ def drawn(
     return images.subset(sorted(chosen)), images.subset(rest)
 
 
-def counts(images: ImageSet) -> list[int]:
+def count_per_class(images: ImageSet) -> list[int]:
     """Images of each class, in the order of the classes."""
     found = [0] * len(images.classes)
     for label in images.labels or ():
@@ -41,7 +41,7 @@ def refuse_empty_folders(source: str) -> None:
         )
 
 
-def uneven(source: str, training: ImageSet, validation: ImageSet) -> str:
+def warn_singletons(source: str, training: ImageSet, validation: ImageSet) -> str:
     """A note about classes of a single image, which can't be validated.
 
     Raises:
@@ -49,7 +49,9 @@ def uneven(source: str, training: ImageSet, validation: ImageSet) -> str:
     """
     lacking = [
         (name, count)
-        for name, count, held in zip(training.classes, counts(training), counts(validation), strict=True)
+        for name, count, held in zip(
+            training.classes, count_per_class(training), count_per_class(validation), strict=True
+        )
         if not held
     ]
     for name, count in lacking:

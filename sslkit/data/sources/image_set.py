@@ -32,7 +32,7 @@ from sslkit.data.packs import reader
 from sslkit.data.sources import fractal
 from sslkit.data.sources.folders import refuse_no_images
 from sslkit.data.sources.left_out import LeftOut
-from sslkit.data.sources.listing import Found, look_through
+from sslkit.data.sources.listing import Listing, look_through
 from sslkit.data.sources.names import Names, common_folder
 from sslkit.data.sources.tables import is_table, lines_of, rows_of
 
@@ -176,7 +176,7 @@ def images_in(folder: str) -> Names:
     return found_in(folder).images
 
 
-def found_in(folder: str) -> Found:
+def found_in(folder: str) -> Listing:
     """Absolute names of the image files under `folder`, sorted by their bytes whatever the locale, and
     what else is there.
 
@@ -187,9 +187,9 @@ def found_in(folder: str) -> Found:
     return look_through(root) if os.path.isdir(root) else _listed(Names())
 
 
-def _listed(images: Names) -> Found:
+def _listed(images: Names) -> Listing:
     """Images that somebody or something has listed: nothing lies beside them."""
-    return Found(images, Counter(), [])
+    return Listing(images, Counter(), [])
 
 
 def _union(found: Sequence[Names]) -> Names:
@@ -198,7 +198,7 @@ def _union(found: Sequence[Names]) -> Names:
     return Names.of_bytes(name for name, _ in groupby(merged))
 
 
-def none_found(source: str, found: Iterable[Found] = ()) -> UserError:
+def none_found(source: str, found: Iterable[Listing] = ()) -> UserError:
     """The error for a folder without images, with what was found in their place."""
     left_out = LeftOut.of(found)
     there = f" among {counted(left_out.count, 'file')}: {left_out.kinds}" if left_out.passed else ""
@@ -206,7 +206,7 @@ def none_found(source: str, found: Iterable[Found] = ()) -> UserError:
     return UserError(f"{source}: no images found{there}", left_out.cure or looked)
 
 
-def _found_at(source: str) -> Found:
+def _found_at(source: str) -> Listing:
     """Names sorted by their bytes, each once."""
     if fractal.is_name(source):
         return _listed(Names(fractal.names(fractal.count(source))))
@@ -237,7 +237,7 @@ def _beside(source: str) -> str:
     return f"folders there: {shown}{', …' if len(names) > 6 else ''}" if names else ""
 
 
-def _found_in_folder(source: str) -> Found:
+def _found_in_folder(source: str) -> Listing:
     if not os.access(source, os.R_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         raise UserError(f"{source}: the folder may not be read", "chmod u+rx, or ask its owner")
     if reader.is_pack(source):

@@ -26,7 +26,7 @@ from sslkit.data.sources.tables import is_table, read_table
 
 VALIDATION_SHARE = 0.2
 
-Labelled = list[tuple[str, str]]  # (path, class name)
+_Labelled = list[tuple[str, str]]  # (path, class name)
 
 
 def open_labelled(source: str, seed: int = 0) -> tuple[ImageSet, ImageSet]:
@@ -89,7 +89,7 @@ def _open_folder(source: str, seed: int) -> tuple[ImageSet, ImageSet]:
     if len(layout.training.classes) == 1:
         raise _one_class(source, layout.training, relative)
 
-    def of(part: Part) -> Labelled:
+    def of(part: Part) -> _Labelled:
         labels = map(part.class_of, relative)
         return [(name, label) for name, label in zip(names, labels, strict=True) if label]
 
@@ -176,11 +176,11 @@ def _open_table(source: str, seed: int) -> tuple[ImageSet, ImageSet]:
     return replace(first, notes=(*said, *([f"not used: {told}"] if told else []))), second
 
 
-def _labelled(rows: Iterable[dict[str, str]]) -> Labelled:
+def _labelled(rows: Iterable[dict[str, str]]) -> _Labelled:
     return [(row["path"], row["label"]) for row in rows]
 
 
-def _fractals(source: str) -> Labelled:
+def _fractals(source: str) -> _Labelled:
     count = fractal.count(source)
     if count < fractal.LABELLED_MINIMUM:
         raise UserError(
@@ -190,7 +190,7 @@ def _fractals(source: str) -> Labelled:
 
 
 def _divide(
-    source: str, training: Labelled, held_out: Labelled | None, seed: int
+    source: str, training: _Labelled, held_out: _Labelled | None, seed: int
 ) -> tuple[ImageSet, ImageSet]:
     """Both parts with class numbers; a missing validation part is taken out of the training part."""
     classes = tuple(sorted({label for _, label in training}))
@@ -212,7 +212,7 @@ def _divide(
     return first, second
 
 
-def _numbered(source: str, images: Labelled, classes: tuple[str, ...]) -> ImageSet:
+def _numbered(source: str, images: _Labelled, classes: tuple[str, ...]) -> ImageSet:
     """An image set with labels as numbers; each path once."""
     labels_of: dict[str, str] = {}
     for path, label in images:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sslkit.core.console import counted
 from sslkit.data.images import formats
-from sslkit.data.sources.listing import Found
+from sslkit.data.sources.listing import Listing
 from sslkit.data.sources.names import Names
 
 _KINDS, _FOLDERS = 8, 3  # that are named
@@ -27,7 +27,7 @@ class LeftOut:
     written: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, found: Iterable[Found]) -> LeftOut:
+    def of(cls, found: Iterable[Listing]) -> LeftOut:
         """Of several folders together."""
         parts = list(found)
         passed = sum((one.passed for one in parts), Counter[str]())
@@ -36,7 +36,7 @@ class LeftOut:
 
     def __add__(self, other: LeftOut) -> LeftOut:
         passed = Counter(dict(self.passed)) + Counter(dict(other.passed))
-        return LeftOut.of([Found(Names(), passed, [*self.written, *other.written])])
+        return LeftOut.of([Listing(Names(), passed, [*self.written, *other.written])])
 
     @property
     def count(self) -> int:

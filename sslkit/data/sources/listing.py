@@ -49,7 +49,7 @@ class Folder(NamedTuple):
     written: bytes  # pictures that sslkit has drawn; b"./": all of the folder
 
 
-class Found(NamedTuple):
+class Listing(NamedTuple):
     """What lies under a folder."""
 
     images: Names
@@ -62,7 +62,7 @@ def image_files(root: str) -> Names:
     return look_through(root).images
 
 
-def look_through(root: str, deep: bool = True) -> Found:
+def look_through(root: str, deep: bool = True) -> Listing:
     """Names of all image files under the absolute folder `root`, sorted by their bytes, and what else
     lies there.
 
@@ -95,7 +95,7 @@ def look_through(root: str, deep: bool = True) -> Found:
     found = Names.of_bytes(_in_order(top, tree))
     if kept and len(found) > KEPT_FROM and settled.keys() != known.keys():
         _save(kept, settled)
-    return Found(found, _passed(tree.values()), sorted(_written(top, tree), key=os.fsencode))
+    return Listing(found, _passed(tree.values()), sorted(_written(top, tree), key=os.fsencode))
 
 
 def _read(path: bytes) -> tuple[Folder, bool]:

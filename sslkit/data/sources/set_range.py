@@ -12,7 +12,7 @@ from sslkit.core.console import Console, visible
 from sslkit.core.value_range import BYTES, Range, given
 from sslkit.data.images.decode import UnreadableImage
 from sslkit.data.images.numbers import Numbers
-from sslkit.data.images.range_estimate import Found, own_range
+from sslkit.data.images.range_estimate import RangeEstimate, own_range
 from sslkit.data.packs import reader
 from sslkit.data.sources.image_set import ImageSet
 
@@ -29,7 +29,7 @@ _BYTES_ONLY = tuple(
 _OTHERS = 16  # files that are opened although their names promise bytes
 
 
-def find_range(images: ImageSet, limits: Any = AUTO, nodata: Any = AUTO) -> Found:
+def find_range(images: ImageSet, limits: Any = AUTO, nodata: Any = AUTO) -> RangeEstimate:
     """The range of a set by its settings: as given, that of a pack made with one, or the images' own.
 
     Args:
@@ -37,12 +37,12 @@ def find_range(images: ImageSet, limits: Any = AUTO, nodata: Any = AUTO) -> Foun
     """
     named = () if nodata == AUTO else tuple(nodata)
     if limits != AUTO:
-        return Found(Range(limits, named), "as given", "as given")
+        return RangeEstimate(Range(limits, named), "as given", "as given")
     names = enumerate(images.paths.as_bytes())
     wide = [index for index, name in names if not name.lower().endswith(_BYTES_ONLY)]
-    if wide and (made := reader.range_of(images.paths)):
+    if wide and (made := reader.pack_range(images.paths)):
         reason = "that of the pack, which was made by it"
-        return Found(replace(made, nodata=named or made.nodata), reason, reason)
+        return RangeEstimate(replace(made, nodata=named or made.nodata), reason, reason)
     return own_range(_sampled(images, wide), named, nodata == AUTO)
 
 
@@ -56,7 +56,7 @@ def with_range(images: ImageSet, own: Range, console: Console) -> ImageSet:
     return replace(images, range=found.range)
 
 
-def choose_range(choice: Callable[[str, Any, str], Any], found: Found) -> None:
+def choose_range(choice: Callable[[str, Any, str], Any], found: RangeEstimate) -> None:
     """Resolve `data.range` and `data.nodata` by `choice(key, value, reason)`.
 
     Without a reason, and so untold, where no image has more than 8 bits.

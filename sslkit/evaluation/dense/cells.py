@@ -1,4 +1,4 @@
-"""A linear classifier of the cells of a map, and how right it is with an interval over whole images."""
+"""A linear classifier of the cells of a map, and its accuracy with an image-level bootstrap interval."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from sslkit.evaluation.metrics.significance import Difference
 from sslkit.evaluation.probe.linear import SPLIT, LinearProbe, fit_split
 from sslkit.models.encoder import Encoder
 
-CELLS = 10_000
+_CELLS = 10_000
 """At most so many training cells are fitted to; neighbours are alike, more add time and little else."""
 
 RESAMPLINGS = 1000
-THUMBNAIL = 8
+_THUMBNAIL = 8
 """Side of the thumbnail of a cell that raw pixels are, pixels."""
 
 _BATCH = 64
@@ -67,8 +67,8 @@ def raw_patches(grid: int) -> MapFunction:
 
     def read(images: Tensor) -> Tensor:
         mean = F.adaptive_avg_pool2d(images, grid)
-        small = F.adaptive_avg_pool2d(images, grid * THUMBNAIL)
-        return torch.cat([mean, F.pixel_unshuffle(small, THUMBNAIL)], dim=1)
+        small = F.adaptive_avg_pool2d(images, grid * _THUMBNAIL)
+        return torch.cat([mean, F.pixel_unshuffle(small, _THUMBNAIL)], dim=1)
 
     return read
 
@@ -102,7 +102,7 @@ def fit_cells(reader: Reader, scenes: Scenes, classes: int, seed: int) -> Linear
 def _drawn(known: Tensor, seed: int) -> Tensor:
     """At most CELLS of the true entries of bool [M, g²]."""
     where = known.nonzero()
-    order = rng.generator(seed, 0, 0, "cells").permutation(len(where))[:CELLS]
+    order = rng.generator(seed, 0, 0, "cells").permutation(len(where))[:_CELLS]
     chosen = torch.zeros_like(known)
     rows, columns = where[torch.from_numpy(order)].unbind(1)
     chosen[rows, columns] = True

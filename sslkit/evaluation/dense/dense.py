@@ -25,10 +25,10 @@ from sslkit.evaluation.dense.cells import (
     last_map,
     raw_patches,
 )
-from sslkit.evaluation.dense.mosaics import LEAST, Mosaics, tilings_of
+from sslkit.evaluation.dense.mosaics import LEAST_PHOTOS, Mosaics, tilings_of
 from sslkit.evaluation.dense.segmentation import open_masks
-from sslkit.evaluation.probe.baselines import Entry, refuse_ranges, shared_range
-from sslkit.evaluation.probe.evaluator import Bench
+from sslkit.evaluation.probe.baselines import ProbeRow, refuse_ranges, shared_range
+from sslkit.evaluation.probe.evaluator import ProbeEvaluator
 from sslkit.evaluation.probe.result import LocalResult, LocalRow, ProbeResult, Verdict
 from sslkit.evaluation.probe.verdicts import make_verdict
 from sslkit.models.encoder import Encoder, require_maps
@@ -39,7 +39,7 @@ MASKS = (1000, 500)
 """At most so many training and validation images with masks."""
 
 
-class Task(Protocol):
+class _Task(Protocol):
     """Images whose cells have classes."""
 
     @property
@@ -70,7 +70,7 @@ class _Line:
     reader: Reader
 
 
-def check_maps(entries: Sequence[Entry]) -> None:
+def check_maps(entries: Sequence[ProbeRow]) -> None:
     """Refuse what has no map of cells.
 
     Raises:
@@ -80,7 +80,7 @@ def check_maps(entries: Sequence[Entry]) -> None:
         require_maps(encoder)
 
 
-def check_cells(entries: Sequence[Entry]) -> None:
+def check_cells(entries: Sequence[ProbeRow]) -> None:
     """Refuse a map of one cell: it tells nothing of the parts of an image.
 
     Raises:
@@ -92,16 +92,16 @@ def check_cells(entries: Sequence[Entry]) -> None:
             raise UserError(problem, f"try --size {3 * encoder.stride}")
 
 
-def check_mosaics(entries: Sequence[Entry], training: ImageSet, validation: ImageSet) -> tuple[int, ...]:
+def check_mosaics(entries: Sequence[ProbeRow], training: ImageSet, validation: ImageSet) -> tuple[int, ...]:
     """The tilings that every encoder's map has cells for.
 
     Raises:
         UserError: there is none, or a part is too small for two mosaics.
     """
     for name, images in (("training", training), ("validation", validation)):
-        if len(images) < LEAST:
+        if len(images) < LEAST_PHOTOS:
             few = counted(len(images), f"{name} image")
-            problem = f"{images.name}: {few}, --local needs {LEAST} of them"
+            problem = f"{images.name}: {few}, --local needs {LEAST_PHOTOS} of them"
             raise UserError(problem, "add images to that part, or leave out --local")
     found = {encoder: tilings_of(encoder.size, encoder.map_shape[1]) for encoder in _encoders(entries)}
     for encoder, tilings in found.items():
@@ -112,11 +112,13 @@ def check_mosaics(entries: Sequence[Entry], training: ImageSet, validation: Imag
     return tuple(sorted(set.intersection(*map(set, found.values()))))
 
 
-def _encoders(entries: Sequence[Entry]) -> list[Encoder]:
+def _encoders(entries: Sequence[ProbeRow]) -> list[Encoder]:
     return [entry.one.encoder for entry in entries if entry.one.encoder is not None]
 
 
-def probe_mosaics(bench: Bench, entries: Sequence[Entry], tilings: tuple[int, ...]) -> LocalResult:
+def probe_mosaics(
+    bench: ProbeEvaluator, entries: Sequence[ProbeRow], tilings: tuple[int, ...]
+) -> LocalResult:
     """Which photo does a patch belong to? Of the photos' classes, on mosaics of them."""
     leaks = () if bench.leaks is None or not bench.leaks.excluded else bench.leaks.copies + bench.leaks.near
     parts = (bench.train, [*range(len(bench.train))]), (bench.validation, _without(bench.validation, leaks))
@@ -138,7 +140,7 @@ def _few(rows: Sequence[int], limit: int, seed: int) -> list[int]:
 
 
 def probe_masks(
-    data: str, entries: Sequence[Entry], device: torch.device, workers: int, seed: int, console: Console
+    data: str, entries: Sequence[ProbeRow], device: torch.device, workers: int, seed: int, console: Console
 ) -> ProbeResult:
     """Linear segmentation of images that have masks: there is nothing else to probe on them."""
     task = open_masks(data, MASKS, workers, seed, console)
@@ -154,7 +156,7 @@ def probe_masks(
 
 
 def measure_local(
-    task: Task, entries: Sequence[Entry], device: torch.device, seed: int, console: Console
+    task: _Task, entries: Sequence[ProbeRow], device: torch.device, seed: int, console: Console
 ) -> LocalResult:
     """Every row on the same images, with a linear layer on its cells; sources compared with baselines."""
     rows, tallies = [], {}
@@ -187,7 +189,7 @@ def measure_local(
     )
 
 
-def _lines(entries: Sequence[Entry], device: torch.device) -> list[_Line]:
+def _lines(entries: Sequence[ProbeRow], device: torch.device) -> list[_Line]:
     """Rows with an encoder, and raw pixels of the cells of each source; those of one size together."""
     lines: dict[str, _Line] = {}
     pixels = any(entry.kind == "pixels" for entry in entries)
@@ -210,14 +212,14 @@ def _pixel_name(encoder: Encoder) -> str:
     return f"raw pixels, cells of {encoder.stride} px at {encoder.size}"
 
 
-def _names(entries: Sequence[Entry]) -> Iterator[str]:
+def _names(entries: Sequence[ProbeRow]) -> Iterator[str]:
     """As in the table of whole images: sources, baselines, raw pixels."""
     yield from (entry.name for entry in entries if entry.one.encoder is not None)
     yield from dict.fromkeys(_pixel_name(encoder) for encoder in _encoders(entries))
 
 
 def _verdicts(
-    measure: str, entries: Sequence[Entry], tallies: dict[str, Tally], seed: int
+    measure: str, entries: Sequence[ProbeRow], tallies: dict[str, Tally], seed: int
 ) -> Iterator[Verdict]:
     kinds = {entry.name: entry.kind for entry in entries}
     for entry in entries:

@@ -21,7 +21,7 @@ from sslkit.evaluation.dense.cells import Scenes, Tally
 TILINGS = (2, 3)
 """Photos a side."""
 
-LEAST = 2 * TILINGS[0] ** 2
+LEAST_PHOTOS = 2 * TILINGS[0] ** 2
 """Photos of a part: two mosaics, one to fit and one to choose on, or two to tell an interval from."""
 
 _BATCH = 128
@@ -53,7 +53,7 @@ class Mosaics:
         photos, labels = _read(images, [-(-size // tiles) for tiles in self.tilings], self.workers)
         order = arrange(len(labels), self.tilings, self.seed, f"mosaics of {name}")
         if len(order) < 2:
-            problem = f"{images.name}: {len(labels)} {name} photos can be read, {LEAST} make mosaics"
+            problem = f"{images.name}: {len(labels)} {name} photos can be read, {LEAST_PHOTOS} make mosaics"
             raise UserError(problem, command("sslkit", "check", images.name) + " names the others")
         return Scenes(
             torch.stack([_compose(photos, members, size) for members in order]),

@@ -22,14 +22,14 @@ from sslkit.core.errors import UserError
 from sslkit.core.value_range import Range
 from sslkit.data.images.decode import MAX_PIXELS, UnreadableImage
 from sslkit.data.loading.loader import evaluation_loader
-from sslkit.data.sources.class_samples import drawn
+from sslkit.data.sources.class_samples import sample_per_class
 from sslkit.data.sources.folders import parts_of
 from sslkit.data.sources.image_set import ImageSet, images_in, none_found
 from sslkit.data.sources.labels import VALIDATION_SHARE
 from sslkit.evaluation.dense.cells import Scenes, Tally
 from sslkit.evaluation.metrics.scores import confusion
 
-NONE = 255
+_NONE = 255
 """The value of a pixel that is of no class."""
 
 _BATCH = 64
@@ -97,7 +97,7 @@ class Segmentation:
         pixels, cells = [], []
         for one, truth, index in zip(logits, scenes.cells, scenes.index.tolist(), strict=True):
             mask = self._truth(self.validation.masks[index])
-            seen = enlarged(one.T.reshape(-1, side, side), *mask.shape)
+            seen = upsampled(one.T.reshape(-1, side, side), *mask.shape)
             pixels.append(overlap(seen.flatten(), mask.flatten(), self.classes))
             cells.append(overlap(one.argmax(1), torch.where(truth < 0, self.classes, truth), self.classes))
         return tuple(Tally(*map(torch.stack, zip(*found, strict=True))) for found in (pixels, cells))
@@ -122,7 +122,7 @@ def open_masks(data: str, limits: tuple[int, int], workers: int, seed: int, cons
             raise UserError(problem, "add images with their masks to that part")
     values = _values(training)
     if len(values) < 2:
-        found = f"one class only ({values[0]})" if values else f"nothing but {NONE}"
+        found = f"one class only ({values[0]})" if values else f"nothing but {_NONE}"
         raise UserError(f"{data}: the training masks hold {found}", "two or more class numbers are expected")
     if strange := sorted(set(_values(validation)).difference(values)):
         console.say(f"{data}: class {strange[0]} is in no training mask; its pixels are not scored")
@@ -158,7 +158,7 @@ def _pair(folder: str, part: str = "") -> tuple[str, str]:
 def _divided(part: Masked) -> tuple[Masked, Masked]:
     """By the rule of class folders, as if all were of one class."""
     one = replace(part.images, labels=(0,) * len(part.images), classes=("",))
-    held, rest = drawn(one, lambda count: max(1, round(VALIDATION_SHARE * count)), 0, "split")
+    held, rest = sample_per_class(one, lambda count: max(1, round(VALIDATION_SHARE * count)), 0, "split")
     place = {path: row for row, path in enumerate(part.images.paths)}
     training, validation = ([place[path] for path in images.paths] for images in (rest, held))
     return part.take(training), part.take(validation)
@@ -194,7 +194,7 @@ def _values(part: Masked) -> list[int]:
             size = f"{mask.shape[1]} x {mask.shape[0]} pixels, its image {width} x {height}"
             raise UserError(f"{file} has {size}", "masks are as large as their images")
         found.update(np.unique(mask).tolist())
-    return sorted(found - {NONE})
+    return sorted(found - {_NONE})
 
 
 def read_mask(file: str) -> NDArray[np.uint8]:
@@ -248,7 +248,7 @@ def _at_least(side: int, grid: int) -> Tensor:
     return torch.arange(side) if side >= grid else torch.arange(grid) * side // grid
 
 
-def enlarged(logits: Tensor, height: int, width: int) -> Tensor:
+def upsampled(logits: Tensor, height: int, width: int) -> Tensor:
     """Class of every pixel, int64 [height, width], of logits [C, g, g], in memory for two classes."""
     best, seen = torch.full((height, width), -torch.inf), torch.zeros(height, width, dtype=torch.int64)
     for number, one in enumerate(logits):

@@ -44,7 +44,7 @@ from sslkit.models.encoder import Encoder
 from sslkit.models.foreign import is_foreign
 from sslkit.models.weights import encoder_file, load_encoder
 
-NEIGHBOURS = 5
+_NEIGHBOURS = 5
 DEFAULT = Path("features.safetensors")
 
 
@@ -147,7 +147,7 @@ def embed(
     matches: tuple[Match, ...] = ()
     if asked is not None:
         one, _ = embed_images(vector, asked, encoder.size, device=place, precision=exact)
-        matches = _matches(made, one, neighbours or NEIGHBOURS, _position(asked, images))
+        matches = _matches(made, one, neighbours or _NEIGHBOURS, _position(asked, images))
     console.say(f"{len(made.names)} images, {found.shape[1]} numbers each, {readout} of {source}")
     return Embedding(file, len(made.names), found.shape[1], missing, len(made.classes), table, matches)
 

@@ -24,8 +24,8 @@ from sslkit.data.sources.layout import Ambiguous
 from sslkit.data.sources.tables import is_table, rows_of
 from sslkit.models.encoder import Encoder
 
-READOUTS = ("mean", "cls")
-BATCH = 64
+_READOUTS = ("mean", "cls")
+_BATCH = 64
 SIMILARITIES = 1 << 24
 """Cosines in memory at once."""
 
@@ -36,8 +36,8 @@ def reader(encoder: Encoder, readout: str = "mean") -> Callable[[Tensor], Tensor
     Raises:
         UserError: an unknown read-out, or "cls" where there is no class token.
     """
-    if readout not in READOUTS:
-        raise UserError(f"unknown read-out {readout!r}", nearest(readout, READOUTS))
+    if readout not in _READOUTS:
+        raise UserError(f"unknown read-out {readout!r}", nearest(readout, _READOUTS))
     if readout == "mean":
         return encoder.vector
     if encoder.family != "vit" or encoder.model.cls_token is None:
@@ -69,7 +69,7 @@ def embed_images(
     kept = np.empty(len(images), dtype=np.int64)
     done = 0
     with torch.inference_mode(), console.bar("embedding", len(images)) as bar:
-        for views, _, index in evaluation_loader(images, CenterCrop(size), BATCH, workers):
+        for views, _, index in evaluation_loader(images, CenterCrop(size), _BATCH, workers):
             with autocast(device, precision):
                 output = vector(to_device({"image": views}, device)["image"])
             if found is None:
@@ -118,7 +118,7 @@ def relative_names(source: str, images: ImageSet) -> list[str]:
 
 
 def _called(path: str, root: str) -> str:
-    if packed.is_name(path):
+    if packed.is_packed_name(path):
         return packed.original(path)
     return path if fractal.is_name(path) else os.path.relpath(path, root)
 
@@ -150,6 +150,6 @@ def _namer(source: str) -> Callable[[str], str]:
         return lambda path: ""
     layout = layout_of(source)
     if packed.is_pack(source):
-        return lambda path: layout.class_of(packed.original(path)) if packed.is_name(path) else ""
+        return lambda path: layout.class_of(packed.original(path)) if packed.is_packed_name(path) else ""
     root = os.path.join(os.path.abspath(source), "")
     return lambda path: layout.class_of(path.removeprefix(root)) if path.startswith(root) else ""

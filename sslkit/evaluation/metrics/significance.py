@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sslkit.core.console import counted
 
-Outcome = Literal["better", "worse", "open"]
+_Outcome = Literal["better", "worse", "open"]
 
 LEAST = 30
 """Images from which a normal approximation is fair: of fewer that agree it makes an interval of width 0."""
@@ -32,7 +32,7 @@ class Difference:
     count: int
 
     @property
-    def outcome(self) -> Outcome:
+    def outcome(self) -> _Outcome:
         """ "open" where the interval holds 0, or is one of too few images."""
         if self.count < LEAST:
             return "open"
@@ -108,7 +108,7 @@ def accuracy(predictions: Tensor, labels: Tensor) -> tuple[float, float]:
 
 def against_random(measure: str, difference: Difference) -> str:
     """The sentence about pre-training itself."""
-    claims: dict[Outcome, str] = {
+    claims: dict[_Outcome, str] = {
         "better": "pre-training helped",
         "worse": "pre-training did not help",
         "open": "no difference can be claimed",
@@ -118,7 +118,7 @@ def against_random(measure: str, difference: Difference) -> str:
 
 def against_pixels(measure: str, difference: Difference) -> str:
     """The sentence about raw pixels, which know nothing."""
-    claims: dict[Outcome, str] = {
+    claims: dict[_Outcome, str] = {
         "better": "above raw pixels",
         "worse": "below raw pixels, so frozen features are not usable as they are",
         "open": "no difference from raw pixels can be claimed",
@@ -128,7 +128,7 @@ def against_pixels(measure: str, difference: Difference) -> str:
 
 def against_source(measure: str, difference: Difference, name: str) -> str:
     """The sentence about another model."""
-    claims: dict[Outcome, str] = {
+    claims: dict[_Outcome, str] = {
         "better": f"better than {name}",
         "worse": f"worse than {name}",
         "open": f"no difference from {name} can be claimed",
@@ -150,14 +150,14 @@ def headline(differences: Mapping[str, Difference], name: str = "") -> str:
     if len(outcomes) == 1:
         claim = words[next(iter(outcomes))]
     else:
-        order: tuple[Outcome, ...] = ("better", "worse", "open")
+        order: tuple[_Outcome, ...] = ("better", "worse", "open")
         claim = ", ".join(f"{words[outcome]} by {by[outcome]}" for outcome in order if outcome in by)
     figures = ", ".join(f"{m} {found.points:+.1f} ± {found.margin:.1f}" for m, found in differences.items())
     count = next(iter(differences.values())).count
     return f"{claim}: {figures} points against {name or 'random weights'} ({of_images(count)})"
 
 
-_HEADLINES: dict[str, dict[Outcome, str]] = {
+_HEADLINES: dict[str, dict[_Outcome, str]] = {
     "random": {
         "better": "pre-training helped",
         "worse": "pre-training did not help",

@@ -15,7 +15,7 @@ from sslkit.core.errors import UserError, nearest, nearest_path
 from sslkit.core.value_range import BYTES, Range
 from sslkit.data.sources.image_set import ImageSet
 from sslkit.data.sources.set_range import asked_range, find_range
-from sslkit.evaluation.probe.evaluator import Pass
+from sslkit.evaluation.probe.evaluator import FeaturePass
 from sslkit.evaluation.probe.features import PIXEL_SIDE, pixels
 from sslkit.evaluation.probe.readout import chosen, read_out
 from sslkit.models.encoder import Encoder
@@ -25,17 +25,17 @@ BASELINES = ("random", "pixels")
 
 
 @dataclass(frozen=True)
-class Entry:
+class ProbeRow:
     """One row to be measured."""
 
     name: str
     kind: str  # "source", "random", "baseline", "pixels"
-    one: Pass
+    one: FeaturePass
     against: tuple[str, ...] = ()  # names of the rows that a source is compared with
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ProbeOptions:
     """How the rows are to be made."""
 
     baselines: Sequence[str]
@@ -46,7 +46,7 @@ class Wanted:
     range: str | Sequence[float] | None = None
 
 
-def make_entries(sources: Sequence[str], wanted: Wanted, console: Console) -> list[Entry]:
+def make_rows(sources: Sequence[str], wanted: ProbeOptions, console: Console) -> list[ProbeRow]:
     """The sources, one row of random weights per architecture and size, other baselines, raw pixels.
 
     Raises:
@@ -77,18 +77,18 @@ def make_entries(sources: Sequence[str], wanted: Wanted, console: Console) -> li
         *([("raw pixels", "pixels", _pixels())] if "pixels" in wanted.baselines else []),
     ]
     rows = [
-        Entry(name, "source", _pass(name, encoder, wanted), _against(name, encoder, baselines))
+        ProbeRow(name, "source", _pass(name, encoder, wanted), _against(name, encoder, baselines))
         for name, encoder in encoders.items()
     ]
-    return rows + [Entry(*baseline) for baseline in baselines]
+    return rows + [ProbeRow(*baseline) for baseline in baselines]
 
 
-def shared_range(entries: Sequence[Entry]) -> Range:
+def shared_range(entries: Sequence[ProbeRow]) -> Range:
     """What rows without a range of their own read by: that of the first source that has one."""
     return next((entry.one.range for entry in entries if entry.one.range != BYTES), BYTES)
 
 
-def refuse_ranges(entries: Sequence[Entry], images: ImageSet, flag: str) -> None:
+def refuse_ranges(entries: Sequence[ProbeRow], images: ImageSet, flag: str) -> None:
     """Refuse sources that read numbers differently where all are shown the same images.
 
     Raises:
@@ -105,7 +105,9 @@ def refuse_ranges(entries: Sequence[Entry], images: ImageSet, flag: str) -> None
         )
 
 
-def _against(source: str, encoder: Encoder, baselines: Sequence[tuple[str, str, Pass]]) -> tuple[str, ...]:
+def _against(
+    source: str, encoder: Encoder, baselines: Sequence[tuple[str, str, FeaturePass]]
+) -> tuple[str, ...]:
     """Random weights given as source are nobody's pre-training, and are compared with nothing."""
     if source.startswith("random/"):
         return ()
@@ -113,15 +115,15 @@ def _against(source: str, encoder: Encoder, baselines: Sequence[tuple[str, str, 
     return tuple(name for name, kind, _ in baselines if kind != "random" or name == own)
 
 
-def _pass(name: str, encoder: Encoder, wanted: Wanted) -> Pass:
+def _pass(name: str, encoder: Encoder, wanted: ProbeOptions) -> FeaturePass:
     names = chosen(encoder, wanted.readout)
     encoder.requires_grad_(False)
     read = read_out(encoder, names)
-    return Pass(name, encoder, read, " ".join(names), encoder.size, wanted.precision, encoder.range)
+    return FeaturePass(name, encoder, read, " ".join(names), encoder.size, wanted.precision, encoder.range)
 
 
-def _pixels() -> Pass:
-    return Pass("raw pixels", None, pixels, "pixels", PIXEL_SIDE, "float32")
+def _pixels() -> FeaturePass:
+    return FeaturePass("raw pixels", None, pixels, "pixels", PIXEL_SIDE, "float32")
 
 
 def _random_name(encoder: Encoder) -> str:

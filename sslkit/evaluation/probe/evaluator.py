@@ -18,12 +18,12 @@ from sslkit.evaluation.probe.knn import choose_knn, knn_predict
 from sslkit.evaluation.probe.leaks import Leaks, find_leaks
 from sslkit.evaluation.probe.linear import LinearProbe, fit_best
 from sslkit.evaluation.probe.readout import ReadFunction
-from sslkit.evaluation.probe.shots import draw
+from sslkit.evaluation.probe.shots import draw_shots
 from sslkit.models.encoder import Encoder
 
 
 @dataclass(frozen=True)
-class Pass:
+class FeaturePass:
     """One way of making features of images."""
 
     name: str  # of the progress bar
@@ -47,7 +47,7 @@ class Pass:
 
 
 @dataclass(frozen=True)
-class Reading:
+class ProbePredictions:
     """Validation images classified after what was learned from labelled training images."""
 
     predictions: dict[str, Tensor]  # "knn", "linear" → int64 [M], on the CPU
@@ -65,7 +65,7 @@ def classify(
     k: int,
     seed: int,
     fixed: Mapping[str, str] | None = None,
-) -> Reading:
+) -> ProbePredictions:
     """kNN and the linear probe, each with the read-out that suits it on a held-out fifth of `train`.
 
     Args:
@@ -79,11 +79,11 @@ def classify(
         "knn": knn_predict(train[near], labels, queries[near], classes=classes, k=k).cpu(),
         "linear": head.predict(queries[name]).cpu(),
     }
-    return Reading(predictions, {"knn": near, "linear": name}, train[name].shape[1], head)
+    return ProbePredictions(predictions, {"knn": near, "linear": name}, train[name].shape[1], head)
 
 
 @dataclass
-class Bench:
+class ProbeEvaluator:
     """The labelled images, and how they are read; measures one job after the other on the same images."""
 
     train: ImageSet
@@ -104,7 +104,7 @@ class Bench:
     def __post_init__(self) -> None:
         self._digests: dict[tuple[int, Range], str] = {}
 
-    def features(self, one: Pass) -> tuple[Features, Features]:
+    def features(self, one: FeaturePass) -> tuple[Features, Features]:
         """Of both parts, leaks taken out where they are to be; the first call also looks for them."""
         if one.encoder is not None:
             one.encoder.to(self.device)
@@ -120,7 +120,7 @@ class Bench:
             self.labels = self.leaks.without(validation).labels
         return train, self.leaks.without(validation)
 
-    def _features(self, images: ImageSet, one: Pass) -> Features:
+    def _features(self, images: ImageSet, one: FeaturePass) -> Features:
         looks, key = self.leaks is None, ""
         if self.cache.folder:
             part = (id(images.paths), images.range)
@@ -147,7 +147,7 @@ class Bench:
 
     def read(
         self, train: Features, validation: Features, rows: Tensor | None = None, seed: int = 0
-    ) -> Reading:
+    ) -> ProbePredictions:
         """Classify after all training images, or after those in `rows`."""
         known = train if rows is None else train.take(rows)
         return classify(
@@ -163,6 +163,7 @@ class Bench:
         """Predictions after `shots` images per class: "knn", "linear" → int64 [S, M], a row per draw."""
         seeds = range(self.seed, self.seed + self.seeds)
         readings = [
-            self.read(train, validation, draw(train.labels, shots, seed), seed).predictions for seed in seeds
+            self.read(train, validation, draw_shots(train.labels, shots, seed), seed).predictions
+            for seed in seeds
         ]
         return {name: torch.stack([found[name] for found in readings]) for name in readings[0]}

@@ -16,14 +16,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sslkit.core.files import replacing
-from sslkit.data.audit.likeness import LOOK
+from sslkit.data.audit.likeness import LIKENESS
 from sslkit.data.sources.image_set import ImageSet
 from sslkit.evaluation.probe.features import Features
 from sslkit.models.encoder import Encoder
 from sslkit.version import __version__
 
-FORMAT = 1
-LIMIT = 4 * 2**30
+_FORMAT = 1
+_LIMIT = 4 * 2**30
 """Bytes that the folder may hold; what was used longest ago goes first."""
 
 
@@ -60,7 +60,12 @@ def images_digest(images: ImageSet) -> str:
 
 def key_of(**parts: object) -> str:
     """The hash of everything that decides the features; versions of the libraries are added."""
-    versions = {"format": FORMAT, "sslkit": __version__, "torch": torch.__version__, "timm": timm.__version__}
+    versions = {
+        "format": _FORMAT,
+        "sslkit": __version__,
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+    }
     return hashlib.sha256(json.dumps({**parts, **versions}, sort_keys=True).encode()).hexdigest()
 
 
@@ -93,7 +98,7 @@ class FeatureCache:
             return None
         if not _fits(kept, vectors, seen, len(images)) or (looks and seen is None):
             return None
-        found = None if seen is None else seen.numpy().view(LOOK)[:, 0]
+        found = None if seen is None else seen.numpy().view(LIKENESS)[:, 0]
         return Features(vectors, torch.tensor(images.labels)[kept], kept, found)
 
     def save(self, key: str, features: Features) -> None:
@@ -102,14 +107,14 @@ class FeatureCache:
             return
         tensors = {**features.vectors, "kept": features.kept}
         if features.looks is not None:
-            rows = np.frombuffer(features.looks.tobytes(), np.uint8).reshape(-1, LOOK.itemsize)
+            rows = np.frombuffer(features.looks.tobytes(), np.uint8).reshape(-1, LIKENESS.itemsize)
             tensors["looks"] = torch.from_numpy(rows.copy())
         facts = {"key": key, "readouts": json.dumps(list(features.vectors))}
         with suppress(OSError, safetensors.SafetensorError):  # a cache that can't be written is none
             self.folder.mkdir(parents=True, exist_ok=True)
             with replacing(self.folder / f"{key}.safetensors") as unfinished:
                 save_file({name: t.contiguous() for name, t in tensors.items()}, unfinished, facts)
-            self._forget_(LIMIT)
+            self._forget_(_LIMIT)
 
     def _forget_(self, limit: int) -> None:
         """Delete what was used longest ago until the rest fits."""
@@ -129,7 +134,7 @@ def _fits(kept: Tensor, vectors: dict[str, Tensor], looks: Tensor | None, count:
     positions = kept.dtype == torch.int64 and kept.ndim == 1 and 0 < rows <= count
     if not positions or int(kept[0]) < 0 or int(kept[-1]) >= count or not bool((kept.diff() > 0).all()):
         return False
-    if looks is not None and (looks.dtype != torch.uint8 or looks.shape != (rows, LOOK.itemsize)):
+    if looks is not None and (looks.dtype != torch.uint8 or looks.shape != (rows, LIKENESS.itemsize)):
         return False
     return bool(vectors) and all(
         v.dtype == torch.float32 and v.ndim == 2 and len(v) == rows for v in vectors.values()

@@ -14,13 +14,13 @@ from sslkit.augmentations.crops import CenterCrop
 from sslkit.core.console import SILENT, Console
 from sslkit.core.device import Precision, autocast, to_device
 from sslkit.core.errors import UserError
-from sslkit.data.audit.likeness import LOOK, Looks, look_at
+from sslkit.data.audit.likeness import LIKENESS, Looks, look_at
 from sslkit.data.loading.loader import evaluation_loader
 from sslkit.data.sources.image_set import ImageSet
 from sslkit.evaluation.probe.readout import ReadFunction
 
 PIXEL_SIDE = 32
-BATCH = 128
+_BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class CropAndLook:
 
     def parts(self, views: Tensor) -> tuple[Tensor, Looks]:
         """A batch [B, 3 · size² + 97] as crops [B, 3, size, size] and looks [B]."""
-        crops, looks = views[:, : -LOOK.itemsize], views[:, -LOOK.itemsize :]
-        return crops.reshape(-1, 3, self.size, self.size), looks.contiguous().numpy().view(LOOK)[:, 0]
+        crops, looks = views[:, : -LIKENESS.itemsize], views[:, -LIKENESS.itemsize :]
+        return crops.reshape(-1, 3, self.size, self.size), looks.contiguous().numpy().view(LIKENESS)[:, 0]
 
 
 def extract(
@@ -85,7 +85,9 @@ def extract(
     both = CropAndLook(size)
     vectors, kept, seen = defaultdict(list), [], []
     with torch.inference_mode(), console.bar(label, len(images)) as bar:
-        for batch, _, index in evaluation_loader(images, both if looks else CenterCrop(size), BATCH, workers):
+        for batch, _, index in evaluation_loader(
+            images, both if looks else CenterCrop(size), _BATCH, workers
+        ):
             views = batch
             if looks:
                 views, look = both.parts(batch)

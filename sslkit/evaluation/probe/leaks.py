@@ -1,4 +1,4 @@
-"""Validation images that are in training too, or almost: scores on them say little."""
+"""Validation images that are exact or near duplicates of training images: scores on them say little."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encoder and linear probe as one classifier of images, and how robust it is."""
+"""Encoder and linear probe as one classifier of images, and its robustness."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from sslkit.core.device import Precision
-from sslkit.evaluation.probe.evaluator import Bench
+from sslkit.evaluation.probe.evaluator import ProbeEvaluator
 from sslkit.evaluation.probe.linear import LinearProbe
 from sslkit.evaluation.probe.readout import read_out
 from sslkit.evaluation.robustness.adversarial import Logits
-from sslkit.evaluation.robustness.measure import LEFT_OUT, read_labelled, resized, robustness
-from sslkit.evaluation.robustness.robustness_result import EPSILONS, RobustnessResult, make_plan
+from sslkit.evaluation.robustness.measure import LEFT_OUT, read_labelled, resize_labelled, robustness
+from sslkit.evaluation.robustness.robustness_result import EPSILONS, RobustnessResult, make_robustness_plan
 from sslkit.models.encoder import Encoder
 
 
-class Classifier(NamedTuple):
+class ProbeClassifier(NamedTuple):
     """A row of the table that classifies images."""
 
     name: str
@@ -32,7 +32,7 @@ def classifier(encoder: Encoder, readout: str, head: LinearProbe) -> Logits:
     read = read_out(encoder, (readout,))
 
     def logits(images: Tensor) -> Tensor:
-        vectors = read(resized(images, encoder.size))[readout].float()
+        vectors = read(resize_labelled(images, encoder.size))[readout].float()
         with torch.autocast(images.device.type, enabled=False):
             return head.logits(vectors)
 
@@ -40,8 +40,8 @@ def classifier(encoder: Encoder, readout: str, head: LinearProbe) -> Logits:
 
 
 def measure_robustness(
-    bench: Bench,
-    classifiers: Sequence[Classifier],
+    bench: ProbeEvaluator,
+    classifiers: Sequence[ProbeClassifier],
     baselines: Mapping[str, str],
     limit: int,
     attacks: bool | None,
@@ -59,7 +59,7 @@ def measure_robustness(
     kept = [index for index in range(len(bench.validation)) if index not in set(leaks)]
     images = read_labelled(bench.validation.subset(kept), side, limit, bench.workers, bench.console)
     attacked = bench.device.type != "cpu" if attacks is None else attacks
-    plan = make_plan(side, seed=bench.seed, epsilons=EPSILONS if attacked else ())
+    plan = make_robustness_plan(side, seed=bench.seed, epsilons=EPSILONS if attacked else ())
     for one in classifiers:
         one.encoder.to(bench.device)
     sources = [(one.name, classifier(one.encoder, one.readout, one.head)) for one in classifiers]

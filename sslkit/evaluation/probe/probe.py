@@ -13,7 +13,7 @@ from sslkit.core.console import SILENT, Console, counted
 from sslkit.core.device import pick_device, pick_precision
 from sslkit.core.errors import UserError
 from sslkit.data.loading.workers import reading_workers
-from sslkit.data.sources.class_samples import refuse_empty_folders, uneven
+from sslkit.data.sources.class_samples import refuse_empty_folders, warn_singletons
 from sslkit.data.sources.folders import has_masks
 from sslkit.data.sources.image_set import ImageSet
 from sslkit.data.sources.labels import open_labelled
@@ -21,21 +21,21 @@ from sslkit.data.sources.set_range import with_range
 from sslkit.evaluation.dense.dense import check_cells, check_maps, check_mosaics, probe_masks, probe_mosaics
 from sslkit.evaluation.probe.baselines import (
     BASELINES,
-    Entry,
-    Wanted,
-    make_entries,
+    ProbeOptions,
+    ProbeRow,
+    make_rows,
     refuse_ranges,
     shared_range,
 )
-from sslkit.evaluation.probe.evaluator import Bench, Reading
+from sslkit.evaluation.probe.evaluator import ProbeEvaluator, ProbePredictions
 from sslkit.evaluation.probe.feature_cache import FeatureCache, cache_folder
 from sslkit.evaluation.probe.leaks import Leaks
-from sslkit.evaluation.probe.linear_classifier import Classifier, measure_robustness
+from sslkit.evaluation.probe.linear_classifier import ProbeClassifier, measure_robustness
 from sslkit.evaluation.probe.result import ProbeResult
 from sslkit.evaluation.probe.shots import check_shots, parse_shots
 from sslkit.evaluation.probe.size_grid import Cell, measure_grid, sizes_around
 from sslkit.evaluation.probe.table import leak_warning, show
-from sslkit.evaluation.probe.verdicts import compare, make_level, make_row
+from sslkit.evaluation.probe.verdicts import compare_rows, make_level, make_row
 from sslkit.evaluation.robustness.robustness_result import RobustnessResult
 from sslkit.models.weights import load_encoder
 
@@ -97,7 +97,7 @@ def probe(
     if masked:
         others = {"--shots": few, "--grid": grid, "--robust": robust, "--exclude-leaks": exclude_leaks}
         _refuse_masks(data, local, others)
-    entries = make_entries(sources, Wanted(baselines, readout, size, seed, exact, range), console)
+    entries = make_rows(sources, ProbeOptions(baselines, readout, size, seed, exact, range), console)
     readers = reading_workers(place.type == "cpu") if workers is None else workers
     if local:
         check_maps(entries)
@@ -114,7 +114,7 @@ def probe(
     check_shots(few, seeds, train)
     tilings = check_mosaics(entries, train, validation) if local else ()
     console.say(f"{data}: {len(train)} training and {counted(len(validation), 'validation image')}")
-    bench = Bench(
+    bench = ProbeEvaluator(
         train,
         validation,
         device=place,
@@ -143,7 +143,7 @@ def probe(
 class _Measured:
     """What one row found."""
 
-    reading: Reading
+    reading: ProbePredictions
     few: dict[int, dict[str, Tensor]]  # shots → predictions, a row per draw
 
 
@@ -166,7 +166,7 @@ def _open(data: str, console: Console) -> tuple[ImageSet, ImageSet]:
     """The same refusals as before a fine-tuning: empty class folders, classes that are not in both parts."""
     train, validation = open_labelled(data)
     refuse_empty_folders(data)
-    for note in (*train.left_out.lines(), *train.notes, uneven(data, train, validation)):
+    for note in (*train.left_out.lines(), *train.notes, warn_singletons(data, train, validation)):
         if note:
             console.say(note)
     if len(validation) < 2:
@@ -174,7 +174,7 @@ def _open(data: str, console: Console) -> tuple[ImageSet, ImageSet]:
     return train, validation
 
 
-def _measure(bench: Bench, entry: Entry, few: Sequence[int]) -> _Measured:
+def _measure(bench: ProbeEvaluator, entry: ProbeRow, few: Sequence[int]) -> _Measured:
     """The features are let go afterwards: only what was made of them is kept."""
     train, validation = bench.features(entry.one)
     return _Measured(
@@ -183,15 +183,15 @@ def _measure(bench: Bench, entry: Entry, few: Sequence[int]) -> _Measured:
     )
 
 
-def _warn_of_leaks(bench: Bench, data: str) -> None:
+def _warn_of_leaks(bench: ProbeEvaluator, data: str) -> None:
     if bench.leaks is not None and bench.leaks.count:
         bench.console.warn(*leak_warning(bench.leaks, data))
 
 
 def _result(
     data: str,
-    bench: Bench,
-    entries: Sequence[Entry],
+    bench: ProbeEvaluator,
+    entries: Sequence[ProbeRow],
     measured: dict[str, _Measured],
     few: Sequence[int],
 ) -> ProbeResult:
@@ -206,7 +206,7 @@ def _result(
     return ProbeResult(
         data,
         tuple(make_row(entry, measured[entry.name].reading, labels) for entry in entries),
-        compare(entries, {name: one.reading.predictions for name, one in measured.items()}, labels),
+        compare_rows(entries, {name: one.reading.predictions for name, one in measured.items()}, labels),
         counts,
         bench.k,
         bench.seed,
@@ -219,7 +219,7 @@ def _result(
 
 
 def _grid(
-    bench: Bench, entries: Sequence[Entry], measured: dict[str, _Measured], seed: int
+    bench: ProbeEvaluator, entries: Sequence[ProbeRow], measured: dict[str, _Measured], seed: int
 ) -> tuple[Cell, ...]:
     """Of every source."""
     cells = []
@@ -238,15 +238,15 @@ def _grid(
 
 
 def _robust(
-    bench: Bench,
-    entries: Sequence[Entry],
+    bench: ProbeEvaluator,
+    entries: Sequence[ProbeRow],
     measured: dict[str, _Measured],
     limit: int,
     attacks: bool | None,
 ) -> RobustnessResult:
     """Of every row that has an encoder; a source is relative to the first model it is compared with."""
     classifiers = [
-        Classifier(entry.name, entry.one.encoder, reading.readouts["linear"], reading.head)
+        ProbeClassifier(entry.name, entry.one.encoder, reading.readouts["linear"], reading.head)
         for entry, reading in ((entry, measured[entry.name].reading) for entry in entries)
         if entry.one.encoder is not None
     ]

@@ -17,7 +17,7 @@ ReadFunction = Callable[[Tensor], dict[str, Tensor]]
 
 TITLES = {"mean": "mean", "cls": "class token", "last4": "last 4", "pixels": "pixels"}
 """Name of a read-out → what people read."""
-READOUTS = ("mean", "cls", "last4")
+_READOUTS = ("mean", "cls", "last4")
 LAYERS = 4
 
 
@@ -35,8 +35,8 @@ def chosen(encoder: Encoder, wanted: str) -> tuple[str, ...]:
     Raises:
         UserError: no such read-out, or this encoder hasn't it.
     """
-    if wanted not in (AUTO, *READOUTS):
-        raise UserError(f"unknown read-out {wanted!r}", nearest(wanted, (AUTO, *READOUTS)))
+    if wanted not in (AUTO, *_READOUTS):
+        raise UserError(f"unknown read-out {wanted!r}", nearest(wanted, (AUTO, *_READOUTS)))
     own = available(encoder)
     if wanted not in (AUTO, *own):
         raise UserError(f"{encoder.name} has no read-out {wanted!r}", "it has " + ", ".join(own))

@@ -39,7 +39,7 @@ def check_shots(shots: Sequence[int], seeds: int, train: ImageSet) -> None:
         raise UserError(f"--shots {max(shots)}: {have}", f"--shots {int(counts[smallest])} or less")
 
 
-def draw(labels: Tensor, shots: int, seed: int) -> Tensor:
+def draw_shots(labels: Tensor, shots: int, seed: int) -> Tensor:
     """Positions, int64 ascending, of `shots` images of every class; a larger draw holds the smaller ones."""
     chosen = []
     for label in torch.unique(labels).tolist():

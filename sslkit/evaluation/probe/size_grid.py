@@ -11,7 +11,7 @@ from torch import Tensor
 from sslkit.core.device import Precision
 from sslkit.core.errors import UserError
 from sslkit.evaluation.metrics.significance import accuracy
-from sslkit.evaluation.probe.evaluator import Bench, Pass, classify
+from sslkit.evaluation.probe.evaluator import FeaturePass, ProbeEvaluator, classify
 from sslkit.evaluation.probe.readout import ReadFunction, read_out
 from sslkit.models.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder
 
@@ -58,7 +58,7 @@ def with_normalization(encoder: Encoder, kind: Normalization, read: ReadFunction
 
 
 def measure_grid(
-    bench: Bench,
+    bench: ProbeEvaluator,
     name: str,
     open_at: Callable[[int], Encoder],
     sizes: tuple[int, ...],
@@ -101,7 +101,7 @@ def _pass(
     kinds: Mapping[str, Normalization],
     readouts: Mapping[str, str],
     precision: Precision,
-) -> Pass:
+) -> FeaturePass:
     """All normalisations of one size in one pass: decoding is the larger part of small models."""
     names = sorted(set(readouts.values()))
     reads = {
@@ -116,4 +116,4 @@ def _pass(
         }
 
     told = f"grid {kinds} {names}"
-    return Pass(f"{name} at {encoder.size} px", encoder, read, told, encoder.size, precision)
+    return FeaturePass(f"{name} at {encoder.size} px", encoder, read, told, encoder.size, precision)

@@ -86,7 +86,7 @@ def show(result: ProbeResult, console: Console) -> None:
     if result.counts["unreadable"]:
         console.warn(f"{counted(result.counts['unreadable'], 'image')} could not be read: left out")
     if result.robustness is not None:
-        robustness_result.show(result.robustness, console)
+        robustness_result.show_robustness(result.robustness, console)
     for source in dict.fromkeys(verdict.source for verdict in result.comparisons):
         console.say(f"{_NOTE}: {command('sslkit', 'finetune', source, result.data)}")
 
@@ -127,8 +127,8 @@ def _leaks(leaks: Leaks) -> str:
 
 def robust_lines(robust: RobustnessResult) -> list[str]:
     """Markdown, line by line."""
-    lines = [robustness_result.title(robust), "", *_markdown(*robustness_result.table(robust))]
-    found = [f"- {_cell(sentence)}" for sentence in robustness_result.relative(robust)]
+    lines = [robustness_result.title(robust), "", *_markdown(*robustness_result.robustness_table(robust))]
+    found = [f"- {_cell(sentence)}" for sentence in robustness_result.relative_sentences(robust)]
     return [*lines, "", *found] if found else lines
 
 

@@ -15,15 +15,15 @@ from sslkit.evaluation.metrics.significance import (
     paired,
     paired_over_draws,
 )
-from sslkit.evaluation.probe.baselines import Entry
-from sslkit.evaluation.probe.evaluator import Reading
+from sslkit.evaluation.probe.baselines import ProbeRow
+from sslkit.evaluation.probe.evaluator import ProbePredictions
 from sslkit.evaluation.probe.result import MEASURES, FewRow, Level, Row, Verdict
 
 Predictions = Mapping[str, Tensor]
 """ "knn", "linear" → int64 [N], or [S, N] with a row per draw."""
 
 
-def make_row(entry: Entry, reading: Reading, labels: Tensor) -> Row:
+def make_row(entry: ProbeRow, reading: ProbePredictions, labels: Tensor) -> Row:
     """The row of one model after all training images."""
     knn, linear = (accuracy(reading.predictions[name], labels) for name in ("knn", "linear"))
     return Row(
@@ -41,14 +41,18 @@ def make_row(entry: Entry, reading: Reading, labels: Tensor) -> Row:
 
 
 def make_level(
-    shots: int, seeds: Sequence[int], entries: Sequence[Entry], few: Mapping[str, Predictions], labels: Tensor
+    shots: int,
+    seeds: Sequence[int],
+    entries: Sequence[ProbeRow],
+    few: Mapping[str, Predictions],
+    labels: Tensor,
 ) -> Level:
     """few: name of a row → its predictions after `shots` images per class."""
     rows = tuple(_few_row(entry, dict(few[entry.name]), labels) for entry in entries)
-    return Level(shots, tuple(seeds), rows, compare(entries, few, labels))
+    return Level(shots, tuple(seeds), rows, compare_rows(entries, few, labels))
 
 
-def _few_row(entry: Entry, predictions: dict[str, Tensor], labels: Tensor) -> FewRow:
+def _few_row(entry: ProbeRow, predictions: dict[str, Tensor], labels: Tensor) -> FewRow:
     (knn, knn_std), (linear, linear_std) = (
         _mean_and_std(predictions[name], labels) for name in ("knn", "linear")
     )
@@ -61,8 +65,8 @@ def _mean_and_std(predictions: Tensor, labels: Tensor) -> tuple[float, float | N
     return float(shares.mean()), float(shares.std(correction=1)) if len(shares) > 1 else None
 
 
-def compare(
-    entries: Sequence[Entry], predictions: Mapping[str, Predictions], labels: Tensor
+def compare_rows(
+    entries: Sequence[ProbeRow], predictions: Mapping[str, Predictions], labels: Tensor
 ) -> tuple[Verdict, ...]:
     """Every source against each of its baselines by both measures."""
     kinds = {entry.name: entry.kind for entry in entries}

@@ -23,9 +23,15 @@ from sslkit.data.loading.loader import evaluation_loader
 from sslkit.data.sources.image_set import ImageSet
 from sslkit.evaluation.robustness.adversarial import Logits, fgsm, pgd
 from sslkit.evaluation.robustness.fourier import add_wave, half_of, high_passed, low_passed
-from sslkit.evaluation.robustness.robustness_result import Key, Plan, RobustnessResult, against, make_row
+from sslkit.evaluation.robustness.robustness_result import (
+    Key,
+    RobustnessPlan,
+    RobustnessResult,
+    against,
+    make_robustness_row,
+)
 
-BATCH = 64
+_BATCH = 64
 LEFT_OUT = "FGSM and PGD are left out on a CPU; --attacks computes them"
 Change = Callable[[Tensor, Tensor], Tensor]
 """(images float [B, 3, H, W] in [0, 1], index int64 [B]) → changed images, the same for all sources."""
@@ -43,21 +49,21 @@ class Labelled:
 
     def batches(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(images float in [0, 1], labels, index) on the device."""
-        for first in range(0, len(self.labels), BATCH):
-            part = slice(first, first + BATCH)
+        for first in range(0, len(self.labels), _BATCH):
+            part = slice(first, first + _BATCH)
             batch = {"image": self.pixels[part], "labels": self.labels[part], "index": self.index[part]}
             moved = to_device(batch, device)
             yield moved["image"], moved["labels"], moved["index"]
 
 
-def spread(labels: Sequence[int], limit: int) -> list[int]:
+def spread_over_classes(labels: Sequence[int], limit: int) -> list[int]:
     """Positions of at most `limit` images, every class in its proportion, always the same ones; ascending."""
     by_class = sorted(range(len(labels)), key=lambda position: (labels[position], position))
     count = min(limit, len(labels))
     return sorted(by_class[(2 * k + 1) * len(labels) // (2 * count)] for k in range(count))
 
 
-def resized(images: Tensor, side: int) -> Tensor:
+def resize_labelled(images: Tensor, side: int) -> Tensor:
     """Images [B, 3, H, W] in [0, 1] with `side` pixels a side, bicubic; as they are where they have them."""
     if images.shape[2:] == (side, side):
         return images
@@ -75,11 +81,11 @@ def read_labelled(
     """
     if images.labels is None:
         raise ValueError(f"read_labelled: labelled images expected, {images.name} has no labels")
-    chosen = torch.tensor(spread(images.labels, limit))
+    chosen = torch.tensor(spread_over_classes(images.labels, limit))
     views, positions = [], []
     with console.bar("images", len(chosen)) as bar:
         for batch, _, place in evaluation_loader(
-            images.subset(chosen.tolist()), CenterCrop(size), BATCH, workers
+            images.subset(chosen.tolist()), CenterCrop(size), _BATCH, workers
         ):
             views.append(batch)
             positions.append(chosen[place])
@@ -93,7 +99,7 @@ def read_labelled(
 def robustness(
     sources: Sequence[tuple[str, Logits]],
     data: Labelled,
-    plan: Plan,
+    plan: RobustnessPlan,
     *,
     device: torch.device,
     precision: Precision = "float32",
@@ -131,7 +137,7 @@ def robustness(
                 partial(_pgd, epsilon=epsilon, plan=plan), 1 + 2 * plan.steps
             )
     rows = {
-        name: make_row(name, {key: hits[number] for key, hits in right.items()}, plan)
+        name: make_robustness_row(name, {key: hits[number] for key, hits in right.items()}, plan)
         for number, name in enumerate(names)
     }
     pairs = {**baselines, **{name: name for name in baselines.values()}}
@@ -139,7 +145,7 @@ def robustness(
     return RobustnessResult(related, plan, len(data.labels), min(data.pixels.shape[2:]))
 
 
-def _changes(plan: Plan) -> dict[Key, Change]:
+def _changes(plan: RobustnessPlan) -> dict[Key, Change]:
     """Everything that is done to the images without asking the classifier."""
     seed, norm = plan.seed, plan.wave_norm
     changes: dict[Key, Change] = {("clean", 0): lambda images, index: images}
@@ -165,7 +171,7 @@ def _fgsm(logits: Logits, images: Tensor, labels: Tensor, index: Tensor, *, epsi
 
 
 def _pgd(
-    logits: Logits, images: Tensor, labels: Tensor, index: Tensor, *, epsilon: float, plan: Plan
+    logits: Logits, images: Tensor, labels: Tensor, index: Tensor, *, epsilon: float, plan: RobustnessPlan
 ) -> Tensor:
     return pgd(logits, images, labels, index, epsilon, steps=plan.steps, seed=plan.seed)
 

@@ -31,7 +31,7 @@ EPSILONS = (0.25, 1.0)
 
 
 @dataclass(frozen=True)
-class Plan:
+class RobustnessPlan:
     """What is measured. An empty tuple leaves its part out."""
 
     severities: tuple[int, ...]  # of the fifteen corruptions
@@ -43,7 +43,7 @@ class Plan:
     seed: int
 
 
-def make_plan(
+def make_robustness_plan(
     side: int,
     *,
     severities: Sequence[int] = SEVERITIES,
@@ -52,7 +52,7 @@ def make_plan(
     epsilons: Sequence[float] = EPSILONS,
     steps: int = 20,
     seed: int = 0,
-) -> Plan:
+) -> RobustnessPlan:
     """A plan for images of `side` pixels.
 
     Args:
@@ -60,7 +60,7 @@ def make_plan(
         epsilons: of the attacks, 1/255; () leaves them out.
         heat_map: frequencies on either side of zero; a map costs 2 h² + 2 h + 1 passes. 0 leaves it out.
     """
-    return Plan(
+    return RobustnessPlan(
         severities=tuple(severities),
         radii=default_radii(side) if radii is None else tuple(radii),
         frequencies=heat_map_axis(side, heat_map) if heat_map else (),
@@ -103,7 +103,7 @@ class RobustnessResult:
     """All sources, on the same changed images."""
 
     rows: tuple[SourceRobustness, ...]
-    plan: Plan
+    plan: RobustnessPlan
     count: int  # images
     side: int  # pixels
     seeds: int = 1  # classifiers that a row is the mean of
@@ -122,7 +122,9 @@ class RobustnessResult:
     def of_document(cls, document: Mapping[str, Any]) -> RobustnessResult:
         """The inverse of `to_document`, but for the shares; KeyError or TypeError if it isn't one."""
         rows = tuple(_row_of(row) for row in document["rows"])
-        plan = Plan(**{item.name: _tuple(document["plan"][item.name]) for item in dataclasses.fields(Plan)})
+        plan = RobustnessPlan(
+            **{item.name: _tuple(document["plan"][item.name]) for item in dataclasses.fields(RobustnessPlan)}
+        )
         return cls(rows, plan, document["count"], document["side"], document["seeds"])
 
 
@@ -141,7 +143,7 @@ def _tuple(value: Any) -> Any:
     return tuple(map(_tuple, value)) if isinstance(value, list) else value
 
 
-def make_row(name: str, right: Mapping[Key, Tensor], plan: Plan) -> SourceRobustness:
+def make_robustness_row(name: str, right: Mapping[Key, Tensor], plan: RobustnessPlan) -> SourceRobustness:
     """right: bool [N] for each condition of the plan."""
     percent = {key: 100 * float(hits.double().mean()) for key, hits in right.items()}
     hits = [right[corruption, s] for corruption in CORRUPTIONS for s in plan.severities]
@@ -217,11 +219,11 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if len(known) == len(values) else None
 
 
-def show(result: RobustnessResult, console: Console) -> None:
+def show_robustness(result: RobustnessResult, console: Console) -> None:
     """The table for people, and what is relative to a baseline."""
     console.say(title(result))
-    console.table(*table(result))
-    for sentence in relative(result):
+    console.table(*robustness_table(result))
+    for sentence in relative_sentences(result):
         console.say(sentence)
 
 
@@ -231,7 +233,7 @@ def title(result: RobustnessResult) -> str:
     return f"robustness on {counted(result.count, 'image')}, accuracy in %{means}"
 
 
-def table(result: RobustnessResult) -> tuple[list[str], list[list[str]]]:
+def robustness_table(result: RobustnessResult) -> tuple[list[str], list[list[str]]]:
     """Header and rows of what was measured, but for the filters and the heat map, which are pictures."""
     groups = list(GROUPS) if result.plan.severities else []
     attacks = [f"{name} {epsilon:g}/255" for name in ("FGSM", "PGD") for epsilon in result.plan.epsilons]
@@ -244,7 +246,7 @@ def table(result: RobustnessResult) -> tuple[list[str], list[list[str]]]:
     return head, rows
 
 
-def relative(result: RobustnessResult) -> list[str]:
+def relative_sentences(result: RobustnessResult) -> list[str]:
     """A sentence for every row that has a baseline."""
     return [
         f"{row.name} against {row.baseline}, corrupted: {row.difference}, "

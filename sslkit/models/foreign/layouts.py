@@ -17,7 +17,7 @@ CONTAINERS = ("target_encoder", "state_dict_ema", "model_ema", "teacher", "state
 WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
 """What DistributedDataParallel and torch.compile put before every name."""
 
-HEADS = re.compile(
+_HEADS = re.compile(
     r"head\.(?!norm\.)|(head_dist|fc|classifier|projector|predictor|decoder)\.|decoder_"
     r"|(mask_token|masked_embed)$"
 )
@@ -31,7 +31,7 @@ MOCO_V3_HEADS = {384: 12}
 """Width → attention heads that differ from timm's: MoCo v3's ViT-S has 12, as its ViT-B (vits.py of
 github.com/facebookresearch/moco-v3); timm's ViT-S has 6."""
 
-MODULES = ("teacher_backbone", "model", "net")
+_MODULES = ("teacher_backbone", "model", "net")
 """Attributes of a training module that hold the backbone, as lightly's DINO and people's own modules call it;
 a teacher before what follows it."""
 
@@ -40,7 +40,7 @@ COMPUTED = re.compile(r"(relative_position_index|attn_mask)$")
 
 
 @dataclass(frozen=True)
-class Layout:
+class _Layout:
     """The backbone's tensors in timm's names, and what else there was."""
 
     name: str
@@ -65,7 +65,7 @@ def bare(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()}
 
 
-def recognised(container: str, tensors: Mapping[str, Tensor], split_biases: bool = False) -> Layout:
+def recognised(container: str, tensors: Mapping[str, Tensor], split_biases: bool = False) -> _Layout:
     """The backbone in timm's names. What nobody knows is taken as timm's own, and has to fit exactly.
 
     Args:
@@ -74,14 +74,14 @@ def recognised(container: str, tensors: Mapping[str, Tensor], split_biases: bool
     names = bare(tensors)
     layout, prefix = _layout(container, names)
     inside = {name.removeprefix(prefix): t for name, t in names.items() if name.startswith(prefix)}
-    kept = {name: t for name, t in inside.items() if not HEADS.match(name) and not COMPUTED.search(name)}
+    kept = {name: t for name, t in inside.items() if not _HEADS.match(name) and not COMPUTED.search(name)}
     outside = [name for name in names if not name.startswith(prefix)]
-    outside += [name for name in inside if HEADS.match(name)]
+    outside += [name for name in inside if _HEADS.match(name)]
     shown = f"{layout}, from {container!r}" if container else layout
     width = kept["cls_token"].shape[-1] if "cls_token" in kept else 0
     heads = MOCO_V3_HEADS.get(width, 0) if layout == "MoCo v3" else 0
     named = kept if split_biases else _with_timm_names(_as_dinov2(_as_resnet(kept)))
-    return Layout(shown, named, _groups(outside), heads)
+    return _Layout(shown, named, _groups(outside), heads)
 
 
 def _layout(container: str, names: Mapping[str, Tensor]) -> tuple[str, str]:
@@ -103,7 +103,7 @@ def _layout(container: str, names: Mapping[str, Tensor]) -> tuple[str, str]:
         return ("DINO" if container in ("teacher", "student") else "a backbone with a head"), "backbone."
     if any(name.startswith("decoder_") for name in begins):
         return "MAE", ""
-    if module := next((name for name in MODULES if name in begins), ""):
+    if module := next((name for name in _MODULES if name in begins), ""):
         return "a backbone in a training module", f"{module}."
     if "encoder" in begins:
         return ("SimMIM" if "encoder.mask_token" in names else "MFM"), "encoder."

@@ -154,7 +154,7 @@ def trainable(method: Method) -> dict[str, Tensor]:
     return {name: weight for name, weight in method.named_parameters() if weight.requires_grad}
 
 
-def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def cloned(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 

@@ -25,7 +25,7 @@ from sslkit.testing.contract.case import (
     SIZE,
     Broken,
     Case,
-    copied,
+    cloned,
     demand,
     differing,
     outputs,
@@ -84,7 +84,7 @@ def metrics_are_detached(case: Case) -> None:
 
 def after_step_leaves_weights(case: Case) -> None:
     method = case.trained()
-    before = copied(trainable(method))
+    before = cloned(trainable(method))
     method.after_step(LATE)
     changed = differing(before, trainable(method))
     demand(not changed, f"after_step changes {changed[:3]}, which the optimizer trains")
@@ -95,9 +95,9 @@ def loss_falls(case: Case) -> None:
     too: so trained and fresh weights are compared with that state as it is at the end.
     """
     method = case.build()
-    fresh = copied(trainable(method))
+    fresh = cloned(trainable(method))
     case.train(method, LATE, repeat(case.batch))
-    end = copied(method.state_dict())
+    end = cloned(method.state_dict())
     trained = outputs(method, case.batch)["loss"]
     method.load_state_dict({**end, **fresh})
     untrained = outputs(method, case.batch)["loss"]

@@ -11,16 +11,16 @@ import torch.distributed as dist
 from torch import Tensor, multiprocessing
 
 from sslkit.core.distributed import collectives
-from sslkit.testing.contract.case import LATE, Case, copied, outputs, trainable
+from sslkit.testing.contract.case import LATE, Case, cloned, outputs, trainable
 
 WORLD = 2
 BACKBONE = "test_vit"
 """Without batch norm, whose statistics are each process's own in the usual CNN."""
-TOLERANCE = 1e-5
+_TOLERANCE = 1e-5
 NUDGE = 2.0**-22
 """Share by which images are changed to see how much a step amplifies rounding: a batch norm over the nearly
 equal features of an untrained network does so a hundred times."""
-PATIENCE = timedelta(seconds=120)  # the other process imports torch on a busy machine
+_PATIENCE = timedelta(seconds=120)  # the other process imports torch on a busy machine
 
 
 def compare_processes(names: Sequence[str]) -> dict[str, str]:
@@ -45,7 +45,7 @@ def _process(rank: int, names: Sequence[str], folder: str) -> dict[str, str]:
     alone = {name: _attempt(case) for name, case in cases.items()}
     nudged = {name: _attempt(case, NUDGE) for name, case in cases.items()}
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=WORLD, timeout=PATIENCE
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=WORLD, timeout=_PATIENCE
     )
     try:
         reasons = {
@@ -67,21 +67,21 @@ def _attempt(case: Case, nudge: float = 0.0) -> dict[str, Tensor] | str:
 
 def _step(case: Case, nudge: float) -> dict[str, Tensor]:
     """This process's share of one SGD step: loss, gradients, and the state after it."""
-    method, world = case.build(), collectives.world()
+    method, world = case.build(), collectives.world_size()
     batch = {name: value.chunk(world)[collectives.rank()] for name, value in case.batch.items()}
     if nudge:
         batch = {name: _nudged(value, nudge) for name, value in batch.items()}
     optimizer = torch.optim.SGD(trainable(method).values(), lr=0.1)
     loss = outputs(method, batch)["loss"]
     loss.backward()  # type: ignore[no-untyped-call]
-    found = {"the loss": collectives.total(loss.detach()) / world}
+    found = {"the loss": collectives.all_reduce_sum(loss.detach()) / world}
     for name, weight in trainable(method).items():
         if weight.grad is not None:
-            weight.grad = collectives.total(weight.grad) / world
+            weight.grad = collectives.all_reduce_sum(weight.grad) / world
             found[f"the gradient of {name}"] = weight.grad.clone()
     optimizer.step()
     method.after_step(LATE)
-    return {**found, **copied(method.state_dict())}
+    return {**found, **cloned(method.state_dict())}
 
 
 def _nudged(value: Tensor, share: float) -> Tensor:
@@ -105,6 +105,6 @@ def _difference(
         far, rounding = (
             float((other[name].double() - one.double()).abs().max()) for other in (together, nudged)
         )
-        if not far <= max(TOLERANCE * max(1.0, float(one.double().abs().max())), 10 * rounding):
+        if not far <= max(_TOLERANCE * max(1.0, float(one.double().abs().max())), 10 * rounding):
             return f"{name} differs by {far:.1e} between one process and two"
     return ""

@@ -19,7 +19,7 @@ RUN = ["fractal:48", "-b", "vit_tiny_patch16_224", "--size", "32", "--batch-size
 RUN += ["--workers", "0", "--device", "cpu", "--precision", "float32", "--pictures", "0", "--save-every", "4"]
 """24 steps of a ViT-Ti with a checkpoint after every fourth."""
 
-LIMIT = 300.0
+_LIMIT = 300.0
 """Seconds after which a step has hung."""
 
 
@@ -62,7 +62,7 @@ def _kill(folder: Path) -> str:
             _command("pretrain", *RUN, "-o", "killed", "-q"), cwd=folder, stderr=log, env=_env()
         )
         try:
-            deadline = time.monotonic() + LIMIT
+            deadline = time.monotonic() + _LIMIT
             while not any(saved.glob("step-*[0-9]/manifest.json")):
                 if child.poll() is not None or time.monotonic() > deadline:
                     raise Failed(f"ended before it saved: {_last((folder / 'killed.txt').read_text())}")
@@ -113,7 +113,7 @@ def _reload(folder: Path) -> str:
 
 def _sslkit(folder: Path, *words: str) -> None:
     done = subprocess.run(
-        _command(*words), cwd=folder, env=_env(), capture_output=True, text=True, timeout=LIMIT
+        _command(*words), cwd=folder, env=_env(), capture_output=True, text=True, timeout=_LIMIT
     )
     if done.returncode:
         raise Failed(f"exit code {done.returncode}: {_last(done.stderr)}")

@@ -24,7 +24,7 @@ from sslkit.training.loop.engine import accumulated, split
 from sslkit.training.loop.out_of_memory import smaller
 from sslkit.training.pretrain.auto import Resolved
 
-SHARE = 0.9
+_SHARE = 0.9
 """Of the free memory of a GPU that one step may take; fragmentation and other programs need the rest."""
 
 
@@ -100,8 +100,8 @@ def fitted(ready: Resolved, method: Method, images: ImageSet, device: torch.devi
     """
     if "run.micro_batch" not in ready.reasons or device.type == "cpu":
         return ready
-    config, part = ready.config, ready.config.run.batch_size // collectives.world()
-    if collectives.world() > 1 and config.model.sync_norm:
+    config, part = ready.config, ready.config.run.batch_size // collectives.world_size()
+    if collectives.world_size() > 1 and config.model.sync_norm:
         raise UserError("--micro-batch auto can't be tried with model.sync_norm", "--micro-batch N")
     batch = to_device(sample(method, images, part), device)
     found = agreed_micro_batch(method, batch, Clock(0, 1, 1, config.run.seed), config, device)
@@ -136,9 +136,9 @@ def agreed_micro_batch(
 ) -> int:
     """`fitting_micro_batch` in every process by itself; the smallest number of all, which they share."""
     whole = len(batch["index"])
-    with collectives.apart():
+    with collectives.single_process():
         found = fitting_micro_batch(method, batch, clock, config, device)
-    smallest = min(processes.everyone(found or whole))
+    smallest = min(processes.all_gather_objects(found or whole))
     return 0 if smallest == whole else smallest
 
 
@@ -179,4 +179,4 @@ def _trains(method: Any, part: Batch, clock: Clock, config: PretrainConfig, devi
     if not done or not cuda:
         return done
     moments = 2 * sum(p.nbytes for p in method.parameters() if p.requires_grad)
-    return bool(torch.cuda.max_memory_allocated(device) + moments <= SHARE * room)
+    return bool(torch.cuda.max_memory_allocated(device) + moments <= _SHARE * room)

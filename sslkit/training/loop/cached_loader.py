@@ -27,14 +27,14 @@ from sslkit.core.console import SILENT, Console
 from sslkit.core.distributed import environment
 from sslkit.data.images.decode import UnreadableImage
 from sslkit.data.images.picture import Cut, Picture, reduction
-from sslkit.data.loading.decoded import Pixels, decode_all, is_reducible
+from sslkit.data.loading.decoded import DecodedImages, decode_all, is_reducible
 from sslkit.data.loading.loader import ViewTransform, pretraining_loader
 from sslkit.data.loading.memory import free_device_memory, free_memory
 from sslkit.data.sources.image_set import ImageSet
 
-SHARE = 4
+_SHARE = 4
 """One part in so many of the free memory is taken; the processes of a machine divide it."""
-SMALL = 128
+_SMALL = 128
 """Pixels a side up to which cutting out views is not worth a process."""
 
 _SAMPLE = 64  # images whose headers are looked at before
@@ -121,7 +121,7 @@ def pick_source(
     if pixels is None:
         return Source(images=images, transform=transform)
     size = pixels.equal_size()
-    small = bool(views) and size is not None and max(size) <= SMALL
+    small = bool(views) and size is not None and max(size) <= _SMALL
     if small and size and _fits(pixels, size, views, device):
         whole = pixels.stacked(*size, device)
         pixels.release_()
@@ -135,9 +135,9 @@ def pick_source(
 
 def _decoded(
     images: ImageSet, views: Crops, workers: int, console: Console, stop: Callable[[], bool]
-) -> Pixels | None:
+) -> DecodedImages | None:
     """All images in memory, or None where that does not pay; headers of a sample tell before the first."""
-    limit = free_memory() // SHARE // environment.local_count()
+    limit = free_memory() // _SHARE // environment.local_count()
     sizes, from_files = [], 0
     for index in np.linspace(0, len(images) - 1, min(_SAMPLE, len(images))).round().astype(int).tolist():
         with suppress(UnreadableImage):
@@ -159,7 +159,7 @@ def _is_jpeg(images: ImageSet, index: int) -> bool:
         return is_reducible(picture)
 
 
-def _tell(pixels: Pixels, place: str, console: Console) -> None:
+def _tell(pixels: DecodedImages, place: str, console: Console) -> None:
     count, taken = len(pixels.sizes) - len(pixels.reasons), pixels.bytes / 2**20
     console.say(f"{count:,} images stay decoded, {taken:,.1f} MB {place}; --cache off reads the files again")
 
@@ -171,7 +171,7 @@ def _crops(transform: ViewTransform) -> Crops:
     return crops if len(crops) == len(views) else {}
 
 
-def _fits(pixels: Pixels, size: tuple[int, int], views: Crops, device: torch.device) -> bool:
+def _fits(pixels: DecodedImages, size: tuple[int, int], views: Crops, device: torch.device) -> bool:
     """Whether the device has room, and every view is cut out of these very pixels."""
     if device.type == "cpu":
         return False
@@ -179,7 +179,7 @@ def _fits(pixels: Pixels, size: tuple[int, int], views: Crops, device: torch.dev
     largest = [Cut((0, 0, width, height), view.size) for view in views.values()]
     if pixels.reducible.any() and reduction(largest) > 1:
         return False
-    return 3 * height * width * len(pixels.sizes) <= free_device_memory(device) // SHARE
+    return 3 * height * width * len(pixels.sizes) <= free_device_memory(device) // _SHARE
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -187,10 +187,10 @@ class _Known(ImageSet):
     """An image set that has been looked at as a whole."""
 
     original: ImageSet
-    pixels: Pixels
+    pixels: DecodedImages
 
     @classmethod
-    def of(cls, images: ImageSet, pixels: Pixels) -> Self:
+    def of(cls, images: ImageSet, pixels: DecodedImages) -> Self:
         return cls(images.paths, images.name, original=images, pixels=pixels)
 
     @contextmanager

@@ -73,8 +73,8 @@ def train(
 ) -> Iterator[Step]:
     """Train while there are `clocks`, one yielded `Step` per update.
 
-    Of several processes each trains on its part of every batch; gradients are averaged, so that all make the
-    same step.
+    With several processes each trains on its part of every batch; gradients are averaged, so that all make
+    the same step.
 
     Args:
         method: a module with `forward(batch, clock) -> {"loss": …}` and `after_step(clock)`.
@@ -91,7 +91,7 @@ def train(
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     source = iter(batches)
-    module, buffers = together(method, device), Buffers(method)
+    module, buffers = _together(method, device), Buffers(method)
     scaler = scaler or scaler_for(precision, device)
     method.train()
     for now in clocks:
@@ -111,7 +111,7 @@ def train(
                 scaler.unscale_(optimizer)
             grad_norm = clip_gradients_(parameters, clip, clip_by)
             metrics, embedding = _gathered(outputs, [len(part["index"]) / whole for part in parts])
-            finite = collectives.agreed(grad_norm.isfinite() & metrics["loss"].isfinite())
+            finite = collectives.all_true(grad_norm.isfinite() & metrics["loss"].isfinite())
         _update(optimizer, method, now, finite, buffers)
         if scaler is not None:
             finite = spared(finite, metrics["loss"], scaler)
@@ -131,9 +131,9 @@ def train(
         )
 
 
-def together(method: Any, device: torch.device) -> Any:
+def _together(method: Any, device: torch.device) -> Any:
     """The method as it is, or with gradients that are averaged over the processes while they are computed."""
-    if collectives.world() == 1:
+    if collectives.world_size() == 1:
         return method
     # Kernels of 1 × 1 have two equal memory layouts, and torch takes note of which one a gradient has.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")

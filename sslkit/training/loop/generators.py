@@ -21,7 +21,7 @@ def states(device: torch.device) -> dict[str, Tensor]:
     return found
 
 
-def restore_(tensors: dict[str, Tensor], device: torch.device) -> None:
+def restore_generators_(tensors: dict[str, Tensor], device: torch.device) -> None:
     """Put back what `states` saved, and take it out of `tensors`, also that of a device no longer used."""
     saved = {name: tensors.pop(name) for name in list(tensors) if name.startswith("generator.")}
     torch.set_rng_state(saved["generator.cpu"])

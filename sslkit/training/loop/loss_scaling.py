@@ -34,7 +34,7 @@ def spared(finite: Tensor, loss: Tensor, scaler: torch.amp.GradScaler) -> Tensor
         loss: of this process.
     """
     scale = scaler.scale(torch.ones_like(loss))
-    return finite | (collectives.agreed(loss.isfinite()) & (scale > 1))
+    return finite | (collectives.all_true(loss.isfinite()) & (scale > 1))
 
 
 def state_of(scaler: torch.amp.GradScaler | None) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def fewer(size: int, whole: int, minimum: int, clock: Clock) -> int:
         half = smaller(size, whole, minimum)
     except OutOfMemory as none:
         raise OutOfMemory(here + none.message, none.hint) from None
-    if collectives.world() > 1:
+    if collectives.world_size() > 1:
         cure = f"--resume goes on with {half} at once; the batch of a step stays"
         raise OutOfMemory(f"{here}out of memory with {size} images at once", cure, half)
     return half

@@ -15,7 +15,7 @@ class Interrupted(SystemExit):
     """Nobody has said so yet: there was nothing to save."""
 
 
-class Wishes:
+class Requests:
     """Set by signals, read between two steps."""
 
     stop: int = 0
@@ -25,9 +25,9 @@ class Wishes:
 
 
 @contextmanager
-def listening() -> Iterator[Wishes]:
+def handle_signals() -> Iterator[Requests]:
     """SIGINT and SIGTERM become a wish to stop, and a second one leaves at once; SIGUSR1 a wish to save."""
-    wishes = Wishes()
+    wishes = Requests()
 
     def stop(number: int, frame: object) -> None:
         if wishes.stop:

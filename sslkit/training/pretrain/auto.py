@@ -1,4 +1,4 @@
-"""From what the user said to what will be done: every setting left at auto gets a value and a reason.
+"""Fill in every `auto` setting, with a reason.
 
 The choices are for people with 1,000 to 100,000 images and one GPU or none; recipes hold a paper's instead.
 """
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 import torch
 
-from sslkit.core.config.auto_resolver import Chooser
+from sslkit.core.config.auto_resolver import AutoResolver
 from sslkit.core.config.build import PretrainConfig
 from sslkit.core.config.sections import Run
 from sslkit.core.config.setting import AUTO
 from sslkit.core.device import pick_precision
 from sslkit.core.errors import UserError
 from sslkit.core.paths import next_folder
-from sslkit.data.images.range_estimate import NONE, Found
+from sslkit.data.images.range_estimate import NONE, RangeEstimate
 from sslkit.data.loading.workers import reading_workers
 from sslkit.data.sources.set_range import choose_range
 from sslkit.methods import load, short_name
@@ -45,7 +45,7 @@ class Resolved:
 
 
 def resolve(
-    config: PretrainConfig, count: int, native: int, device: torch.device, numbers: Found = NONE
+    config: PretrainConfig, count: int, native: int, device: torch.device, numbers: RangeEstimate = NONE
 ) -> Resolved:
     """Fill in every auto.
 
@@ -57,7 +57,7 @@ def resolve(
     Raises:
         UserError: a batch larger than the data.
     """
-    choice = Chooser(config)
+    choice = AutoResolver(config)
     large = device.type == "cuda"
     if config.model.init:
         named = "" if config.model.backbone == AUTO else config.model.backbone
@@ -116,7 +116,7 @@ def resolve(
     return Resolved(choice.config, info, choice.reasons)
 
 
-def _take_stem(choice: Chooser[PretrainConfig], made: Architecture, reason: str) -> None:
+def _take_stem(choice: AutoResolver[PretrainConfig], made: Architecture, reason: str) -> None:
     """The stem of the weights to start from: a small one is taken over, a standard one can't become small."""
     model = choice.config.model
     if model.stem == made.stem or _plain(model.backbone) != _plain(made.name):
@@ -129,7 +129,7 @@ def _take_stem(choice: Chooser[PretrainConfig], made: Architecture, reason: str)
     choice.take("model.stem", made.stem, reason)
 
 
-def _take_heads(choice: Chooser[PretrainConfig], made: Architecture, reason: str) -> None:
+def _take_heads(choice: AutoResolver[PretrainConfig], made: Architecture, reason: str) -> None:
     """The attention heads of the weights to start from, where they are not the name's own."""
     model = choice.config.model
     if model.heads == made.heads or _plain(model.backbone) != _plain(made.name):

@@ -108,7 +108,7 @@ def _fewest(run: Run) -> int:
 def built(ready: Resolved, device: torch.device) -> Method:
     """The method with fresh weights on its device."""
     method = build_method(ready.config, ready.info).to(device)
-    if ready.config.model.sync_norm and collectives.world() > 1:
+    if ready.config.model.sync_norm and collectives.world_size() > 1:
         share_statistics_(method, device)
     return method
 

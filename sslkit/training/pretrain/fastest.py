@@ -2,7 +2,7 @@
 
 Known are GPUs, chips without bfloat16, and on others ViTs and CNNs of whole convolutions. With grouped or
 depthwise ones, of other networks, or on a chip that does not say what it can, nobody knows beforehand.
-The steps run in a process of its own (`training.pretrain.timed`), and what they decide is written into config.toml.
+The steps run in a process of its own (timed.py), and what they decide is written into config.toml.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from sslkit.training.run.resume_check import settings_of
 
 CLEARLY = 0.9
 """float32, and channels_last, are left only for what takes at most this share of their time."""
-LIMIT = 8.0
+_LIMIT = 8.0
 """Seconds for the steps; the process itself needs some to begin."""
-PATIENCE = 120.0
+_PATIENCE = 120.0
 """Seconds after which nothing is expected any more."""
 
 _KEYS = ("run.precision", "model.memory_format")
@@ -55,7 +55,7 @@ def measured(ready: Resolved, device: torch.device, console: Console) -> Resolve
     ways = open_ways(ready, device)
     if len(ways) < 2:
         return ready
-    return decided(ready, ways, processes.on_first(lambda: tried(ready, ways, console)))
+    return decided(ready, ways, processes.run_on_first(lambda: tried(ready, ways, console)))
 
 
 def open_ways(ready: Resolved, device: torch.device) -> list[Way]:
@@ -139,7 +139,7 @@ def tried(ready: Resolved, ways: Sequence[Way], console: Console) -> Trial:
         "info": asdict(ready.info),
         "images": min(config.run.micro_batch or part, part),
         "threads": torch.get_num_threads(),
-        "limit": LIMIT,
+        "limit": _LIMIT,
     }
     while left:
         try:
@@ -159,7 +159,7 @@ def tried(ready: Resolved, ways: Sequence[Way], console: Console) -> Trial:
 
 
 def _process(asked: dict[str, Any]) -> subprocess.CompletedProcess[str]:
-    """`training.pretrain.timed`: none of several processes, without a GPU, with the modules that this one has."""
+    """timed.py: none of several processes, without a GPU, with the modules that this one has."""
     of_several = ("RANK", "WORLD_SIZE", "LOCAL_", "SLURM_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(of_several)}
     environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)
@@ -171,6 +171,6 @@ def _process(asked: dict[str, Any]) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         env=environment,
-        timeout=PATIENCE,
+        timeout=_PATIENCE,
         check=False,
     )

@@ -35,10 +35,10 @@ WRITING = 600.0
 """The same where one of them has said that it is writing: storage may be slow."""
 BEGINNING = 2.0
 """The same where all were asked to stop and none trains yet: one that waits for another hears nothing."""
-LOOK = 0.5
+_LOOK = 0.5
 """Seconds between two looks at them."""
 
-Outcome = tuple[str, Any]
+_Outcome = tuple[str, Any]
 """("done", what the work returned), ("error", (message, hint, code)), ("stopped", code), ("stalled", None)"""
 
 _WORDS = ("training", "writing")
@@ -126,7 +126,7 @@ def _begin(place: Mapping[str, Any], end: Any, work: Callable[..., Any], argumen
     asked: list[int] = []
     try:
         _listen(asked)
-        outcome: Outcome = ("done", work(*arguments))
+        outcome: _Outcome = ("done", work(*arguments))
     except UserError as problem:
         outcome = ("error", (problem.message, problem.hint, problem.code))
     except Interrupted as stop:
@@ -208,21 +208,21 @@ def _passed_on(processes: list[Any]) -> Iterator[list[int]]:
 
 def _outcomes(
     processes: list[Any], ends: list[Any], asked: list[int], words: set[str]
-) -> list[Outcome | None]:
+) -> list[_Outcome | None]:
     """What each has sent, None where one died; when one fails the others get a while, and then no longer.
 
     Args:
         asked: signals to stop that have come.
         words: what the processes say on the way is added.
     """
-    outcomes: list[Outcome | None] = [None] * len(processes)
+    outcomes: list[_Outcome | None] = [None] * len(processes)
     waiting, failed_at = dict(zip(ends, range(len(ends)), strict=True)), float("inf")
     writing: set[int] = set()
     asked_at = float("inf")
     for process, end in zip(processes, ends, strict=True):
         waiting[process.sentinel] = waiting[end]
     while any(process.is_alive() for process in processes):
-        for ready in connection.wait(list(waiting), timeout=LOOK):
+        for ready in connection.wait(list(waiting), timeout=_LOOK):
             number = waiting.pop(ready)
             said = None
             if ready is ends[number]:
@@ -255,13 +255,13 @@ def _outcomes(
     return outcomes
 
 
-def _own_errors(outcomes: list[Outcome | None]) -> list[Any]:
+def _own_errors(outcomes: list[_Outcome | None]) -> list[Any]:
     """What went wrong, but for those that only lost the others."""
     errors = [outcome[1] for outcome in outcomes if outcome and outcome[0] == "error"]
     return [error for error in errors if "lost contact" not in error[0]]
 
 
-def _judged(outcomes: list[Outcome | None], codes: list[int | None]) -> Any:
+def _judged(outcomes: list[_Outcome | None], codes: list[int | None]) -> Any:
     """The first process's result, or what went wrong first: a death explains what the others then saw."""
     dead = [number for number, outcome in enumerate(outcomes) if outcome is None and codes[number] != 0]
     errors = [content for outcome in outcomes if outcome for kind, content in [outcome] if kind == "error"]

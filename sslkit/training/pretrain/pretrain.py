@@ -49,7 +49,7 @@ def pretrain(config: PretrainConfig, console: Console = SILENT, overwrite: bool 
     device = pick_device(config.run.device)
     refuse_times(config.run)
     with processes.joined(device, config.run.patience), processes.watched(lambda: 0):
-        processes.on_first(lambda: refuse_place(config.run.out, overwrite))
+        processes.run_on_first(lambda: refuse_place(config.run.out, overwrite))
         images, numbers = open_with_range(config)
         config = _anchored(config)
         ready = _agreed(resolve(config, len(images), images.native_side(), device, numbers))
@@ -59,8 +59,8 @@ def pretrain(config: PretrainConfig, console: Console = SILENT, overwrite: bool 
         method = _prepared(ready, images, device, console)
         ready = fitted(ready, method, images, device)
         needed = checkpoint.bytes_needed(method, ready.config.optim.name)
-        processes.on_first(lambda: refuse_full(Path(ready.config.run.out), needed, "checkpoints", ROOM))
-        path = processes.on_first(lambda: _begun(ready, images, device, overwrite))
+        processes.run_on_first(lambda: refuse_full(Path(ready.config.run.out), needed, "checkpoints", ROOM))
+        path = processes.run_on_first(lambda: _begun(ready, images, device, overwrite))
         ready, run = _placed(ready, path), RunFolder(path, writes=collectives.rank() == 0)
         with held(run, console):
             announce(ready, method, images, console)
@@ -96,9 +96,9 @@ def _placed(ready: Resolved, path: Path) -> Resolved:
 
 def _agreed(ready: Resolved) -> Resolved:
     """The same configuration in every process, and how many there are; each one's GPU is its own affair."""
-    config, world = ready.config, collectives.world()
+    config, world = ready.config, collectives.world_size()
     device = kind(config.run.device) if world > 1 else config.run.device
-    run = replace(config.run, out=processes.told(config.run.out), devices=world, device=device)
+    run = replace(config.run, out=processes.broadcast_object(config.run.out), devices=world, device=device)
     return replace(ready, config=replace(config, run=run))
 
 
@@ -153,11 +153,11 @@ def _resumed(
     data = run.facts["data"]
     images, numbers = open_with_range(config)
     if images.fingerprint != data["fingerprint"]:
-        processes.on_first(lambda: _accept_images(run, images, console, allow_data_change))
+        processes.run_on_first(lambda: _accept_images(run, images, console, allow_data_change))
     # Settings newer than the run are resolved now.
     ready = _agreed(resolve(config, len(images), data["native"], device, numbers))
     check(ready, console)
-    found, notices = processes.on_first(lambda: checkpoint.newest(run.path / "checkpoints"))
+    found, notices = processes.run_on_first(lambda: checkpoint.newest(run.path / "checkpoints"))
     for notice in notices:
         console.warn(notice)
     state = checkpoint.read_state(found) if found else {}
@@ -172,7 +172,7 @@ def _resumed(
     if found is None:
         start_weights(ready, method, images, console)
     if epochs is not None:
-        processes.on_first(lambda: lengthen(run, before, config, start, session, console))
+        processes.run_on_first(lambda: lengthen(run, before, config, start, session, console))
     run.forget_after(start)
     run.update(status="running")
     console.say(f"resuming {run.path} at step {start} of {session.clock.steps}")

@@ -12,7 +12,7 @@ from sslkit.core.config.build import PretrainConfig
 class Rates:
     """Images per second of each side, and what the model costs."""
 
-    loader: float  # nobody computes
+    loader: float  # data loading only
     model: float  # the method's whole step on one batch again and again
     whole: float  # both, as in a run
     bare: float  # the backbone alone: forward, backward, optimizer; 0: not measured
@@ -59,7 +59,7 @@ class Rates:
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class DryRun:
     """What a run would take."""
 
     rates: Rates

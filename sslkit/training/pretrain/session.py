@@ -18,7 +18,7 @@ from sslkit.core import rng
 from sslkit.core.console import Console, command
 from sslkit.core.device import idle_within
 from sslkit.core.distributed import processes
-from sslkit.core.distributed.collectives import rank, world
+from sslkit.core.distributed.collectives import rank, world_size
 from sslkit.core.errors import UserError
 from sslkit.data.loading.workers import WorkersLost
 from sslkit.data.sources.image_set import ImageSet
@@ -29,14 +29,14 @@ from sslkit.training.loop.cached_loader import cached_loader
 from sslkit.training.loop.engine import Step, train
 from sslkit.training.loop.optim import pretraining
 from sslkit.training.loop.out_of_memory import OutOfMemory, images_at_once
-from sslkit.training.loop.signals import Interrupted, Wishes, listening
+from sslkit.training.loop.signals import Interrupted, Requests, handle_signals
 from sslkit.training.loop.time_limit import Deadline
 from sslkit.training.pretrain.auto import USUAL_WARMUP, Resolved, interval, seconds_of
 from sslkit.training.pretrain.launch import say_training, say_writing
 from sslkit.training.pretrain.pictures import due, write_panels
 from sslkit.training.run.checkpoint_writer import Writer, save_due
 from sslkit.training.run.folder import RunFolder
-from sslkit.training.run.log import Books
+from sslkit.training.run.log import RunLog
 from sslkit.training.run.resume_check import settings_of
 from sslkit.version import __version__
 
@@ -69,7 +69,7 @@ class Session:
         self.scaler = loss_scaling.scaler_for(config.run.precision, device)
         self.save_every = interval(config.run.save_every)
         self.saved = time.monotonic()
-        self.books = Books(run, config, method, self.clock, len(self.images), console, self._indices)
+        self.books = RunLog(run, config, method, self.clock, len(self.images), console, self._indices)
         self.writer = Writer(run.path / "checkpoints", device.type != "cpu", console)
         self.fingerprint = run.facts["data"]["fingerprint"]
 
@@ -83,7 +83,7 @@ class Session:
 
     def go(self, start: int) -> Path:
         """Run the loop from `start`, and leave the product."""
-        with listening() as wishes, self.books.opened(start):
+        with handle_signals() as wishes, self.books.opened(start):
             say_training()
             try:
                 self._loop(start, wishes)
@@ -97,7 +97,7 @@ class Session:
                 self.books.note(self.run.update, status="failed")
                 raise
 
-    def _batches(self, start: int, wishes: Wishes) -> Generator[dict[str, Any], None, None]:
+    def _batches(self, start: int, wishes: Requests) -> Generator[dict[str, Any], None, None]:
         return cached_loader(
             self.config.data.cache,
             self.device,
@@ -110,7 +110,7 @@ class Session:
             steps_per_epoch=self.clock.steps_per_epoch,
             workers=self.config.data.workers,
             console=self.console,
-            share=(rank(), world()),
+            share=(rank(), world_size()),
             stop=lambda: bool(wishes.stop),
         )
 
@@ -121,7 +121,7 @@ class Session:
             yield self.clock.at(number)
             number += 1
 
-    def _loop(self, start: int, wishes: Wishes) -> None:
+    def _loop(self, start: int, wishes: Requests) -> None:
         config, done = self.config, start
         with (
             closing(self._batches(start, wishes)) as batches,  # ends its workers now, not when garbage goes
@@ -158,14 +158,14 @@ class Session:
                             self._save(done)
             except (WorkersLost, processes.Lost, OutOfMemory) as problem:
                 if isinstance(problem, OutOfMemory) and problem.at_once:
-                    processes.leave_word("images at once", problem.at_once)
-                if at_once := processes.word("images at once"):
+                    processes.post("images at once", problem.at_once)
+                if at_once := processes.read_post("images at once"):
                     self.books.take(at_once)
                 say_writing()
                 self._keep(done)
                 raise
 
-    def _agreed(self, wishes: Wishes, clock: Clock) -> tuple[int, bool]:
+    def _agreed(self, wishes: Requests, clock: Clock) -> tuple[int, bool]:
         """(signal to stop with or 0, whether to save): what any process wants, and all then do.
 
         Unreadable images and the plan for `--max-time` travel along.
@@ -193,7 +193,7 @@ class Session:
             "micro_batch": self.books.micro_batch,
             "config": settings_of(self.config),
             "data": self.fingerprint,
-            "world": world(),
+            "world": world_size(),
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
             **loss_scaling.state_of(self.scaler),
         }
@@ -210,7 +210,7 @@ class Session:
 
         Not where the GPU still waits for a process that is gone: a copy would wait as well, without end.
         """
-        if world() == 1 or idle_within(_LAST_STEP, self.device):
+        if world_size() == 1 or idle_within(_LAST_STEP, self.device):
             self._save(step)
             self.writer.settle()
         elif rank() == 0:
@@ -261,7 +261,7 @@ class Session:
 
     def _indices(self, step: Step) -> list[int]:
         """The images of a step, those of all processes."""
-        if world() == 1 and step.index is not None:
+        if world_size() == 1 and step.index is not None:
             return [int(index) for index in step.index]
         clock, size = step.clock, self.config.run.batch_size
         first = clock.step % clock.steps_per_epoch * size

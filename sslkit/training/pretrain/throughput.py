@@ -1,8 +1,8 @@
 """How fast the parts of a training run are: loader, bare backbone, model, and all together.
 
-`rehearse` looks at a run before it begins (`pretrain --dry-run`), `measure` compares the parts (`bench`).
-Nothing is written. All sides take turns, so that a busy machine hurts all alike. Images come from where the
-run would have them: decoded once and kept, or from files.
+`dry_run` looks at a run before it begins (`pretrain --dry-run`), `measure` compares the parts (`bench`).
+Nothing is written. Measurements are interleaved, so that background load affects them equally. Images come
+from where the run would have them: decoded once and kept, or from files.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from sslkit.training.pretrain.fastest import measured
 from sslkit.training.pretrain.image_range import open_with_range
 from sslkit.training.pretrain.intervals import refuse_longer_than_run
 from sslkit.training.pretrain.pictures import PICTURED
-from sslkit.training.pretrain.rates import Rates, Rehearsal
+from sslkit.training.pretrain.rates import DryRun, Rates
 from sslkit.training.run import checkpoint
 from sslkit.training.run.folder import build_encoder, refuse_place
 from sslkit.training.run.progress import announce
@@ -46,19 +46,19 @@ from sslkit.training.run.snapshot import snapshot
 
 WARM = 2
 """Steps that are not timed."""
-ROUNDS = 3
+_ROUNDS = 3
 """Turns that each side gets in `measure`; medians are over these."""
 PICTURE_COLUMNS = 4
 
 
-class Pace(NamedTuple):
+class StepTime(NamedTuple):
     """Of one turn of one side."""
 
     seconds: float  # per step
     wait: float = 0.0  # of these, waiting for images
 
 
-class Workbench:
+class ThroughputBench:
     """Everything of a run but its folder, with one function for each side that is timed."""
 
     def __init__(
@@ -105,23 +105,23 @@ class Workbench:
         if self.source.bytes:
             self.decoding = time.perf_counter() - began
 
-    def loader(self, steps: int) -> Pace:
+    def loader(self, steps: int) -> StepTime:
         """The reading processes alone, emptied as fast as they can."""
         warm, steps = self._turn(steps)
         with closing(self._batches(warm + steps)) as batches:
             return self._timed(batches, warm, steps)
 
-    def whole(self, steps: int) -> Pace:
+    def whole(self, steps: int) -> StepTime:
         """The engine's whole step, with images from the loader."""
         warm, steps = self._turn(steps)
         with closing(self._batches(warm + steps)) as batches:
             return self._timed(self._steps(batches), warm, steps)
 
-    def model(self, steps: int, warm: int = 0) -> Pace:
+    def model(self, steps: int, warm: int = 0) -> StepTime:
         """The engine's whole step, with one batch again and again."""
         return self._timed(self._model, warm, steps)
 
-    def bare(self, steps: int, warm: int = 0) -> Pace:
+    def bare(self, steps: int, warm: int = 0) -> StepTime:
         """The backbone alone: forward, the mean of its features as loss, backward, optimizer."""
         return self._timed(self._bare, warm, steps)
 
@@ -147,7 +147,7 @@ class Workbench:
         workers = max(1, self.workers)
         return max(WARM, workers), -(-steps // workers) * workers
 
-    def _timed(self, steps: Iterator[Any], warm: int, count: int) -> Pace:
+    def _timed(self, steps: Iterator[Any], warm: int, count: int) -> StepTime:
         """The mean over `count` steps after `warm` others; the device is done before and after."""
         for _ in islice(steps, warm):
             pass
@@ -155,7 +155,7 @@ class Workbench:
         began = time.perf_counter()
         waits = [getattr(step, "wait", 0.0) for step in islice(steps, count)]
         self._settle()
-        return Pace((time.perf_counter() - began) / count, sum(waits) / count)
+        return StepTime((time.perf_counter() - began) / count, sum(waits) / count)
 
     def _settle(self) -> None:
         if self.device.type == "cuda":
@@ -214,7 +214,7 @@ class Workbench:
         return torch.rand(number, 3, self.config.data.size, self.config.data.size, device=self.device)
 
 
-def rehearse(config: PretrainConfig, console: Console = SILENT, steps: int = 5) -> Rehearsal:
+def dry_run(config: PretrainConfig, console: Console = SILENT, steps: int = 5) -> DryRun:
     """Time a few steps of a run that is not begun, and say what all of it would take; writes nothing.
 
     Raises:
@@ -235,7 +235,7 @@ def rehearse(config: PretrainConfig, console: Console = SILENT, steps: int = 5) 
     if config.run.max_time:  # the clock decides, whatever was guessed
         hours = seconds_of(config.run.max_time) / 3600
         total = int(max(0.0, 3600 * hours - bench.decoding) / whole.seconds)
-    return Rehearsal(rates, total, hours, disk, rates.limit(config))
+    return DryRun(rates, total, hours, disk, rates.limit(config))
 
 
 def measure(
@@ -249,12 +249,12 @@ def measure(
         UserError: anything that `pretrain` would refuse before its first step.
     """
     bench = at_the_door(config, console, with_bare=True)
-    each = max(1, round(steps / ROUNDS))
+    each = max(1, round(steps / _ROUNDS))
     peak = peak_flops(bench.device, bench.config.run.precision)
     bench.bare(1, WARM)
     bench.model(1, WARM)
-    paces: dict[str, list[Pace]] = {"loader": [], "model": [], "whole": [], "bare": []}
-    for _ in range(ROUNDS):
+    paces: dict[str, list[StepTime]] = {"loader": [], "model": [], "whole": [], "bare": []}
+    for _ in range(_ROUNDS):
         for _ in range(each):
             paces["bare"].append(bench.bare(1))
             paces["model"].append(bench.model(1))
@@ -268,7 +268,7 @@ def measure(
     return bench.config, Rates(**rates, wait=wait, peak=peak, **bench.costs())
 
 
-def at_the_door(config: PretrainConfig, console: Console, with_bare: bool = False) -> Workbench:
+def at_the_door(config: PretrainConfig, console: Console, with_bare: bool = False) -> ThroughputBench:
     """What `pretrain` resolves, refuses and prints before it makes a folder."""
     if config.run.devices > 1:
         cure = "leave --devices out; N of them take an Nth of the time, and what they exchange on top"
@@ -280,7 +280,7 @@ def at_the_door(config: PretrainConfig, console: Console, with_bare: bool = Fals
     check(ready, console)
     refuse_longer_than_run(ready.config, len(images), USUAL_WARMUP, console)
     ready = measured(ready, device, console)
-    bench = Workbench(ready, images, device, console, with_bare)
+    bench = ThroughputBench(ready, images, device, console, with_bare)
     announce(replace(ready, config=bench.config), bench.method, images, console)
     bench.decode(console)
     return bench

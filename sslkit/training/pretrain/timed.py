@@ -1,4 +1,4 @@
-"""Seconds that a step takes in several ways, in a process of its own: `python -m sslkit.training.pretrain.timed`.
+"""Seconds that a step takes in several ways, in a process of its own, which runs this module.
 
 It reads one JSON object and writes one. What torch may do to the process, or a random generator, a weight and
 a statistic may suffer, is nothing that the run would ever notice.
@@ -31,7 +31,7 @@ Way = tuple[str, str]
 
 FEW = 8
 """Images of the first two steps, which tell how many there is time for."""
-ROUNDS = 5
+_ROUNDS = 5
 """Turns that each way gets at most; its fastest counts, as whatever else the machine does only adds to it."""
 
 
@@ -78,7 +78,7 @@ def timed(
     turn = clock()
     found = {way: seconds(way, count) for way in ways}
     turn = clock() - turn
-    for _ in range(ROUNDS - 1):
+    for _ in range(_ROUNDS - 1):
         if clock() - began + turn > limit:
             break
         found = {way: min(found[way], seconds(way, count)) for way in ways}
@@ -114,7 +114,7 @@ def steps_of(asked: Mapping[str, Any]) -> tuple[Callable[[Way, int], None], int]
 _FORMATS = {"channels_last": "channels_last", "contiguous": "contiguous_format"}
 
 
-def main() -> None:
+def _main() -> None:
     asked = json.load(sys.stdin)
     allocator.keep_memory()
     torch.set_num_threads(asked["threads"])
@@ -129,4 +129,4 @@ def _tell(number: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    _main()

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sslkit.core.checkpoint_files import as_json, committed, fault
+from sslkit.core.checkpoint_files import checkpoint_json, committed, fault
 from sslkit.core.errors import UserError, first_line
 from sslkit.core.files import sha256
 from sslkit.models.weights import save
@@ -31,7 +31,7 @@ from sslkit.training.run.lock import alive
 from sslkit.training.run.snapshot import Snapshot, snapshot
 from sslkit.version import __version__
 
-FORMAT = 2
+_FORMAT = 2
 KEEP = 2
 """Verified checkpoints that stay when older ones are pruned."""
 
@@ -84,7 +84,7 @@ def commit(folder: Path, step: int, content: Snapshot, state: dict[str, Any]) ->
         )
     temporary = _temporary(final)
     try:
-        _fill(temporary, content, {"format": FORMAT, "step": step, "sslkit": __version__, **state})
+        _fill(temporary, content, {"format": _FORMAT, "step": step, "sslkit": __version__, **state})
         temporary.rename(final)
     except (OSError, RuntimeError, SafetensorError) as problem:  # a full disk shows as any of the three
         shutil.rmtree(temporary, ignore_errors=True)
@@ -112,7 +112,7 @@ def _fill(temporary: Path, content: Snapshot, state: dict[str, Any]) -> None:
     for file in sorted(temporary.iterdir()):
         _flush(file)
         files[file.name] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
-    _write_json(temporary / "manifest.json", {"format": FORMAT, "files": files})
+    _write_json(temporary / "manifest.json", {"format": _FORMAT, "files": files})
     _flush(temporary)
 
 
@@ -176,12 +176,12 @@ def read_state(path: Path) -> dict[str, Any]:
     """
     state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
     wrote = f"{path} has format {state['format']}, written by sslkit {state.get('sslkit', '?')}"
-    if state["format"] > FORMAT:
-        problem = f"{wrote}; this is {__version__}, which reads formats up to {FORMAT}"
+    if state["format"] > _FORMAT:
+        problem = f"{wrote}; this is {__version__}, which reads formats up to {_FORMAT}"
         raise UserError(problem, f"install sslkit {state.get('sslkit', '')} or newer".replace("  ", " "))
-    while state["format"] < FORMAT:
+    while state["format"] < _FORMAT:
         if state["format"] not in MIGRATIONS:
-            raise UserError(f"{wrote}; this sslkit reads formats {min(MIGRATIONS)} to {FORMAT}")
+            raise UserError(f"{wrote}; this sslkit reads formats {min(MIGRATIONS)} to {_FORMAT}")
         state = MIGRATIONS[state["format"]](state)
     return state
 
@@ -191,7 +191,7 @@ def restore(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> 
     state = read_state(path)
     restore_weights(path, method)
     tensors = load_file(path / "optimizer.safetensors")
-    generators.restore_(tensors, generators.device_of(method))
+    generators.restore_generators_(tensors, generators.device_of(method))
     entries: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, _, key = name.partition(".")
@@ -226,7 +226,7 @@ def _shape(tensor: Tensor | None) -> str:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(as_json(content), encoding="utf-8")
+    path.write_text(checkpoint_json(content), encoding="utf-8")
     _flush(path)
 
 

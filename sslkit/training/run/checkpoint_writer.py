@@ -15,7 +15,7 @@ from sslkit.methods.base import Clock
 from sslkit.training.run import checkpoint
 from sslkit.training.run.snapshot import Room, Snapshot, copied, snapshot
 
-PATIENCE = 3
+_PATIENCE = 3
 """Saves that may fail one after the other before the run ends."""
 
 
@@ -88,6 +88,6 @@ class Writer:
             raise problem
         else:
             self.failures += 1
-            if self.failures >= PATIENCE:
+            if self.failures >= _PATIENCE:
                 raise problem
             self._console.warn(f"{problem.message}; training goes on", problem.hint)

@@ -40,7 +40,7 @@ from sslkit.training.run import checkpoint
 from sslkit.training.run.lock import refuse_if_locked
 from sslkit.version import __version__
 
-FORMAT = 1
+_FORMAT = 1
 ROOM = "choose an --out on another disk, or make room"
 RUNS = Path("runs")
 """Where runs go that nobody has named a folder for."""
@@ -49,7 +49,7 @@ RUNS = Path("runs")
 class RunFolder:
     """Files of one run. `create` makes a new folder, `open` takes an existing one.
 
-    Of several processes only the first one writes there: for the others `writes` is False.
+    With several processes only the first one writes there: for the others `writes` is False.
     """
 
     def __init__(self, path: Path, writes: bool = True) -> None:
@@ -212,7 +212,7 @@ def read_configuration(path: Path) -> PretrainConfig:
 def describe(images: ImageSet, info: Info, device: torch.device) -> dict[str, Any]:
     """The facts of run.json that do not change while it runs."""
     return {
-        "format": FORMAT,
+        "format": _FORMAT,
         "kind": "pretrain",
         "command": command("sslkit", *sys.argv[1:]) if _is_command_line() else "",
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -10,7 +10,7 @@ from typing import Any
 from sslkit.core.config.build import PretrainConfig
 from sslkit.core.console import Bar, Console
 from sslkit.core.distributed import processes
-from sslkit.core.distributed.collectives import world
+from sslkit.core.distributed.collectives import world_size
 from sslkit.methods.base import Clock, Method
 from sslkit.training.loop.engine import Step
 from sslkit.training.loop.health import Interval, advice, averaged
@@ -22,8 +22,8 @@ from sslkit.training.run.progress import less_at_once, note
 from sslkit.training.run.skipped import Skipped
 
 
-class Books:
-    """The books of one run; every process keeps them, and the run's folder takes those of the first.
+class RunLog:
+    """Log of one run: metrics, unreadable images, non-finite steps; rank 0 writes it.
 
     Args:
         count: images of the set.
@@ -72,7 +72,7 @@ class Books:
     def add(self, step: Step, bar: Bar) -> None:
         """One step; at the end of a log interval its figures become a line. Raises what NonFinite raises."""
         self.unread += step.bad
-        if self.unread and world() == 1:  # several processes tell each other with their other wishes
+        if self.unread and world_size() == 1:  # several processes tell each other with their other wishes
             self.tell_unread()
         self.figures.add(step)
         self.note(self.nonfinite.add, step)
@@ -90,12 +90,12 @@ class Books:
 
     def tell_unread(self) -> None:
         """List the unreadable images of all processes. Raises UserError: there are too many."""
-        told, self.unread = processes.everyone(self.unread), []
+        told, self.unread = processes.all_gather_objects(self.unread), []
         self.note(self.skipped.add, [entry for entries in told for entry in entries])
 
     def _line(self, step: Step, seconds: float) -> dict[str, Any]:
         """One line of metrics.jsonl, checked for sanity."""
-        numbers, wait = averaged(processes.everyone((self.figures.figures(), self.figures.wait)))
+        numbers, wait = averaged(processes.all_gather_objects((self.figures.figures(), self.figures.wait)))
         done = step.clock.step + 1
         line = {
             "step": done,
@@ -129,6 +129,6 @@ class Books:
             self.console.warn(less_at_once(step, self.config.run.batch_size), cure)
 
     def take(self, micro_batch: int) -> None:
-        """From here on so many images at once."""
+        """Use this micro-batch size from now on."""
         self.micro_batch = micro_batch
         self.note(note_at_once, self.run, self.config.run.micro_batch, micro_batch)

@@ -11,9 +11,9 @@ from sslkit.core.errors import UserError
 from sslkit.training.loop.engine import Step
 from sslkit.training.run.folder import RunFolder, rounded
 
-FILE = "nonfinite.jsonl"
+_FILE = "nonfinite.jsonl"
 IN_A_ROW = 3
-SHARE = 0.001
+_SHARE = 0.001
 
 
 class NonFinite:
@@ -28,8 +28,8 @@ class NonFinite:
 
     def __init__(self, run: RunFolder, steps: int, images: Callable[[Step], list[int]]) -> None:
         self._run, self._images = run, images
-        self._allowed = max(IN_A_ROW, int(SHARE * steps))
-        file = run.path / FILE
+        self._allowed = max(IN_A_ROW, int(_SHARE * steps))
+        file = run.path / _FILE
         self.count = len(file.read_text(encoding="utf-8").splitlines()) if file.is_file() else 0
         self._row = 0
         self._pending: list[Step] = []
@@ -55,12 +55,12 @@ class NonFinite:
         self.count += 1
         done = step.clock.step + 1
         figures = rounded({"loss": float(step.metrics["loss"]), "grad_norm": float(step.grad_norm)})
-        self._run.append(FILE, json.dumps({"step": done, **figures, "images": self._images(step)}))
+        self._run.append(_FILE, json.dumps({"step": done, **figures, "images": self._images(step)}))
         if self._row >= IN_A_ROW or self.count > self._allowed:
             often = f"{self._row} times in a row" if self._row >= IN_A_ROW else f"in {self.count} steps"
             raise UserError(
                 f"step {done}: loss or gradients not finite {often}",
-                f"look at the images of {self._run.path / FILE}, or resume with a smaller optim.lr "
+                f"look at the images of {self._run.path / _FILE}, or resume with a smaller optim.lr "
                 f"in {self._run.path / 'config.toml'}",
                 code=1,
             )

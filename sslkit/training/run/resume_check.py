@@ -38,7 +38,7 @@ FIXED = (
 """Settings that a checkpoint can't follow: they make another network or another optimizer."""
 FREE = ("run.devices",)
 """Settings that every resumption may choose anew."""
-SHOWN = 3
+_SHOWN = 3
 
 File = tuple[str, int]
 """Absolute name of an image, and `file_bytes` of it."""
@@ -132,5 +132,5 @@ def _listed(folder: Path) -> Iterator[File]:
 
 
 def _some(sign: str, names: list[str]) -> str:
-    shown = ", ".join(sorted(names)[:SHOWN]) + (", …" if len(names) > SHOWN else "")
+    shown = ", ".join(sorted(names)[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
     return f"{sign}{len(names)}" + (f" ({shown})" if names else "")

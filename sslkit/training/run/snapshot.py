@@ -19,7 +19,7 @@ from sslkit.training.loop import generators
 
 BLOCK = 1 << 26
 """Bytes of a piece of pinned memory. torch takes a power of two at least, and this is one."""
-SHARE = 4
+_SHARE = 4
 """Pinned memory can't be swapped out, so it may be one part in so many of what is free."""
 _ALIGNED = 64  # bytes
 
@@ -82,7 +82,7 @@ class Room:
     def _taken(self, sizes: list[int]) -> bool:
         places, lengths = packed(sizes)
         self._sizes, self._blocks = [], []
-        if sum(lengths) > free_memory() // SHARE:
+        if sum(lengths) > free_memory() // _SHARE:
             return False
         try:
             self._blocks = [torch.empty(n, dtype=torch.uint8, pin_memory=True) for n in lengths]

@@ -10,9 +10,9 @@ from torch import Tensor
 from sslkit.visualization.figures.attention_maps import AttentionMaps
 from sslkit.visualization.figures.style import CELL, COLOURS, LINE, MARGIN, MUTED, Sheet, column, legend
 
-HEADS = 6
+_HEADS = 6
 """Heads shown; a base ViT has twice as many."""
-ROW = CELL + LINE + 0.06
+_ROW = CELL + LINE + 0.06
 TOP, PLOT = 0.85, 2.2
 
 
@@ -22,16 +22,16 @@ def attention(images: Tensor, maps: AttentionMaps, name: str) -> Figure:
     images: float [B, 3, H, W] in [0, 1], those that `maps` are of.
     """
     heads = maps.heads.shape[1]
-    shown = min(heads, HEADS)
+    shown = min(heads, _HEADS)
     query = "class token" if maps.from_class_token else "mean over all patches"
     left_out = "" if shown == heads else f" · {shown} of {heads} heads"
     across = max(column(shown + 2), 6.2)
     sheet = Sheet(
-        across + 0.95, TOP + len(images) * ROW + PLOT + 1.1, f"Attention of {name}",
+        across + 0.95, TOP + len(images) * _ROW + PLOT + 1.1, f"Attention of {name}",
         f"heads of the last block, query: {query}{left_out}",
     )  # fmt: skip
     for row, image in enumerate(images):
-        top = TOP + row * ROW + LINE
+        top = TOP + row * _ROW + LINE
         sheet.picture(MARGIN, top, image, "image")
         pictures = [("rollout", maps.rollout[row])]
         pictures += [(f"head {head + 1}", maps.heads[row, head]) for head in range(shown)]
@@ -39,7 +39,7 @@ def attention(images: Tensor, maps: AttentionMaps, name: str) -> Figure:
             scaled = weights / weights.max()
             drawn = sheet.picture(column(place), top, scaled, title, cmap="inferno")
     sheet.colour_bar(drawn, column(shown + 2) + 0.04, TOP + LINE, CELL, "share of the largest")
-    _distances(sheet, TOP + len(images) * ROW + 0.45, across - 0.6, maps)
+    _distances(sheet, TOP + len(images) * _ROW + 0.45, across - 0.6, maps)
     return sheet.figure
 
 

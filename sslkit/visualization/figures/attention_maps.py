@@ -28,7 +28,7 @@ class AttentionMaps:
     from_class_token: bool
 
 
-def refusal_of(encoder: Encoder) -> UserError | None:
+def attention_refusal(encoder: Encoder) -> UserError | None:
     """Why there are no attention maps of this encoder, if there are none."""
     if encoder.family != "vit":
         return UserError(f"{encoder.name} has no attention from each patch to all", "pca shows its features")
@@ -38,7 +38,7 @@ def refusal_of(encoder: Encoder) -> UserError | None:
 
 
 @contextmanager
-def watched(model: Any, see: Callable[[int, Tensor], None]) -> Iterator[None]:
+def watch_attention(model: Any, see: Callable[[int, Tensor], None]) -> Iterator[None]:
     """Inside, every forward pass gives see(block, attention [B, H, N, N]), rows summing to 1.
 
     The fused product keeps its weights to itself. Query and key leave `q_norm` and `k_norm` (which may do
@@ -70,9 +70,9 @@ def watched(model: Any, see: Callable[[int, Tensor], None]) -> Iterator[None]:
 def attention_maps(encoder: Encoder, images: Tensor) -> AttentionMaps:
     """One image after the other, so that one block's attention of one image is all that is held.
 
-    images: float [B, 3, H, W] in [0, 1]. Raises UserError where `refusal_of` has something to say.
+    images: float [B, 3, H, W] in [0, 1]. Raises UserError where `attention_refusal` has something to say.
     """
-    if problem := refusal_of(encoder):
+    if problem := attention_refusal(encoder):
         raise problem
     model, stride = encoder.model, encoder.stride
     grid = (images.shape[-2] // stride, images.shape[-1] // stride)
@@ -81,7 +81,7 @@ def attention_maps(encoder: Encoder, images: Tensor) -> AttentionMaps:
     heads, rollouts, distances = [], [], []
     for image in images:
         seen = _Seen(between, skip, model.cls_token is not None)
-        with torch.no_grad(), watched(model, seen):
+        with torch.no_grad(), watch_attention(model, seen):
             encoder.vector(image[None])
         heads.append(seen.last.reshape(-1, *grid))
         rollouts.append(seen.looked_at(seen.rollout).reshape(grid))

@@ -24,20 +24,20 @@ from sslkit.visualization.figures.style import (
     RULE,
     SMALL,
     Sheet,
+    format_number,
     legend,
-    number,
     plain,
     save_missing,
 )
 
-SHOWN = 30
+_SHOWN = 30
 """Classes in the picture of a confusion matrix; of more, those with the most errors."""
 NUMBERED = 15
 """Classes up to which the cells hold numbers."""
 _NAME = 22  # letters of a class name that are shown
 
 
-def draw(folder: Path) -> list[Path]:
+def draw_confusion(folder: Path) -> list[Path]:
     """pictures/confusion.png and pictures/reliability.png of a fine-tuning's folder.
 
     Its tables are final, so pictures that are there already are of them, and stay.
@@ -54,10 +54,10 @@ def draw(folder: Path) -> list[Path]:
 
 
 def draw_runs(folders: Sequence[Path], console: Console) -> None:
-    """`draw` for each folder; the work is done by now: a picture that can't be drawn is no reason to fail."""
+    """`draw_confusion` for each folder; a picture that can't be drawn fails nothing: the work is done."""
     for folder in folders:
         try:
-            draw(folder)
+            draw_confusion(folder)
         except (UserError, OSError) as problem:
             console.warn(f"{folder / 'pictures'} were not drawn: {problem}")
 
@@ -65,7 +65,7 @@ def draw_runs(folders: Sequence[Path], console: Console) -> None:
 def confusion_matrix(counts: Tensor, classes: tuple[str, ...]) -> Figure:
     """A row per true class, in percent of its images; counts int64 [C, C], rows are the truth.
 
-    With more than `SHOWN` classes those with the most errors; what else they were called is "others".
+    With more than `_SHOWN` classes those with the most errors; what else they were called is "others".
     """
     chosen = _chosen(counts)
     names = [_short(classes[i]) for i in chosen]
@@ -114,7 +114,7 @@ def reliability_diagram(bins: tuple[Bin, ...]) -> Figure:
         5.6,
         6.3,
         "Is its confidence right?",
-        f"expected calibration error {number(100 * error)} %, {counted(count, 'image')}",
+        f"expected calibration error {format_number(100 * error)} %, {counted(count, 'image')}",
     )
     left, width = MARGIN + 0.55, 4.4
     upper = sheet.plot(left, 1.0, width, 3.2, "", "accuracy, %")
@@ -196,10 +196,10 @@ def _rows(path: Path) -> list[list[str]]:
 
 def _chosen(counts: Tensor) -> list[int]:
     """The classes to show, in their own order."""
-    if len(counts) <= SHOWN:
+    if len(counts) <= _SHOWN:
         return list(range(len(counts)))
     errors = counts.sum(dim=1) - counts.diagonal()
-    found: list[int] = errors.argsort(descending=True, stable=True)[:SHOWN].tolist()
+    found: list[int] = errors.argsort(descending=True, stable=True)[:_SHOWN].tolist()
     return sorted(found)
 
 

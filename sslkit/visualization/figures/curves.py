@@ -33,7 +33,7 @@ COLUMNS, WIDTH, HEIGHT = 3, 2.6, 1.55  # plots in a row, and one plot's frame in
 ACROSS, DOWN = WIDTH + 0.85, HEIGHT + 0.85
 SHARES = ("wait", "saving")  # of the time
 ZERO_BASED = ("lr", "grad_norm", "rank", "std", "images_per_s", *SHARES)
-SMOOTH_FROM = 60  # points above which a running mean is drawn over the raw line
+_SMOOTH_FROM = 60  # points above which a running mean is drawn over the raw line
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -90,7 +90,7 @@ def _curve(sheet: Sheet, place: int, name: str, metrics: Sequence[Mapping[str, A
     left, top = 0.75 + place % COLUMNS * ACROSS, 0.85 + place // COLUMNS * DOWN
     axes = sheet.plot(left, top, WIDTH, HEIGHT, "epoch", label, title)
     colour = COLOURS[0] if name.startswith("loss") else COLOURS[2]
-    smooth = len(value) > SMOOTH_FROM and name != "lr"
+    smooth = len(value) > _SMOOTH_FROM and name != "lr"
     marker = "o" if len(value) == 1 else None
     alpha, width = (0.3, 0.8) if smooth else (1.0, 1.6)
     axes.plot(epoch, value, marker=marker, color=colour, alpha=alpha, linewidth=width)

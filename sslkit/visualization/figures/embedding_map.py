@@ -29,13 +29,13 @@ from sslkit.visualization.figures.style import (
     plain,
 )
 
-SIDE = 5.2  # of a map, inches
-FLAT = 0.45  # of its width: a frame's least height
-THUMBNAIL = 0.34  # inches
+_SIDE = 5.2  # of a map, inches
+_FLAT = 0.45  # of its width: a frame's least height
+_THUMBNAIL = 0.34  # inches
 MARKERS = "os^"
 CLASSES = 12
 """With a colour and a marker of their own; the rest is grey."""
-FEW = 5
+_FEW = 5
 """Fewer images make no map of neighbourhoods."""
 MANY = 20
 """Of fewer images none is left out as lying far away."""
@@ -60,7 +60,7 @@ def projections(vectors: NDArray[np.float32], seed: int, console: Console = SILE
     """Plane positions by the name of how they were made: PCA, and UMAP or else t-SNE where usable."""
     points, shares = principal(vectors)
     found = {f"PCA, {shares[0]:.0%} and {shares[1]:.0%} of the variance": points}
-    if len(vectors) >= FEW:
+    if len(vectors) >= _FEW:
         for name, made in _neighbourhoods(len(vectors), seed, console):
             found[name] = np.asarray(made.fit_transform(vectors - vectors.mean(0)), dtype=np.float64)
             break
@@ -94,7 +94,7 @@ def image_map(
     legend_room = 1.45 if labels else 0.0
     heights = [height(*limits(places)) for places in points.values()]
     sheet = Sheet(
-        MARGIN + across * (SIDE + 0.3) + legend_room, 0.75 + sum(heights) + 0.45 * len(heights) + 0.1,
+        MARGIN + across * (_SIDE + 0.3) + legend_room, 0.75 + sum(heights) + 0.45 * len(heights) + 0.1,
         f"{counted(count, 'image')} as {name} sees them",
         "alike images lie close together; both axes have the same scale, without a unit",
     )  # fmt: skip
@@ -106,7 +106,7 @@ def image_map(
         _title(axes, title + (f"; {outside:,} of {count:,} lie outside" if outside else ""))
         _thumbnails(axes, places, thumbnails)
         if labels:
-            axes = _frame(sheet, MARGIN + SIDE + 0.3, top, low, high)
+            axes = _frame(sheet, MARGIN + _SIDE + 0.3, top, low, high)
             _title(axes, "classes")
             _dots(axes, places, labels)
     return sheet.figure
@@ -128,19 +128,19 @@ def limits(places: Points) -> tuple[Points, Points]:
 
 
 def height(low: Points, high: Points) -> float:
-    """Inches of a frame that is `SIDE` wide: a flat cloud gets a flat one, but room for classes."""
+    """Inches of a frame that is `_SIDE` wide: a flat cloud gets a flat one, but room for classes."""
     across, up = high - low
     shape = float(up / max(across, 1e-9))
-    return 2 * THUMBNAIL + (SIDE - 2 * THUMBNAIL) * min(1.0, max(FLAT, shape))
+    return 2 * _THUMBNAIL + (_SIDE - 2 * _THUMBNAIL) * min(1.0, max(_FLAT, shape))
 
 
 def _frame(sheet: Sheet, left: float, top: float, low: Points, high: Points) -> Axes:
     """Axes from corner to corner, one scale for both; room for a thumbnail at the rim."""
-    size = np.array([SIDE, height(low, high)])
+    size = np.array([_SIDE, height(low, high)])
     axes = sheet.axes(left, top, *size)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set(color=RULE)
-    reach = max(*((high - low) / (size - 2 * THUMBNAIL)), 1e-9) * size / 2
+    reach = max(*((high - low) / (size - 2 * _THUMBNAIL)), 1e-9) * size / 2
     middle = (low + high) / 2
     axes.set_xlim(middle[0] - reach[0], middle[0] + reach[0])
     axes.set_ylim(middle[1] - reach[1], middle[1] + reach[1])
@@ -161,12 +161,12 @@ def _thumbnails(axes: Axes, places: Points, thumbnails: Callable[[int], Tensor])
     """As many as fit without covering each other; the other images are dots."""
     axes.scatter(places[:, 0], places[:, 1], s=3, color=MUTED, alpha=0.5, linewidths=0)
     left, right = axes.get_xlim()
-    inches = places * SIDE / (right - left)
+    inches = places * _SIDE / (right - left)
     seen = np.flatnonzero(_inside(axes, places))
-    for index in map(int, seen[apart(inches[seen], THUMBNAIL * 1.06)]):
+    for index in map(int, seen[apart(inches[seen], _THUMBNAIL * 1.06)]):
         picture = thumbnails(index).clamp(0, 1).permute(1, 2, 0).numpy()
         # OffsetImage counts in points: 1/72 inch a pixel at zoom 1.
-        image = OffsetImage(picture, zoom=72 * THUMBNAIL / picture.shape[0])
+        image = OffsetImage(picture, zoom=72 * _THUMBNAIL / picture.shape[0])
         axes.add_artist(AnnotationBbox(image, tuple(places[index]), frameon=False, pad=0))
 
 

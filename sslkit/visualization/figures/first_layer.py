@@ -15,13 +15,13 @@ from sslkit.frequency import power_spectrum, radial_profile
 from sslkit.models.encoder import Encoder
 from sslkit.visualization.figures.style import CELL, COLOURS, LINE, MARGIN, MUTED, SMALL, TEXT, Sheet, legend
 
-SHOWN = 64
-ACROSS = 8
+_SHOWN = 64
+_ACROSS = 8
 PLANE = 32
 """Bins a side of a response; a smaller kernel is padded with zeros."""
-SIDE = 3.6  # of a mosaic, inches
-TOP = 0.95
-PLOT = 2.2
+_SIDE = 3.6  # of a mosaic, inches
+_TOP = 0.95
+_PLOT = 2.2
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def first_filters(encoder: Encoder) -> Filters:
     return Filters(kernels, frequency_response(kernels), name)
 
 
-def refusal_of(encoder: Encoder) -> UserError | None:
+def first_layer_refusal(encoder: Encoder) -> UserError | None:
     """Why the first layer can't be shown, if it can't."""
     try:
         _first_layer(encoder)
@@ -76,10 +76,10 @@ def frequency_response(kernels: Tensor) -> Tensor:
 def filters(found: Filters, name: str) -> Figure:
     """The strongest kernels, each one's frequency response in the same place, and the mean of all."""
     count, _, rows, columns = found.kernels.shape
-    shown = min(count, SHOWN)
-    left = MARGIN + SIDE + 0.35
+    shown = min(count, _SHOWN)
+    left = MARGIN + _SIDE + 0.35
     sheet = Sheet(
-        left + SIDE + 1.0, TOP + SIDE + PLOT + 1.35, f"First layer of {name}",
+        left + _SIDE + 1.0, _TOP + _SIDE + _PLOT + 1.35, f"First layer of {name}",
         f"{found.layer}, {count} kernels of {rows} × {columns} px"
         + (f", the {shown} strongest shown" if shown < count else ""),
     )  # fmt: skip
@@ -89,21 +89,21 @@ def filters(found: Filters, name: str) -> Figure:
     response = found.response[:shown]
     scaled = response / response.amax((1, 2), keepdim=True).clamp_min(1e-12)
     drawn = _mosaic(sheet, left, scaled[:, None], "their responses; zero frequency in the middle")
-    sheet.colour_bar(drawn, left + SIDE + 0.08, TOP + LINE, CELL, "share of the largest")
+    sheet.colour_bar(drawn, left + _SIDE + 0.08, _TOP + LINE, CELL, "share of the largest")
     _mean(sheet, found.response)
     return sheet.figure
 
 
 def _mosaic(sheet: Sheet, left: float, tiles: Tensor, title: str) -> Any:
     """Tiles [K, 3 or 1, h, w] in [0, 1] in rows of eight, with white lines between."""
-    rows = -(-len(tiles) // ACROSS)
+    rows = -(-len(tiles) // _ACROSS)
     scale = -(-24 // tiles.shape[-1])  # lines between small kernels would be as wide as these
     large = tiles.repeat_interleave(scale, -2).repeat_interleave(scale, -1)
     framed = nn.functional.pad(large, (0, 2, 0, 2), value=float("nan"))
-    empty = framed.new_full((rows * ACROSS - len(framed), *framed.shape[1:]), float("nan"))
-    grid = torch.cat([framed, empty]).reshape(rows, ACROSS, *framed.shape[1:])  # [rows, 8, C, h, w]
+    empty = framed.new_full((rows * _ACROSS - len(framed), *framed.shape[1:]), float("nan"))
+    grid = torch.cat([framed, empty]).reshape(rows, _ACROSS, *framed.shape[1:])  # [rows, 8, C, h, w]
     plane = grid.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # [H, W, C]
-    axes = sheet.axes(left, TOP + LINE, SIDE, SIDE * plane.shape[0] / plane.shape[1])
+    axes = sheet.axes(left, _TOP + LINE, _SIDE, _SIDE * plane.shape[0] / plane.shape[1])
     axes.set_axis_off()
     axes.set_title(title, fontsize=SMALL, loc="left", pad=3)
     if plane.shape[-1] == 3:
@@ -114,9 +114,9 @@ def _mosaic(sheet: Sheet, left: float, tiles: Tensor, title: str) -> Any:
 
 def _mean(sheet: Sheet, response: Tensor) -> None:
     """The root mean square response of all kernels: over the plane, and over the radius with quartiles."""
-    top = TOP + SIDE + 0.75
+    top = _TOP + _SIDE + 0.75
     mean = response.square().mean(0).sqrt()
-    axes = sheet.axes(MARGIN + 0.25, top, PLOT, PLOT)
+    axes = sheet.axes(MARGIN + 0.25, top, _PLOT, _PLOT)
     half_bin = 0.5 / len(mean)
     edges = (-0.5 - half_bin, 0.5 - half_bin)  # of an even plane, whose zero frequency is right of the middle
     drawn = axes.imshow(mean.numpy(), cmap="viridis", vmin=0, extent=(*edges, *edges[::-1]))
@@ -125,10 +125,10 @@ def _mean(sheet: Sheet, response: Tensor) -> None:
     axes.tick_params(labelsize=SMALL, colors=MUTED, length=2)
     axes.set_xlabel("cycles per pixel", fontsize=SMALL, color=MUTED)
     axes.spines[:].set(linewidth=0)
-    sheet.colour_bar(drawn, MARGIN + 0.25 + PLOT + 0.08, top, PLOT, "gain")
-    left = MARGIN + PLOT + 1.5
+    sheet.colour_bar(drawn, MARGIN + 0.25 + _PLOT + 0.08, top, _PLOT, "gain")
+    left = MARGIN + _PLOT + 1.5
     plot = sheet.plot(
-        left, top, sheet.width - left - 0.35, PLOT, "frequency, cycles per pixel", "gain", "Over the radius"
+        left, top, sheet.width - left - 0.35, _PLOT, "frequency, cycles per pixel", "gain", "Over the radius"
     )
     # The last ring is cut by the border of the plane.
     profiles = radial_profile(response.square()).sqrt()[:, :-1]  # [K, rings]

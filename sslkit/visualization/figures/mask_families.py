@@ -20,13 +20,13 @@ from sslkit.frequency import (
     strongest,
 )
 from sslkit.frequency.measures import log_magnitude
-from sslkit.visualization.figures.style import CELL, GAP, LINE, MARGIN, Sheet, column, number, ring
+from sslkit.visualization.figures.style import CELL, GAP, LINE, MARGIN, Sheet, column, format_number, ring
 
-ROWS = ("mask", "kept", "left out")
-COLUMNS = 4
+_ROWS = ("mask", "kept", "left out")
+_COLUMNS = 4
 REACH = 3  # radii from the centre to the edge of a mask's picture: at 224 px a whole plane shows only dots
 TOP, START = 0.95, MARGIN + 0.22
-BLOCK = LINE + len(ROWS) * (CELL + GAP) + 0.27  # height of a family with its name
+_BLOCK = LINE + len(_ROWS) * (CELL + GAP) + 0.27  # height of a family with its name
 
 
 def families(image: Tensor, radius: float) -> Figure:
@@ -37,13 +37,13 @@ def families(image: Tensor, radius: float) -> Figure:
     """
     height, width = image.shape[-2:]
     sheet = Sheet(
-        column(COLUMNS, START) + MARGIN - GAP,
-        TOP + 2 * BLOCK - 0.1,
-        f"Mask families at radius {number(radius)}",
+        column(_COLUMNS, START) + MARGIN - GAP,
+        TOP + 2 * _BLOCK - 0.1,
+        f"Mask families at radius {format_number(radius)}",
         f"centre: zero frequency · circle: r · parts of zero mean: + ½ · {width} × {height} px",
     )
-    for top in (TOP, TOP + BLOCK):
-        for row, name in enumerate(ROWS):
+    for top in (TOP, TOP + _BLOCK):
+        for row, name in enumerate(_ROWS):
             sheet.write(MARGIN, _row(top, row) + CELL / 2, name, weight="bold", rotation=90, align="center")
     made = family_masks(image, radius)
     for place, (name, mask) in enumerate(made.items()):
@@ -105,7 +105,7 @@ def _plane(
 
 def _place(index: int) -> tuple[float, float]:
     """Left and top of a family's mask."""
-    return column(index % COLUMNS, START), TOP + index // COLUMNS * BLOCK + LINE
+    return column(index % _COLUMNS, START), TOP + index // _COLUMNS * _BLOCK + LINE
 
 
 def _row(top: float, row: int) -> float:

@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from sslkit.frequency import apply_mask, band, disc, full_mask, kept_bins
-from sslkit.visualization.figures.style import CELL, LINE, MARGIN, SMALL, Sheet, column, number, ring
+from sslkit.visualization.figures.style import CELL, LINE, MARGIN, SMALL, Sheet, column, format_number, ring
 
-ROWS = {"low-pass": "below r", "high-pass": "from r up", "band-pass": "from r to 2 r"}
-TOP = 1.0
+_ROWS = {"low-pass": "below r", "high-pass": "from r up", "band-pass": "from r to 2 r"}
+_TOP = 1.0
 
 
 def masks(image: Tensor, radius: float) -> Figure:
@@ -25,21 +25,21 @@ def masks(image: Tensor, radius: float) -> Figure:
     start = MARGIN + 0.35
     sheet = Sheet(
         column(len(radii), start) + MARGIN - 0.08,
-        TOP + len(ROWS) * pair + 0.15,
-        f"Frequency masks around radius {number(radius)}",
+        _TOP + len(_ROWS) * pair + 0.15,
+        f"Frequency masks around radius {format_number(radius)}",
         f"kept bins white, zero frequency in the centre · {image.shape[-1]} × {image.shape[-2]} px",
     )
     for index, own in enumerate(radii):
         middle = column(index, start) + CELL / 2
         sheet.write(
             middle,
-            TOP - 0.05,
-            f"r = {number(own)}",
+            _TOP - 0.05,
+            f"r = {format_number(own)}",
             align="center",
             weight="bold" if own == radius else "normal",
         )
-    for row, (kind, reach) in enumerate(ROWS.items()):
-        top = TOP + row * pair + LINE
+    for row, (kind, reach) in enumerate(_ROWS.items()):
+        top = _TOP + row * pair + LINE
         note = "filtered" if kind == "low-pass" else "filtered, + ½"
         sheet.write(MARGIN - 0.02, top + CELL / 2, kind, weight="bold", rotation=90, align="center")
         sheet.write(MARGIN + 0.18, top + CELL / 2, reach, size=SMALL, rotation=90, align="center")

@@ -24,9 +24,9 @@ from sslkit.visualization.figures.style import (
 )
 
 RIGHT, WRONG = COLOURS[0], COLOURS[1]
-LETTERS = 17
+_LETTERS = 17
 """Of a class that fit below a picture."""
-TOP = 0.85
+_TOP = 0.85
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ def neighbours(
     count = max((len(line) for line in found), default=0)
     sheet = Sheet(
         max(MARGIN + 0.2 + (count + 1) * (CELL + GAP) + MARGIN, 5.8),
-        TOP + len(queries) * row + 0.15,
+        _TOP + len(queries) * row + 0.15,
         f"Nearest neighbours in {name}",
         f"among {counted(gallery, 'image')}, cosine of centred features" + _hits(queries, found, labelled),
     )
     for line, (query, others) in enumerate(zip(queries, found, strict=True)):
-        top = TOP + line * row + LINE
+        top = _TOP + line * row + LINE
         sheet.picture(MARGIN, top, query.picture, "query")
         _name(sheet, MARGIN, top, query.label)
         for place, other in enumerate(others, 1):
@@ -81,7 +81,7 @@ def _cosine(value: float) -> str:
 
 
 def _name(sheet: Sheet, left: float, top: float, label: str, colour: str = INK) -> None:
-    short = label if len(label) <= LETTERS else label[: LETTERS - 1] + "…"
+    short = label if len(label) <= _LETTERS else label[: _LETTERS - 1] + "…"
     sheet.write(
         left + CELL / 2,
         top + CELL + 0.17,

@@ -12,11 +12,11 @@ from sslkit.core.errors import UserError
 from sslkit.models.encoder import Encoder
 from sslkit.visualization.figures.style import CELL, LINE, Sheet, column
 
-CELLS = 12
+_CELLS = 12
 """A CNN's map is taken from the deepest level with so many cells a side, if there is one."""
 COMPONENTS = 3
-COLUMNS = ("image", "components 1, 2, 3", "component 1", "foreground")
-ROW = CELL + LINE + 0.06
+_COLUMNS = ("image", "components 1, 2, 3", "component 1", "foreground")
+_ROW = CELL + LINE + 0.06
 TOP, GREY = 0.85, 0.93
 
 
@@ -35,7 +35,7 @@ def feature_maps(encoder: Encoder, images: Tensor) -> tuple[Tensor, str]:
     with torch.no_grad():
         if encoder.family == "cnn" and hasattr(encoder.model, "forward_intermediates"):
             levels = encoder.maps(images, range(len(encoder.model.feature_info)))
-            fine = [number for number, level in enumerate(levels) if level.shape[-1] >= CELLS] or [0]
+            fine = [number for number, level in enumerate(levels) if level.shape[-1] >= _CELLS] or [0]
             return levels[fine[-1]], f"level {fine[-1] + 1} of {len(levels)}"
         return encoder.maps(images)[0], "last layer"
 
@@ -97,18 +97,18 @@ def pca(images: Tensor, found: Components, name: str, origin: str) -> Figure:
     """
     side = found.first.shape[-1]
     sheet = Sheet(
-        column(len(COLUMNS)) + 0.95, TOP + len(images) * ROW + 0.2, f"Components of {name}",
+        column(len(_COLUMNS)) + 0.95, TOP + len(images) * _ROW + 0.2, f"Components of {name}",
         f"{origin}, {found.first.shape[-2]} × {side} cells · "
         f"{found.explained:.0%} of the variance in three components",
     )  # fmt: skip
     reach = float(found.first.abs().quantile(0.99)) or 1.0
     for row, image in enumerate(images):
-        top = TOP + row * ROW + LINE
-        sheet.picture(column(0), top, image, COLUMNS[0])
-        sheet.picture(column(1), top, found.colours[row], COLUMNS[1])
+        top = TOP + row * _ROW + LINE
+        sheet.picture(column(0), top, image, _COLUMNS[0])
+        sheet.picture(column(1), top, found.colours[row], _COLUMNS[1])
         signed = (-reach, reach)
-        drawn = sheet.picture(column(2), top, found.first[row], COLUMNS[2], cmap="RdBu_r", limits=signed)
-        sheet.picture(column(3), top, found.foreground[row], COLUMNS[3])
+        drawn = sheet.picture(column(2), top, found.first[row], _COLUMNS[2], cmap="RdBu_r", limits=signed)
+        sheet.picture(column(3), top, found.foreground[row], _COLUMNS[3])
     bar = sheet.colour_bar(drawn, column(4) + 0.04, TOP + LINE, CELL, "component 1")
     bar.set_ticks([-reach, 0, reach], labels=["−", "0", "+"])
     return sheet.figure

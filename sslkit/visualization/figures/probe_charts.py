@@ -29,14 +29,14 @@ from sslkit.visualization.figures.style import (
 )
 from sslkit.visualization.report.stored import FIGURES, robustness_figures
 
-PLOT = 2.6  # height of a curve's plot, inches
-ACROSS = 3.3  # its width
+_PLOT = 2.6  # height of a curve's plot, inches
+_ACROSS = 3.3  # its width
 BAR = 0.34  # height of a bar and the gap to the next, inches
 NARROW = 6.2  # width of the bars' sheet, inches
 NAME, LETTER = 34, 0.072  # letters of a name beside a bar, and the width of one, inches
 NORMALIZATIONS = {"own": "own normalisation", "ImageNet": "ImageNet's", "none": "no normalisation"}
-LONGEST = 44  # letters of a name
-PICTURES = ("probe", "probe-shots", "probe-grid", *FIGURES)
+_LONGEST = 44  # letters of a name
+_PICTURES = ("probe", "probe-shots", "probe-grid", *FIGURES)
 """Names of all files that a probe may draw, without ending."""
 
 
@@ -71,7 +71,7 @@ def write_result(result: ProbeResult, folder: Path, pictures: Path | None = None
             with replacing(folder / name) as unfinished:
                 unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
         made = figures(result)
-        for name in set(PICTURES) - set(made):
+        for name in set(_PICTURES) - set(made):
             (beside / f"{name}.png").unlink(missing_ok=True)
         for name, figure in made.items():
             with replacing(beside / f"{name}.png") as unfinished:
@@ -138,7 +138,7 @@ def shots_curves(result: ProbeResult) -> Figure:
                 marker="o",
                 markersize=3.5,
                 capsize=2.5,
-                label=shortened(row.name, LONGEST),
+                label=shortened(row.name, _LONGEST),
             )
         axes.set_xscale("log")
         plain_ticks(axes.xaxis)
@@ -163,7 +163,7 @@ def grid_curves(result: ProbeResult) -> Figure:
     for axes, name in _plots(sheet, "side of the images, pixels"):
         for order, ((source, kind), cells) in enumerate(lines.items()):
             colour = colour_of(sources.index(source))
-            label = f"{shortened(source, LONGEST)}: " * (len(sources) > 1) + NORMALIZATIONS[kind]
+            label = f"{shortened(source, _LONGEST)}: " * (len(sources) > 1) + NORMALIZATIONS[kind]
             aside = 1 + 0.012 * (order - (len(lines) - 1) / 2)  # so that error bars stand side by side
             y = [getattr(cell, name) for cell in cells]
             x = [cell.size * aside for cell in cells]
@@ -181,8 +181,8 @@ def grid_curves(result: ProbeResult) -> Figure:
 
 
 def _curve_sheet(result: ProbeResult, title: str, more: str, lines: int) -> Sheet:
-    height = PLOT + 1.95 + 0.19 * ((lines + 1) // 2)
-    return Sheet(MARGIN + 0.5 + 2 * ACROSS + 0.85, height, title, f"{_about(result)} · {more}")
+    height = _PLOT + 1.95 + 0.19 * ((lines + 1) // 2)
+    return Sheet(MARGIN + 0.5 + 2 * _ACROSS + 0.85, height, title, f"{_about(result)} · {more}")
 
 
 def _plots(sheet: Sheet, x: str) -> list[tuple[Axes, str]]:
@@ -190,10 +190,10 @@ def _plots(sheet: Sheet, x: str) -> list[tuple[Axes, str]]:
     return [
         (
             sheet.plot(
-                MARGIN + 0.5 + place * (ACROSS + 0.55),
+                MARGIN + 0.5 + place * (_ACROSS + 0.55),
                 1.15,
-                ACROSS,
-                PLOT,
+                _ACROSS,
+                _PLOT,
                 x,
                 "" if place else "top-1 accuracy, %",
                 title,

@@ -19,19 +19,19 @@ from sslkit.visualization.figures.style import (
     TEXT,
     Sheet,
     column,
+    format_number,
     legend,
     mark_radius,
-    number,
     plain_ticks,
 )
 
-COLUMNS = ("corrupted", "prediction", "composite", "error")
+_COLUMNS = ("corrupted", "prediction", "composite", "error")
 HALVES = ("low frequencies given, high predicted", "high frequencies given, low predicted")
-PAIR = 2 * CELL + LINE + 0.16
+_PAIR = 2 * CELL + LINE + 0.16
 TOP, PLOT = 1.1, 2.2
 MEAN_AT = 0.6  # where the error of the mean colour stands, left of all frequencies
 START = MARGIN + CELL + 0.26
-BLOCK = len(COLUMNS) * (CELL + GAP) + 0.18
+_BLOCK = len(_COLUMNS) * (CELL + GAP) + 0.18
 
 
 def reconstruction(panels: Mapping[str, Tensor], tasks: Sequence[str], radius: float | None) -> Figure:
@@ -46,9 +46,9 @@ def reconstruction(panels: Mapping[str, Tensor], tasks: Sequence[str], radius: f
     images = panels["image"]
     count = len(images) // len(tasks)
     sheet = Sheet(
-        START + len(tasks) * BLOCK + 0.55,
-        TOP + count * PAIR + PLOT + 0.95,
-        "Reconstructions" + ("" if radius is None else f", radius {number(radius)}"),
+        START + len(tasks) * _BLOCK + 0.55,
+        TOP + count * _PAIR + PLOT + 0.95,
+        "Reconstructions" + ("" if radius is None else f", radius {format_number(radius)}"),
         "error and PSNR against the input; "
         + (
             "all frequencies are predicted"
@@ -59,29 +59,29 @@ def reconstruction(panels: Mapping[str, Tensor], tasks: Sequence[str], radius: f
     error = (panels["composite"] - images).abs().mean(1)
     shown = {**panels, "error": error}
     limit = max(float(error.quantile(0.995)), 1e-3)
-    spectra = {name: log_magnitude(panels[name]) for name in ("image", *COLUMNS[:3])}
+    spectra = {name: log_magnitude(panels[name]) for name in ("image", *_COLUMNS[:3])}
     spectra["error"] = log_magnitude(panels["composite"] - images)
     top = float(torch.stack(list(spectra.values())).max())
     for task, name in enumerate(tasks):
-        sheet.write(START + task * BLOCK + 2 * CELL, TOP - 0.1, name, size=TEXT, align="center")
+        sheet.write(START + task * _BLOCK + 2 * CELL, TOP - 0.1, name, size=TEXT, align="center")
     for index in range(len(images)):
-        upper = TOP + index % count * PAIR + LINE
+        upper = TOP + index % count * _PAIR + LINE
         if index < count:
             sheet.picture(MARGIN, upper, images[index], "input")
             sheet.picture(
                 MARGIN, upper + CELL + 0.05, spectra["image"][index], cmap="viridis", limits=(0, top)
             )
-        for place, name in enumerate(COLUMNS):
-            left = column(place, START + index // count * BLOCK)
+        for place, name in enumerate(_COLUMNS):
+            left = column(place, START + index // count * _BLOCK)
             title = name if name == "error" else f"{name} {_decibels(images[index], panels[name][index])}"
             heat = sheet.picture(left, upper, shown[name][index], title, cmap="inferno", limits=(0, limit))
             drawn = sheet.picture(
                 left, upper + CELL + 0.05, spectra[name][index], cmap="viridis", limits=(0, top)
             )
-    edge = START + len(tasks) * BLOCK - 0.1
+    edge = START + len(tasks) * _BLOCK - 0.1
     sheet.colour_bar(heat, edge, TOP + LINE, CELL, "|error|")
     sheet.colour_bar(drawn, edge, TOP + LINE + CELL + 0.05, CELL, "log₁₀(1 + |F|)")
-    _errors(sheet, TOP + count * PAIR + 0.45, images, panels["composite"], tasks, radius)
+    _errors(sheet, TOP + count * _PAIR + 0.45, images, panels["composite"], tasks, radius)
     return sheet.figure
 
 
@@ -93,7 +93,7 @@ def _errors(
     Ring 0 is the mean colour, which has no place on an axis of frequencies: a point beside it.
     """
     axes = sheet.plot(
-        MARGIN + 0.45, top, len(tasks) * BLOCK + 0.6, PLOT,
+        MARGIN + 0.45, top, len(tasks) * _BLOCK + 0.6, PLOT,
         "frequency, cycles per image", "|error| / |image|", "Relative error of the composite, by frequency",
     )  # fmt: skip
     pairs = zip(images.chunk(len(tasks)), composite.chunk(len(tasks)), strict=True)
@@ -109,7 +109,7 @@ def _errors(
     plain_ticks(axes.xaxis)
     axes.set_xlim(MEAN_AT * 0.85, None)
     ticks = [tick for tick in axes.xaxis.get_major_locator()() if 1 <= tick <= len(frequency)]
-    axes.set_xticks([MEAN_AT, *ticks], ["mean", *map(number, ticks)])
+    axes.set_xticks([MEAN_AT, *ticks], ["mean", *map(format_number, ticks)])
     axes.set_ylim(0, None)
     legend(axes)
 

@@ -23,13 +23,13 @@ from sslkit.visualization.figures.style import (
     Sheet,
     colour_of,
     column,
+    format_number,
     legend_below,
-    number,
     plain_ticks,
     shortened,
 )
 
-PLOT = 2.6  # height of a plot, inches
+_PLOT = 2.6  # height of a plot, inches
 LEGEND = 0.2  # height of a row of names, inches
 NAME = 32  # letters of a name in a legend
 CURVE = 22  # where more than the name stands there, or above a map
@@ -43,8 +43,8 @@ def corruption_bars(result: RobustnessResult) -> Figure:
     if not result.plan.severities:
         raise ValueError("robustness: no corruption was measured, nothing to draw")
     shown = ", ".join(str(severity) for severity in result.plan.severities)
-    sheet = Sheet(11.0, PLOT + 2.2, "Common corruptions", _told(result, f"severities {shown}"))
-    axes = sheet.plot(MARGIN + 0.5, 0.9, 10.0, PLOT, "", "accuracy, %")
+    sheet = Sheet(11.0, _PLOT + 2.2, "Common corruptions", _told(result, f"severities {shown}"))
+    axes = sheet.plot(MARGIN + 0.5, 0.9, 10.0, _PLOT, "", "accuracy, %")
     width = 0.8 / len(result.rows)
     places = np.arange(len(CORRUPTIONS)) + np.repeat(np.arange(len(GROUPS)) * 0.5, [3, 4, 4, 4])
     for order, row in enumerate(result.rows):
@@ -83,14 +83,14 @@ def radius_curves(result: RobustnessResult) -> Figure:
     """Accuracy on low-pass and on high-pass images over the radius. Raises ValueError without radii."""
     if not result.plan.radii:
         raise ValueError("robustness: no filter was measured, nothing to draw")
-    height = PLOT + 1.75 + LEGEND * math.ceil(len(result.rows) / 3)
+    height = _PLOT + 1.75 + LEGEND * math.ceil(len(result.rows) / 3)
     sheet = Sheet(8.2, height, "Filtered images", _told(result, "dashed: clean"))
     for place, (title, attribute) in enumerate(
         (("Frequencies below the radius", "low_pass"), ("Frequencies from the radius on", "high_pass"))
     ):
         label = "accuracy, %" if place == 0 else ""
         axes = sheet.plot(
-            MARGIN + 0.5 + place * 3.85, 1.1, 3.3, PLOT, "radius, cycles per image", label, title
+            MARGIN + 0.5 + place * 3.85, 1.1, 3.3, _PLOT, "radius, cycles per image", label, title
         )
         for order, row in enumerate(result.rows):
             _curve(axes, order, result.plan.radii, getattr(row, attribute), shortened(row.name, NAME))
@@ -116,7 +116,7 @@ def heat_maps(result: RobustnessResult) -> Figure:
     spacing = 0.45
     height = 0.85 + (2 if baselines else 1) * (CELL + spacing) + (0.2 if baselines else 0)
     wide = column(len(maps)) + 0.25 * len(maps) + 1.0
-    norm = number(result.plan.wave_norm)
+    norm = format_number(result.plan.wave_norm)
     told = [f"norm {norm} a channel, ±{axis[-1]} cycles", _images(result)]
     sheet = Sheet(max(wide, 6.2), height, "Error under single-frequency noise", " · ".join(told))
     low = min(float(found.min()) for found in maps.values())
@@ -147,16 +147,16 @@ def attack_curves(result: RobustnessResult) -> Figure:
     if not result.plan.epsilons:
         raise ValueError("robustness: no attack was measured, nothing to draw")
     told = _told(result, f"PGD of {counted(result.plan.steps, 'step')}")
-    height = PLOT + 1.55 + LEGEND * len(result.rows)
+    height = _PLOT + 1.55 + LEGEND * len(result.rows)
     sheet = Sheet(6.2, height, "Attacks that know the classifier", told)
-    axes = sheet.plot(MARGIN + 0.5, 0.95, 5.1, PLOT, "largest change of a value, 1/255", "accuracy, %")
+    axes = sheet.plot(MARGIN + 0.5, 0.95, 5.1, _PLOT, "largest change of a value, 1/255", "accuracy, %")
     strengths = (0.0, *result.plan.epsilons)
     for order, row in enumerate(result.rows):
         _curve(axes, order, strengths, (row.clean, *row.pgd), f"{shortened(row.name, CURVE)}, PGD")
     for order, row in enumerate(result.rows):  # after all of PGD: a legend fills column by column
         label = f"{shortened(row.name, CURVE)}, FGSM"
         _curve(axes, order, strengths, (row.clean, *row.fgsm), label, dashed=True)
-    axes.set_xticks(strengths, [number(strength) for strength in strengths])
+    axes.set_xticks(strengths, [format_number(strength) for strength in strengths])
     axes.set_ylim(0, _top(row.clean for row in result.rows))
     legend_below(sheet, 2)
     return sheet.figure

@@ -30,12 +30,12 @@ from sslkit.visualization.figures.style import (
 )
 
 PLOT, WIDE = 2.3, 3.7
-TOP = 0.85
-LETTERS = 30
-ACROSS = 4  # entries of a legend's row
+_TOP = 0.85
+_LETTERS = 30
+_ACROSS = 4  # entries of a legend's row
 STYLES: tuple[Literal["-", ":"], ...] = ("-", ":")
 """Lines of a run's last two pictures' spectra, the last one first."""
-SMOOTH_FROM = 60
+_SMOOTH_FROM = 60
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Compared:
     pictures: Mapping[str, Tensor]  # what it makes of them, [N, 3, H, W] in [0, 1]; may be empty
 
 
-def compare(runs: Sequence[Compared]) -> Figure:
+def compare_figure(runs: Sequence[Compared]) -> Figure:
     """Loss and spectra of all runs in one plot each, their probes in a table, pictures of the same images.
 
     Where all runs have losses of MFM's two tasks, these: their mean hides that one is not learned.
@@ -60,7 +60,7 @@ def compare(runs: Sequence[Compared]) -> Figure:
     rows = table_rows(runs)
     blocks = [max(1, len(run.pictures)) for run in runs]
     grid = MARGIN + CELL + 0.2 + sum(count * (CELL + GAP) + 0.2 for count in blocks)
-    table = TOP + PLOT + 1.05 + _legend_height(runs)
+    table = _TOP + PLOT + 1.05 + _legend_height(runs)
     pictures = table + (0.3 + 0.24 * len(rows) + 0.05 if rows else 0)
     height = pictures + 0.7 + len(runs[0].images) * (CELL + GAP) + 0.15
     kinds = _kinds(runs)
@@ -87,7 +87,7 @@ def _alike(runs: Sequence[Compared]) -> bool:
 
 
 def _label(run: Compared) -> str:
-    return shortened(run.name, LETTERS)
+    return shortened(run.name, _LETTERS)
 
 
 def _kinds(runs: Sequence[Compared]) -> dict[str, str]:
@@ -99,7 +99,7 @@ def _kinds(runs: Sequence[Compared]) -> dict[str, str]:
 
 def _losses(sheet: Sheet, left: float, wide: float, runs: Sequence[Compared], name: str, title: str) -> None:
     alike = _alike(runs)
-    axes = sheet.plot(left, TOP + 0.25, wide, PLOT, "epoch", "loss" if alike else "loss / first loss", title)
+    axes = sheet.plot(left, _TOP + 0.25, wide, PLOT, "epoch", "loss" if alike else "loss / first loss", title)
     for order, run in enumerate(runs):
         points = [
             (line["epoch"], line[name])
@@ -110,7 +110,7 @@ def _losses(sheet: Sheet, left: float, wide: float, runs: Sequence[Compared], na
             epoch, loss = np.array(points, dtype=float).T
             if not alike:
                 loss = loss / (loss[0] or 1.0)
-            if len(loss) > SMOOTH_FROM:
+            if len(loss) > _SMOOTH_FROM:
                 loss = running_mean(loss, len(loss) // 40)
             marker = "o" if len(loss) == 1 else None
             axes.plot(epoch, loss, color=colour_of(order), linewidth=1.6, marker=marker)
@@ -119,7 +119,7 @@ def _losses(sheet: Sheet, left: float, wide: float, runs: Sequence[Compared], na
 def _spectra(sheet: Sheet, left: float, wide: float, runs: Sequence[Compared]) -> None:
     """Radial power of each run's last pictures over that of the images: 1 is as in the images."""
     axes = sheet.plot(
-        left, TOP + 0.25, wide, PLOT, "frequency, cycles per pixel", "power / images' power",
+        left, _TOP + 0.25, wide, PLOT, "frequency, cycles per pixel", "power / images' power",
         "Spectra of what they make",
     )  # fmt: skip
     for order, run in enumerate(runs):
@@ -149,14 +149,14 @@ def _entries(runs: Sequence[Compared]) -> list[Line2D]:
 
 
 def _legend_height(runs: Sequence[Compared]) -> float:
-    return 0.2 * math.ceil(len(_entries(runs)) / ACROSS)
+    return 0.2 * math.ceil(len(_entries(runs)) / _ACROSS)
 
 
 def _legend(sheet: Sheet, runs: Sequence[Compared]) -> None:
     """Below the plots, where no curve is."""
-    place = MARGIN / sheet.width, 1 - (TOP + PLOT + 0.75) / sheet.height
+    place = MARGIN / sheet.width, 1 - (_TOP + PLOT + 0.75) / sheet.height
     sheet.figure.legend(
-        handles=_entries(runs), ncols=ACROSS, loc="upper left", bbox_to_anchor=place, borderaxespad=0,
+        handles=_entries(runs), ncols=_ACROSS, loc="upper left", bbox_to_anchor=place, borderaxespad=0,
         fontsize=SMALL, frameon=False, labelcolor=INK, handlelength=1.6,
     )  # fmt: skip
 

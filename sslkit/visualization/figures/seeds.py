@@ -12,7 +12,7 @@ from sslkit.visualization.figures.style import COLOURS, INK, MARGIN, MUTED, SMAL
 from sslkit.visualization.report.html import drawn, table
 
 OURS, OTHERS = "from this encoder", "from random weights"
-ROW = 0.42  # height of a seed's row, inches
+_ROW = 0.42  # height of a seed's row, inches
 LABELS, WIDE = 0.65, 3.7  # room for the seeds' names, width of a plot
 TOP, BETWEEN = 0.9, 0.9  # the first plot's upper edge, and from one to the other
 TEXT = (
@@ -34,7 +34,7 @@ class Arms:
     margin: float  # half its 95 % interval
 
 
-def read_arms(document: Mapping[str, Any]) -> Arms | None:
+def read_seeds(document: Mapping[str, Any]) -> Arms | None:
     """Of finetune.json; None where one run alone was made. Raises KeyError and the like: not ours."""
     seeds = tuple(document.get("seeds") or ())
     if not seeds:
@@ -74,7 +74,7 @@ def arms(found: Arms) -> str:
 def seed_plot(found: Arms) -> Figure:
     """Both runs of every seed on a line, and below how far they are apart: a phone shows it whole."""
     names = [f"seed {seed}" for seed in found.seeds]
-    height = ROW * (len(names) + 1)
+    height = _ROW * (len(names) + 1)
     second = TOP + height + BETWEEN
     sheet = Sheet(MARGIN + LABELS + WIDE + 0.25, second + height + 0.65, "Fine-tuned, seed by seed")
     above = sheet.plot(MARGIN + LABELS, TOP, WIDE, height, "top-1, %", "")

@@ -19,15 +19,15 @@ from sslkit.visualization.figures.style import (
     MARGIN,
     Sheet,
     column,
+    format_number,
     legend,
     mark_radius,
-    number,
     plain_ticks,
 )
 
-COLUMNS = ("original", "low-pass", "high-pass, clamped", "high-pass, signed")
-BLOCK = len(COLUMNS) * (CELL + GAP) + 0.12  # width of one image's group
-PAIR = 2 * CELL + LINE + 0.16  # height of pictures above their spectra
+_COLUMNS = ("original", "low-pass", "high-pass, clamped", "high-pass, signed")
+_BLOCK = len(_COLUMNS) * (CELL + GAP) + 0.12  # width of one image's group
+_PAIR = 2 * CELL + LINE + 0.16  # height of pictures above their spectra
 TOP, PLOT = 0.85, 2.6
 
 
@@ -41,9 +41,9 @@ def spectrum(images: Tensor, radius: float) -> Figure:
     groups = min(len(images), 2)
     rows = math.ceil(len(images) / 2)
     sheet = Sheet(
-        MARGIN + groups * BLOCK + 0.75,
-        TOP + rows * PAIR + PLOT + 0.75,
-        f"Spectra, cut at radius {number(radius)}",
+        MARGIN + groups * _BLOCK + 0.75,
+        TOP + rows * _PAIR + PLOT + 0.75,
+        f"Spectra, cut at radius {format_number(radius)}",
         f"{images.shape[-1]} × {images.shape[-2]} px · signed: channel mean, blue negative, red positive",
     )
     low, high = low_pass(images, radius), high_pass(images, radius)
@@ -51,18 +51,18 @@ def spectrum(images: Tensor, radius: float) -> Figure:
     magnitudes = [log_magnitude(variant) for variant in variants]
     top = float(torch.stack(magnitudes).max())
     for index in range(len(images)):
-        left, upper = MARGIN + index % 2 * BLOCK, TOP + index // 2 * PAIR + LINE
+        left, upper = MARGIN + index % 2 * _BLOCK, TOP + index // 2 * _PAIR + LINE
         reach = float(high[index].mean(0).abs().quantile(0.995)) or 1.0
-        for place, (name, variant, magnitude) in enumerate(zip(COLUMNS, variants, magnitudes, strict=True)):
+        for place, (name, variant, magnitude) in enumerate(zip(_COLUMNS, variants, magnitudes, strict=True)):
             x = column(place, left)
             if name == "high-pass, signed":
                 sheet.picture(x, upper, variant[index].mean(0), name, cmap="RdBu_r", limits=(-reach, reach))
             else:
                 sheet.picture(x, upper, variant[index], name)
             drawn = sheet.picture(x, upper + CELL + 0.05, magnitude[index], cmap="viridis", limits=(0, top))
-    bar = MARGIN + groups * BLOCK
+    bar = MARGIN + groups * _BLOCK
     sheet.colour_bar(drawn, bar, TOP + LINE + CELL + 0.05, CELL, "log₁₀(1 + |F|)")
-    _radial(sheet, TOP + rows * PAIR + 0.25, groups * BLOCK - 0.3, variants[:3], radius)
+    _radial(sheet, TOP + rows * _PAIR + 0.25, groups * _BLOCK - 0.3, variants[:3], radius)
     return sheet.figure
 
 
@@ -82,7 +82,7 @@ def _radial(sheet: Sheet, top: float, width: float, variants: tuple[Tensor, ...]
     )
     profiles = [ring_power(variant).mean(0) for variant in variants]
     frequency = ring_centres(len(profiles[0]))
-    for name, profile, colour in zip(COLUMNS, profiles, COLOURS, strict=False):
+    for name, profile, colour in zip(_COLUMNS, profiles, COLOURS, strict=False):
         wide = 3.5 if name == "original" else 1.4  # the low-pass lies on it below r, and both must be seen
         axes.plot(frequency[1:], profile[1:].numpy(), color=colour, linewidth=wide, label=name)
     scale, exponent = power_law(profiles[0])

@@ -216,7 +216,7 @@ def mark_radius(axes: Axes, radius: float) -> None:
     axes.text(
         radius,
         1.02,
-        f"r = {number(radius)}",
+        f"r = {format_number(radius)}",
         transform=axes.get_xaxis_transform(),
         fontsize=SMALL,
         color=MUTED,
@@ -225,17 +225,17 @@ def mark_radius(axes: Axes, radius: float) -> None:
     )
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """16 for 16.0, 2.29 for 2.29."""
     return f"{value:.2f}".rstrip("0").rstrip(".")
 
 
 def save_missing(draw: Callable[[], Figure], path: Path) -> Path:
     """Draw and write what is not there yet, for pictures of results that are final; returns `path`."""
-    return path if path.is_file() else save(draw(), path)
+    return path if path.is_file() else save_figure(draw(), path)
 
 
-def save(figure: Figure, path: Path, dpi: int = DPI) -> Path:
+def save_figure(figure: Figure, path: Path, dpi: int = DPI) -> Path:
     """Write a PNG as `path`, or with -2, -3, … before its ending where that is taken; returns its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with beside(path) as unfinished:

@@ -21,11 +21,11 @@ from PIL import Image, UnidentifiedImageError
 from sslkit.core.console import visible
 from sslkit.visualization.figures.style import DPI as FILE_DPI
 
-DPI = 110  # sharp at the page's width, half the bytes of the files' 150
+_DPI = 110  # sharp at the page's width, half the bytes of the files' 150
 WIDEST, TALLEST = 1600, 2400  # pixels of a picture
 PLOT_COLOURS = 5000  # at most; a picture of more holds photographs, which JPEG keeps in a fifth of the bytes
 LARGE = 120_000  # bytes of a PNG from which JPEG may be smaller: grey photographs have few colours too
-WIDE = 6.4  # inches from which a picture is scrolled on a narrow screen, not made unreadable
+_WIDE = 6.4  # inches from which a picture is scrolled on a narrow screen, not made unreadable
 _UNIT = re.compile(r"(?<=\d) (?=[±%]|points\b|px\b)|(?<=±) (?=\d)")
 
 
@@ -34,7 +34,7 @@ def shown(value: object) -> str:
     return escape(visible(str(value)))
 
 
-def together(value: object) -> str:
+def _together(value: object) -> str:
     """As `shown`, and no line ends between a number and its unit or its interval."""
     return _UNIT.sub("\N{NO-BREAK SPACE}", shown(value))
 
@@ -52,13 +52,13 @@ def anchor(title: str) -> str:
 
 
 def paragraph(text: str, kind: str = "") -> str:
-    return f'<p class="{kind}">{together(text)}</p>' if kind else f"<p>{together(text)}</p>"
+    return f'<p class="{kind}">{_together(text)}</p>' if kind else f"<p>{_together(text)}</p>"
 
 
 def facts(rows: Mapping[str, object]) -> str:
     """Names and values."""
     cells = "".join(
-        f'<tr><th scope="row">{shown(k)}</th><td>{together(v)}</td></tr>' for k, v in rows.items()
+        f'<tr><th scope="row">{shown(k)}</th><td>{_together(v)}</td></tr>' for k, v in rows.items()
     )
     return f'<table class="facts"><tbody>{cells}</tbody></table>'
 
@@ -72,7 +72,7 @@ def table(
     head = "".join(f'<th scope="col">{shown(cell)}</th>' for cell in header)
     body = "".join(
         f'<tr><th scope="row">{shown(first)}</th>'
-        + "".join(f"<td>{together(cell)}</td>" for cell in rest)
+        + "".join(f"<td>{_together(cell)}</td>" for cell in rest)
         + "</tr>"
         for first, *rest in rows
     )
@@ -95,7 +95,7 @@ def code(lines: Sequence[str]) -> str:
 
 def drawn(figure: Figure, text: str) -> str:
     """A figure as a picture of the page; `text` says what it shows."""
-    figure.dpi = DPI
+    figure.dpi = _DPI
     canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
     return picture(Image.fromarray(np.asarray(canvas.buffer_rgba())), text)
@@ -110,13 +110,13 @@ def stored(file: Path, text: str) -> str:
         return ""
 
 
-def picture(image: Image.Image, text: str, dpi: int = DPI) -> str:
+def picture(image: Image.Image, text: str, dpi: int = _DPI) -> str:
     """Inside the page, never larger than it is shown."""
     made = on_white(image)
     made.thumbnail((WIDEST, TALLEST), Image.Resampling.LANCZOS)
     kind, content = _encoded(made)
     data = base64.b64encode(content).decode("ascii")
-    wide = ' class="wide"' if image.width > WIDE * dpi else ""
+    wide = ' class="wide"' if image.width > _WIDE * dpi else ""
     tag = (
         f'<img{wide} src="data:image/{kind};base64,{data}" width="{made.width}" height="{made.height}" '
         f'alt="{shown(text)}">'

@@ -25,7 +25,7 @@ from sslkit.training.run.folder import RunFolder, read_configuration
 from sslkit.version import __version__
 from sslkit.visualization.figures.curves import curves, read_metrics
 from sslkit.visualization.figures.reconstruction import HALVES
-from sslkit.visualization.inputs import Subject
+from sslkit.visualization.inputs import Inputs
 from sslkit.visualization.report import results_section, run_section
 from sslkit.visualization.report.html import anchor, drawn, paragraph, section, shown, stored
 from sslkit.visualization.report.stored import FIGURES
@@ -46,7 +46,7 @@ class Page:
     facts: dict[str, Any]  # run.json
     config: PretrainConfig
     results: dict[str, Any]  # "probe", "finetune": documents
-    subject: Subject
+    subject: Inputs
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
@@ -77,14 +77,14 @@ def write_report(run: Path, extra: Mapping[str, Any] | None = None, console: Con
     folder = RunFolder.open(Path(run))
     config = read_configuration(folder.path / "config.toml")
     results = {**_stored(folder.path), **(extra or {})}
-    page = Page(folder.path, folder.facts, config, results, Subject(str(folder.path), console=console))
+    page = Page(folder.path, folder.facts, config, results, Inputs(str(folder.path), console=console))
     path = folder.path / "report.html"
     with replacing(path) as unfinished:
-        unfinished.write_text(render(page), encoding="utf-8", errors="backslashreplace")
+        unfinished.write_text(_render(page), encoding="utf-8", errors="backslashreplace")
     return path
 
 
-def render(page: Page) -> str:
+def _render(page: Page) -> str:
     """The whole page."""
     method = short_name(page.config.method_name)
     data = page.facts["data"]
@@ -122,17 +122,19 @@ page of {written}</footer>
 """
 
 
-def probe(page: Page) -> str:
-    return _judged(page, "probe", lambda document: results_section.probe(document, page.run))
+def _probe(page: Page) -> str:
+    return _judged(page, "probe", lambda document: results_section.probe_section(document, page.run))
 
 
-def finetune(page: Page) -> str:
-    return _judged(page, "finetune", lambda document: results_section.finetune(document, page.run))
+def _finetune(page: Page) -> str:
+    return _judged(page, "finetune", lambda document: results_section.finetune_section(document, page.run))
 
 
-def robustness(page: Page) -> str:
+def _robustness(page: Page) -> str:
     def write(document: Mapping[str, Any]) -> str:
-        return results_section.robustness(document["robustness"]) if document.get("robustness") else ""
+        return (
+            results_section.robustness_section(document["robustness"]) if document.get("robustness") else ""
+        )
 
     return _judged(page, "probe", write)
 
@@ -150,7 +152,7 @@ def predictions(page: Page) -> str:
     return _picture(page, "recon") if page.subject.masks_frequencies else ""
 
 
-def panels(page: Page) -> str:
+def _panels(page: Page) -> str:
     return "" if page.subject.masks_frequencies else _picture(page, "panels")
 
 
@@ -160,11 +162,11 @@ def on_the_way(page: Page) -> str:
     return run_section.over_time(page.run, page.config.data.size, _columns(page), per_epoch, _tasks(page))
 
 
-def spectrum(page: Page) -> str:
+def _spectrum(page: Page) -> str:
     return _picture(page, "spectrum") if page.subject.masks_frequencies else ""
 
 
-def masks(page: Page) -> str:
+def _masks(page: Page) -> str:
     return _picture(page, "masks") if page.subject.masks_frequencies else ""
 
 
@@ -174,7 +176,8 @@ def own_pictures(page: Page) -> str:
     files = [
         file
         for file in sorted((page.run / "pictures").glob("*.png"))
-        if not file.stem.startswith(("step-", *results_section.PICTURES, *FIGURES)) and file.stem not in here
+        if not file.stem.startswith(("step-", *results_section.RESULT_PICTURES, *FIGURES))
+        and file.stem not in here
     ]
     texts = {
         file: KINDS[name].text if (name := file.stem.partition("-")[0]) in KINDS else file.stem
@@ -186,18 +189,18 @@ def own_pictures(page: Page) -> str:
 
 
 SECTIONS: dict[str, Callable[[Page], str]] = {
-    "Did it help? Frozen features": probe,
-    "Fine-tuned": finetune,
-    "Robustness": robustness,
+    "Did it help? Frozen features": _probe,
+    "Fine-tuned": _finetune,
+    "Robustness": _robustness,
     "Training": training,
     "What it predicts": predictions,
-    "What it does to images": panels,
+    "What it does to images": _panels,
     "On the way": on_the_way,
-    "What it is given, in space and in frequency": spectrum,
-    "Masks": masks,
+    "What it is given, in space and in frequency": _spectrum,
+    "Masks": _masks,
     "More pictures": own_pictures,
     "Speed": lambda page: run_section.speed(page.metrics, page.facts, page.config.run.batch_size),
-    "Settings": lambda page: run_section.settings(page.config),
+    "Settings": lambda page: run_section.settings_section(page.config),
     "Commands": lambda page: run_section.commands(page.run, page.facts),
     "Files and versions": lambda page: run_section.files(page.run, page.facts),
 }

@@ -1,4 +1,4 @@
-"""What the page says of a model's worth: the probe, fine-tuning, robustness, from the documents of the verbs.
+"""Report sections about evaluation results: probe, fine-tuning, robustness, from the commands' documents.
 
 Keys that a document lacks are left out, those it has beyond ours are ignored.
 """
@@ -16,13 +16,13 @@ from sslkit.core.console import counted
 from sslkit.evaluation.metrics.significance import Difference
 from sslkit.evaluation.probe.readout import TITLES
 from sslkit.evaluation.robustness.robustness_result import RobustnessResult
-from sslkit.visualization.figures.seeds import arms, read_arms
+from sslkit.visualization.figures.seeds import arms, read_seeds
 from sslkit.visualization.report.html import drawn, facts, paragraph, stored, table
 from sslkit.visualization.report.stored import robustness_figures
 
 Document = Mapping[str, Any]
 
-PICTURES = {
+RESULT_PICTURES = {
     "confusion": "Confusion matrix{whose}: of each class (row), what percentage was called what (column).",
     "reliability": "Reliability{whose}: accuracy over confidence, on the diagonal where it is honest.",
     "calibration": "Calibration{whose}: accuracy over confidence, on the diagonal where it is honest.",
@@ -45,7 +45,7 @@ def headlines(document: Document) -> str:
     return "".join(paragraph(str(sentence), "verdict") for sentence in document.get("headlines") or ())
 
 
-def probe(document: Document, run: Path) -> str:
+def probe_section(document: Document, run: Path) -> str:
     """Accuracy of frozen features beside the baselines, and each comparison behind the verdict."""
     counts = document.get("counts", {})
     told = [str(sentence) for sentence in document.get("headlines") or ()]
@@ -69,9 +69,9 @@ def probe(document: Document, run: Path) -> str:
     return "".join([*parts, _grid(document), _local(document), *_pictures(run, drawn_by_it)])
 
 
-def finetune(document: Document, run: Path) -> str:
+def finetune_section(document: Document, run: Path) -> str:
     """A classifier that started here: its figures, and where it fails."""
-    counts, compared = document.get("counts", {}), read_arms(document)
+    counts, compared = document.get("counts", {}), read_seeds(document)
     folder = _found(str(document.get("folder", "")), run)
     if compared and folder:  # of several runs the first one's classes are in the document
         folder = _found(str(document["runs"][0].get("folder", "")), folder)
@@ -112,11 +112,11 @@ def finetune(document: Document, run: Path) -> str:
     whose = f", with seed {compared.seeds[0]}" if compared else ""
     parts.append(table(f"The classes that it finds least{whose}", header, worst))
     shown = _pictures(folder, ("confusion", "reliability", "calibration"), whose) if folder else []
-    robust = robustness(document["robustness"]) if document.get("robustness") else ""
+    robust = robustness_section(document["robustness"]) if document.get("robustness") else ""
     return "".join([*parts, *shown, robust])
 
 
-def robustness(document: Document) -> str:
+def robustness_section(document: Document) -> str:
     """What is left of the accuracy when images are changed; sources side by side."""
     rows = [
         [
@@ -233,7 +233,7 @@ def _pictures(folder: Path, names: Sequence[str], whose: str = "") -> list[str]:
         for number in ("", "-[0-9]*")
     ]
     return [
-        stored(file, PICTURES[name].format(whose=whose))
+        stored(file, RESULT_PICTURES[name].format(whose=whose))
         for name, here in places
         for file in sorted(folder.glob(here))
     ]

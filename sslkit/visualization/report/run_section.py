@@ -1,4 +1,4 @@
-"""What the page says of the run itself: data, method, settings, health, speed, commands, files."""
+"""Report sections about the run: data, method, settings, health, speed, commands, files."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from sslkit.visualization.report.html import code, details, facts, paragraph, pi
 
 Line = Mapping[str, Any]
 
-ROWS = 4  # images of a picture made while training that are shown
+_ROWS = 4  # images of a picture made while training that are shown
 STEPS = 6  # such pictures that are shown
 LOSSES = {
     "loss": "Loss",
     "loss_low": "Loss, low frequencies predicted",
     "loss_high": "Loss, high frequencies predicted",
 }
-FILES = {
+_FILES = {
     "encoder.safetensors": "the encoder, in timm's names",
     "config.json": "with it, timm opens the folder",
     "config.toml": "every setting, with its meaning",
@@ -141,7 +141,7 @@ def over_time(
 def _rows(image: Image.Image, size: int, halves: Sequence[int]) -> Image.Image:
     """The first rows of a picture made while training, as many of each of these halves; none: of all rows."""
     rows = image.height // size
-    each = max(1, min(ROWS, rows) // max(1, len(halves)))
+    each = max(1, min(_ROWS, rows) // max(1, len(halves)))
     starts = [top for half in halves if (top := half * ((rows + 1) // 2) * size) < image.height] or [0]
     part = Image.new("RGB", (image.width, len(starts) * each * size))
     for place, top in enumerate(starts):
@@ -149,7 +149,7 @@ def _rows(image: Image.Image, size: int, halves: Sequence[int]) -> Image.Image:
     return part
 
 
-def settings(config: PretrainConfig) -> str:
+def settings_section(config: PretrainConfig) -> str:
     """What differs from the defaults; and, folded, everything."""
     before, now = flat(default_configuration(config.method_name)), flat(config)
     different = [
@@ -199,7 +199,7 @@ def commands(run: Path, about: Mapping[str, Any]) -> str:
 
 def files(run: Path, about: Mapping[str, Any]) -> str:
     """Where everything lies, and what made it."""
-    rows = [[name, _size(run / name), told] for name, told in FILES.items() if (run / name).exists()]
+    rows = [[name, _size(run / name), told] for name, told in _FILES.items() if (run / name).exists()]
     versions = about.get("versions", {})
     made = ", ".join(f"{name} {version}" for name, version in versions.items())
     where = {"Folder": str(run.absolute()), **({"Versions": made} if made else {})}

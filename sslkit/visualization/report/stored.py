@@ -1,4 +1,4 @@
-"""The robustness that a run's probe.json holds, as figures again."""
+"""Redraw the robustness figures of a run from its probe.json."""
 
 from __future__ import annotations
 
@@ -82,13 +82,13 @@ def stored_robustness(run: Path) -> RobustnessResult | None:
 
 def draw_stored(run: Path, kind: str) -> Figure:
     """One of `FIGURES`. Raises UserError where it was not measured."""
-    problem, result = refusal_of(run, kind), stored_robustness(run)
+    problem, result = stored_refusal(run, kind), stored_robustness(run)
     if problem or result is None:
         raise problem or UserError(f"{run}: nothing measured")
     return robustness_figures(result)[kind]()
 
 
-def refusal_of(run: Path, kind: str, asked: str = "") -> UserError | None:
+def stored_refusal(run: Path, kind: str, asked: str = "") -> UserError | None:
     """Why there is no such figure of the run, if there is none. `asked` is the word for it, if another."""
     result, name = stored_robustness(run), asked or kind
     cure = command("sslkit", "probe", run, "DATA", "--robust")
