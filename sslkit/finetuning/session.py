@@ -31,6 +31,7 @@ from sslkit.methods.base import Clock
 from sslkit.training.loop import loss_scaling
 from sslkit.training.loop.acceleration import search_convolutions
 from sslkit.training.loop.cached_loader import cached_loader
+from sslkit.training.loop.depthwise import take_fast_gradients_
 from sslkit.training.loop.engine import Step, train
 from sslkit.training.loop.out_of_memory import OutOfMemory, images_at_once, note_at_once
 from sslkit.training.loop.signals import Interrupted, Requests, handle_signals
@@ -66,6 +67,8 @@ class FinetuneSession:
             keep_best=config.run.keep == "best",
         ).to(self.device)
         search_convolutions(self.device)
+        if self.device.type == "cpu" and config.run.precision == "bfloat16":
+            take_fast_gradients_(plan.model)
         per_epoch = len(training) // config.run.batch_size
         self.clock = Clock(0, config.schedule.epochs * per_epoch, per_epoch, config.run.seed)
         self.optimizer, self.schedule = optimisation(plan.model, config, self.clock)

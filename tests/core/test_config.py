@@ -106,7 +106,7 @@ def test_every_setting_has_a_sentence() -> None:
         ("data.size", 7, "data.size: 7 is not >= 8"),
         ("data.size", 32.0, "data.size: 32.0 is not a whole number"),
         ("data.sources", "photos", "data.sources: 'photos' is not a list of texts"),
-        ("data.sources", [1], "data.sources: 1 is not a text"),
+        ("data.sources", [1.5], "data.sources: 1.5 is not a text"),
         ("data.max_bad", 1.01, "data.max_bad: 1.01 is not <= 1"),
         ("schedule.epochs", 0, "schedule.epochs: 0 is not >= 1"),
         (
@@ -368,3 +368,11 @@ def test_a_folder_that_is_there_is_not_offered_again(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     assert nearest_path(tmp_path / "photos", "the cure") == "the cure"
     assert nearest_path(tmp_path / "fotos", "the cure") == f"did you mean {str(tmp_path / 'photos')!r}?"
+
+
+def test_a_whole_number_is_a_text_too() -> None:
+    """run.save_every=500 is typed without the quotes that TOML wants."""
+    assert parse_set("run.save_every=500") == ("run.save_every", 500)
+    assert config.build_pretrain("mfm", card("mfm").Config, {"run.save_every": 500}).run.save_every == "500"
+    with pytest.raises(UserError, match="True is not a text"):
+        config.build_pretrain("mfm", card("mfm").Config, {"run.save_every": True})

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sslkit.augmentations.crops import CenterCrop, RandomResizedCrop, to_tensor_uint8
 from sslkit.core.errors import UserError
-from sslkit.data.loading.loader import ViewDataset, evaluation_loader, pretraining_loader
+from sslkit.data.loading.loader import ViewDataset, data_loader, evaluation_loader, pretraining_loader
 from sslkit.data.sources.image_set import ImageSet, open_images
 from sslkit.data.sources.labels import open_labelled
 
@@ -219,3 +219,9 @@ def test_workers_outlive_ctrl_c_and_do_not_hang_at_exit() -> None:
         process.send_signal(signal.SIGKILL)
         raise
     assert (output, errors, process.returncode) == ("interrupted\nread 20\n", "", 0)
+
+
+@pytest.mark.slow
+def test_more_workers_than_cores_are_not_torch_s_affair() -> None:
+    """Warnings are errors in this suite: 64 workers are made without torch's sentence."""
+    data_loader([0], [[0]], list, 64)

@@ -69,7 +69,7 @@ def _expected(key: str, hint: Any, metadata: Mapping[str, Any]) -> str:
 
 
 def _typed(key: str, value: Any, hint: Any, auto: bool = False) -> Any:
-    """The value with the type of the field; an int serves as float, a list as tuple.
+    """The value with the type of the field; an int serves as float or text, a list as tuple.
 
     Of a choice between words and numbers a list is the numbers.
     """
@@ -93,6 +93,8 @@ def _typed(key: str, value: Any, hint: Any, auto: bool = False) -> Any:
         raise UserError(f"{key}: {value!r} is not one of {', '.join(known)}", nearest(str(value), known))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if hint is str and isinstance(value, int) and not isinstance(value, bool):  # run.save_every=500
+        return str(value)
     if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
         raise UserError(f"{key}: {value!r} is not Unicode, which TOML needs", "rename the file or folder")
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):

@@ -7,6 +7,7 @@ without replaying what came before.
 from __future__ import annotations
 
 import signal
+import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -193,20 +194,23 @@ def data_loader(
     dataset: Dataset[Any], batches: Any, collate: Callable[[list[Any]], Any], workers: int
 ) -> DataLoader[Any]:
     """torch's loader as every reading of images here uses it."""
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=collate,
-        worker_init_fn=_start_worker,
-        prefetch_factor=_PREFETCH if workers else None,
-        # The device was opened before any loader, by its first tensor; a run on the CPU must not open one.
-        pin_memory=torch.cuda.is_initialized(),  # type: ignore[no-untyped-call]
-        timeout=LOOK if workers else 0,
-        # Its own generator: DataLoader would otherwise take a number from the global one, which is saved
-        # and restored with a run.
-        generator=torch.Generator().manual_seed(0),
-    )
+    with warnings.catch_warnings():
+        # More workers than cores is the user's own wish, and its sentence names options of torch's.
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        return DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=workers,
+            collate_fn=collate,
+            worker_init_fn=_start_worker,
+            prefetch_factor=_PREFETCH if workers else None,
+            # The device was opened before any loader, by its first tensor; one on the CPU must not open one.
+            pin_memory=torch.cuda.is_initialized(),  # type: ignore[no-untyped-call]
+            timeout=LOOK if workers else 0,
+            # Its own generator: DataLoader would otherwise take a number from the global one, which is saved
+            # and restored with a run.
+            generator=torch.Generator().manual_seed(0),
+        )
 
 
 def _start_worker(worker: int) -> None:
