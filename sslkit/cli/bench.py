@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sslkit.cli import options
 from sslkit.cli.pretrain import defaults as defaults
+from sslkit.cli.setting_options import with_settings
+from sslkit.core.config.build import SECTIONS
 from sslkit.core.console import Console
 
 if TYPE_CHECKING:
@@ -21,30 +23,29 @@ SIDES = {
 }
 
 
+SHARED = (
+    "backbone", "size", "batch_size", "micro_batch", "workers", "device", "precision", "compile",
+)  # fmt: skip
+"""Options that it shares with pretrain."""
+
 EXAMPLES = (
     "sslkit bench photos/",
     "sslkit bench fractal:512 -b resnet50 --batch-size 32 --steps 5",
 )
 
 
+@with_settings(SECTIONS, "steps", *SHARED)
 def bench(
     data: Annotated[
         list[str], typer.Argument(metavar="DATA...", help="Folders, .txt lists, .csv tables or fractal:N.")
     ],
     method: options.Method = None,
-    backbone: options.Backbone = None,
-    size: options.Size = None,
-    batch_size: options.BatchSize = None,
-    micro_batch: options.MicroBatch = None,
-    workers: options.Workers = None,
-    device: options.Device = None,
-    precision: options.Precision = None,
-    compile: options.Compile = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Timed steps of each side.")] = 20,
     config: options.Config = None,
     settings: options.Settings = None,
     quiet: options.Quiet = False,
     json: options.Json = False,
+    **given: Any,
 ) -> None:
     """How fast images are read and trained on here, beside the bare backbone; writes nothing."""
     from sslkit import api
@@ -57,14 +58,7 @@ def bench(
         settings=settings or [],
         steps=steps,
         console=console,
-        backbone=backbone,
-        size=size,
-        batch_size=batch_size,
-        micro_batch=options.number(micro_batch),
-        workers=workers,
-        device=device,
-        precision=precision,
-        compile=compile,
+        **given,
     )
     limit = rates.limit(made)
     console.result("\n".join([*_lines(rates), limit]), {**rates.to_document(), "limit": limit})

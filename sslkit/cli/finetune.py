@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from sslkit.cli import completion, options
+from sslkit.cli import options
 from sslkit.cli.command import of_settings
+from sslkit.cli.setting_options import with_settings
 from sslkit.core.console import Console
 from sslkit.core.errors import UserError
+from sslkit.finetuning.config import FLAGS, SECTIONS
 
 EXAMPLES = (
     "sslkit finetune runs/mfm-vit_tiny_patch16_224-1 labelled/",
@@ -20,11 +22,10 @@ EXAMPLES = (
 
 def defaults() -> dict[str, str]:
     """What is taken where an option is not given."""
-    from sslkit.finetuning.config import FLAGS, SECTIONS
-
     return {**of_settings(FLAGS, SECTIONS), "seeds": "default: --seed alone"}
 
 
+@with_settings(SECTIONS, "baseline")
 def finetune(
     source: Annotated[
         str | None,
@@ -33,9 +34,6 @@ def finetune(
     data: Annotated[
         str | None, typer.Argument(help="Labelled images: class folders, train/ and val/, or a .csv.")
     ] = None,
-    scratch: Annotated[
-        bool, typer.Option("--scratch", help="Only SOURCE's architecture, with random weights.")
-    ] = False,
     baseline: Annotated[
         str | None,
         typer.Option("--baseline", metavar="scratch", help="Train from random weights as well, and compare."),
@@ -43,50 +41,15 @@ def finetune(
     seeds: Annotated[
         str | None, typer.Option("--seeds", metavar="0,1,2", help="Repeat with each of these seeds.")
     ] = None,
-    shots: Annotated[
-        int | None, typer.Option("--shots", help="Training images per class, drawn by the seed.")
-    ] = None,
-    share: Annotated[
-        float | None, typer.Option("--share", help="Part of each class's training images, e.g. 0.1.")
-    ] = None,
-    freeze: Annotated[bool, typer.Option("--freeze", help="Train the head alone.")] = False,
-    balance: Annotated[
-        bool, typer.Option("--balance", help="Rare classes weigh as much as frequent ones.")
-    ] = False,
-    keep: Annotated[
-        str | None,
-        typer.Option(
-            "--keep",
-            help="last, or best: the epoch that is best on a fifth of the training images.",
-            autocompletion=completion.words_of("run.keep"),
-        ),
-    ] = None,
-    robust: Annotated[
-        bool, typer.Option("--robust", help="Also score it on corrupted and filtered validation images.")
-    ] = False,
-    robust_limit: options.RobustLimit = None,
-    attacks: options.Attacks = None,
-    epochs: options.Epochs = None,
-    batch_size: options.BatchSize = None,
-    lr: options.LearningRate = None,
-    size: options.Size = None,
-    workers: options.Workers = None,
-    cache: options.Cache = None,
-    device: options.Device = None,
-    precision: options.Precision = None,
-    out: options.Out = None,
     resume: Annotated[
         str | None,
         typer.Option("--resume", metavar="RUN", help="Continue a run or a comparison; goes alone."),
     ] = None,
-    save_every: Annotated[
-        str | None, typer.Option("--save-every", help="30s, 10m, 2h, 5e (epochs), 500 (steps).")
-    ] = None,
-    seed: options.Seed = None,
     config: options.Config = None,
     settings: options.Settings = None,
     quiet: options.Quiet = False,
     json: options.Json = False,
+    **given: Any,
 ) -> None:
     """Train a classifier, the whole network, starting from SOURCE.
 
@@ -105,26 +68,7 @@ def finetune(
         baseline=baseline,
         seeds=None if seeds is None else _numbers(seeds),
         resume=resume,
-        scratch=scratch or None,
-        shots=shots,
-        share=share,
-        freeze=freeze or None,
-        balance=balance or None,
-        keep=keep,
-        robust=robust or None,
-        robust_limit=robust_limit,
-        attacks=attacks,
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        size=size,
-        workers=workers,
-        cache=cache,
-        device=device,
-        precision=precision,
-        out=out,
-        save_every=save_every,
-        seed=seed,
+        **given,
     )
     console.result(str(result.folder), result.to_document())
 

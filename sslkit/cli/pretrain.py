@@ -8,8 +8,11 @@ import typer
 
 from sslkit.cli import options
 from sslkit.cli.command import of_settings
+from sslkit.cli.setting_options import with_settings
+from sslkit.core.config.build import SECTIONS
 from sslkit.core.console import Console, command
 from sslkit.core.errors import UserError
+from sslkit.training.pretrain.config import METHOD, PRETRAIN_FLAGS
 
 if TYPE_CHECKING:
     from sslkit.training.pretrain.rates import DryRun
@@ -24,39 +27,16 @@ EXAMPLES = (
 
 def defaults() -> dict[str, str]:
     """What is taken where an option is not given."""
-    from sslkit.core.config.build import SECTIONS
-    from sslkit.training.pretrain.config import METHOD, PRETRAIN_FLAGS
-
     return {**of_settings(PRETRAIN_FLAGS, SECTIONS), "method": f"default: {METHOD}"}
 
 
+@with_settings(SECTIONS, "dry_run")
 def pretrain(
     data: Annotated[
         list[str] | None,
         typer.Argument(help="Folders, .txt lists, .csv tables, or fractal:N (generated)."),
     ] = None,
     method: options.Method = None,
-    backbone: options.Backbone = None,
-    init: Annotated[
-        str | None, typer.Option("--init", metavar="SOURCE", help="Start from these weights.")
-    ] = None,
-    epochs: options.Epochs = None,
-    batch_size: options.BatchSize = None,
-    micro_batch: options.MicroBatch = None,
-    lr: options.LearningRate = None,
-    size: options.Size = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", help="Use only N images, spread over the set.")
-    ] = None,
-    workers: options.Workers = None,
-    cache: options.Cache = None,
-    device: options.Device = None,
-    devices: Annotated[
-        int | None, typer.Option("--devices", help="Processes that train together, one device each.")
-    ] = None,
-    precision: options.Precision = None,
-    compile: options.Compile = None,
-    out: options.Out = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Time a few steps, say what the run would take, write nothing.")
     ] = False,
@@ -70,20 +50,11 @@ def pretrain(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Move a run that is at --out aside, to OUT-old-1.")
     ] = False,
-    max_time: Annotated[
-        str | None, typer.Option("--max-time", help="Fit the schedule to this time, e.g. 8h.")
-    ] = None,
-    save_every: Annotated[
-        str | None, typer.Option("--save-every", help="30s, 10m, 2h, 5e (epochs), 500 (steps).")
-    ] = None,
-    pictures: Annotated[
-        int | None, typer.Option("--pictures", help="Reconstructions written over the run.")
-    ] = None,
-    seed: options.Seed = None,
     config: options.Config = None,
     settings: options.Settings = None,
     quiet: options.Quiet = False,
     json: options.Json = False,
+    **given: Any,
 ) -> None:
     """Learn from images without labels.
 
@@ -93,31 +64,7 @@ def pretrain(
     from sslkit import api
 
     console = Console(quiet, json)
-    words: dict[str, Any] = {
-        "method": method,
-        "config": config,
-        "settings": settings or [],
-        "console": console,
-        "backbone": backbone,
-        "init": init,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "micro_batch": options.number(micro_batch),
-        "lr": lr,
-        "size": size,
-        "limit": limit,
-        "workers": workers,
-        "cache": cache,
-        "device": device,
-        "devices": devices,
-        "precision": precision,
-        "out": out,
-        "max_time": max_time,
-        "save_every": save_every,
-        "pictures": pictures,
-        "seed": seed,
-        "compile": compile,
-    }
+    words = {"method": method, "config": config, "settings": settings or [], "console": console, **given}
     if dry_run:
         if resume is not None:
             raise UserError("--dry-run looks at a run before it begins", "leave out --resume")

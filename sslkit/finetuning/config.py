@@ -11,6 +11,8 @@ from sslkit.core.config import build as configuration
 from sslkit.core.config.setting import (
     AUTO,
     device_setting,
+    flag,
+    flags_of,
     lines_setting,
     nodata_setting,
     precision_setting,
@@ -26,18 +28,39 @@ from sslkit.core.errors import UserError, nearest
 class _Data:
     source: str = setting("", "labelled images: class folders, a .csv with path,label, or fractal:N")
     size: int = setting(
-        AUTO, "side of the square views, pixels; auto: the source's", low=8, high=MAX_SIDE, auto=True
+        AUTO,
+        "side of the square views, pixels; auto: the source's",
+        low=8,
+        high=MAX_SIDE,
+        auto=True,
+        flag=flag("--size", "Side of the images that go in, pixels."),
     )
     split_seed: int = setting(0, "of the validation fifth, where the data has no validation part", low=0)
-    shots: int = setting(0, "training images per class, drawn by run.seed; 0: all", low=0)
-    share: float = setting(1.0, "of each class's training images, drawn by run.seed", above=0, high=1)
-    balance: bool = setting(False, "rare classes weigh as much as frequent ones: balanced softmax")
+    shots: int = setting(
+        0,
+        "training images per class, drawn by run.seed; 0: all",
+        low=0,
+        flag=flag("--shots", "Training images per class, drawn by the seed."),
+    )
+    share: float = setting(
+        1.0,
+        "of each class's training images, drawn by run.seed",
+        above=0,
+        high=1,
+        flag=flag("--share", "Part of each class's training images, e.g. 0.1."),
+    )
+    balance: bool = setting(
+        False,
+        "rare classes weigh as much as frequent ones: balanced softmax",
+        flag=flag("--balance", "Rare classes weigh as much as frequent ones."),
+    )
     max_bad: float = setting(0.01, "share of unreadable images above which the run stops", low=0, high=1)
     workers: int = workers_setting()
     cache: Literal["memory", "off"] = setting(
         AUTO,
         "memory: decode the training images once and keep them where they fit; off: never; auto: memory",
         auto=True,
+        flag=flag("--cache", "memory: decode once, where it fits; off: never."),
     )
     range: tuple[float, ...] | Literal["full", "8-bit"] = range_setting(
         "the source's, or the set's own where it has none"
@@ -48,8 +71,16 @@ class _Data:
 @dataclass(frozen=True)
 class _Model:
     source: str = setting("", "whose weights to start from: a run, a file, timm/NAME or random/NAME")
-    scratch: bool = setting(False, "forget the source's weights, keep its architecture: the fair comparison")
-    freeze: bool = setting(False, "train the head alone; the encoder stays, its batch norms included")
+    scratch: bool = setting(
+        False,
+        "forget the source's weights, keep its architecture: the fair comparison",
+        flag=flag("--scratch", "Only SOURCE's architecture, with random weights."),
+    )
+    freeze: bool = setting(
+        False,
+        "train the head alone; the encoder stays, its batch norms included",
+        flag=flag("--freeze", "Train the head alone."),
+    )
     drop_path: float = setting(
         AUTO,
         "stochastic depth of the last block; auto: 0.1 to 0.3 by a transformer's size, 0 for a CNN or a head "
@@ -67,6 +98,7 @@ class _Optim(configuration.Optim):
         "base learning rate, for `reference_batch` images; auto: the paper's, or more for a small batch",
         above=0,
         auto=True,
+        flag=flag("--lr", "Base learning rate, per 512 images."),
     )
     weight_decay: float = setting(
         AUTO,
@@ -91,6 +123,7 @@ class _Schedule(configuration.Schedule):
         "passes over the images; auto: 20 to 100, for about 2,000 steps; 100 from 100,000 images on",
         low=1,
         auto=True,
+        flag=flag("-e --epochs"),
     )
     warmup_epochs: float = setting(
         AUTO, "epochs of linear warm-up; auto: a twentieth of all", low=0, auto=True
@@ -134,9 +167,23 @@ class Augment:
 
 @dataclass(frozen=True)
 class Robustness:
-    measure: bool = setting(False, "score the classifier on corrupted and filtered validation images as well")
-    limit: int = setting(500, "validation images for that, spread over the classes", low=30)
-    attacks: bool = setting(AUTO, "FGSM and PGD as well; auto: on a GPU", auto=True)
+    measure: bool = setting(
+        False,
+        "score the classifier on corrupted and filtered validation images as well",
+        flag=flag("--robust", "Also score it on corrupted and filtered validation images."),
+    )
+    limit: int = setting(
+        500,
+        "validation images for that, spread over the classes",
+        low=30,
+        flag=flag("--robust-limit", "Images for --robust."),
+    )
+    attacks: bool = setting(
+        AUTO,
+        "FGSM and PGD as well; auto: on a GPU",
+        auto=True,
+        flag=flag("--attacks/--no-attacks", "FGSM and PGD in --robust."),
+    )
 
 
 @dataclass(frozen=True)
@@ -145,18 +192,37 @@ class _Run:
         AUTO,
         "the run's folder; never an existing one; auto: the next free runs/finetune-BACKBONE-N",
         auto=True,
+        flag=flag("-o --out", "Folder to make; never an existing one."),
     )
     batch_size: int = setting(
-        AUTO, "images per optimizer step; auto: 16 to 256, for about 50 steps an epoch", low=1, auto=True
+        AUTO,
+        "images per optimizer step; auto: 16 to 256, for about 50 steps an epoch",
+        low=1,
+        auto=True,
+        flag=flag("--batch-size", "Images per optimizer step."),
     )
-    micro_batch: int = setting(0, "images at once in memory; 0: the whole batch", low=0)
+    micro_batch: int = setting(
+        0,
+        "images at once in memory; 0: the whole batch",
+        low=0,
+        flag=flag("--micro-batch", "Images at once in memory."),
+    )
     keep: Literal["last", "best"] = setting(
-        "last", "weights of the last epoch, or of the best one on a fifth of the training images"
+        "last",
+        "weights of the last epoch, or of the best one on a fifth of the training images",
+        flag=flag("--keep", "last, or best: the epoch that is best on a fifth of the training images."),
     )
     save_every: str = setting(
-        "10m", "time between checkpoints (30s, 10m, 2h), or epochs (5e), or steps (500)"
+        "10m",
+        "time between checkpoints (30s, 10m, 2h), or epochs (5e), or steps (500)",
+        flag=flag("--save-every", "30s, 10m, 2h, 5e (epochs), 500 (steps)."),
     )
-    seed: int = setting(0, "of new weights, order, augmentation, and the images that are drawn", low=0)
+    seed: int = setting(
+        0,
+        "of new weights, order, augmentation, and the images that are drawn",
+        low=0,
+        flag=flag("--seed", "Seed of everything random."),
+    )
     device: str = device_setting()
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = precision_setting()
     log_every: int = lines_setting()
@@ -175,32 +241,6 @@ class FinetuneConfig:
     run: _Run = field(default_factory=_Run)
 
 
-FLAGS = {
-    "scratch": "model.scratch",
-    "shots": "data.shots",
-    "share": "data.share",
-    "balance": "data.balance",
-    "freeze": "model.freeze",
-    "keep": "run.keep",
-    "robust": "robustness.measure",
-    "robust_limit": "robustness.limit",
-    "attacks": "robustness.attacks",
-    "save_every": "run.save_every",
-    "epochs": "schedule.epochs",
-    "batch_size": "run.batch_size",
-    "micro_batch": "run.micro_batch",
-    "lr": "optim.lr",
-    "layer_decay": "optim.layer_decay",
-    "size": "data.size",
-    "workers": "data.workers",
-    "cache": "data.cache",
-    "device": "run.device",
-    "precision": "run.precision",
-    "out": "run.out",
-    "seed": "run.seed",
-}
-"""Flag of `sslkit finetune` → the setting it stands for."""
-
 SECTIONS = {
     "data": _Data,
     "model": _Model,
@@ -210,6 +250,9 @@ SECTIONS = {
     "robustness": Robustness,
     "run": _Run,
 }
+
+FLAGS = {**flags_of(SECTIONS), "layer_decay": "optim.layer_decay"}
+"""Word of `sslkit.finetune` → the setting it stands for; but for the last each is an option too."""
 
 
 def finetune_config(

@@ -194,7 +194,7 @@ class FinetuneSession:
         if step.micro_batch != self.micro_batch:
             self.micro_batch = step.micro_batch
             note_at_once(self.run, self.config.run.micro_batch, step.micro_batch)
-            cure = f"--set run.micro_batch={step.micro_batch} avoids the attempt"
+            cure = f"--micro-batch {step.micro_batch} avoids the attempt"
             self.console.warn(less_at_once(step, self.config.run.batch_size), cure)
 
     def _line(self, step: Step, losses: Tensor, seconds: float, wait: float) -> dict[str, Any]:

@@ -287,7 +287,8 @@ FLAGS = {
     "--resume --save-every --pictures --allow-data-change --overwrite --dry-run --compile --cache --devices "
     "--max-time",
     "finetune": f"{TRAINING} {SETTINGS} {OUTPUT} --scratch --baseline --seeds --shots --share "
-    "--cache --freeze --balance --keep --resume --save-every --robust --robust-limit --attacks",
+    "--cache --freeze --balance --keep --resume --save-every --robust --robust-limit --attacks "
+    "--micro-batch",
     "probe": f"--size --device --precision --workers --seed --out -o {OUTPUT} --baseline --readout --shots "
     "--seeds --exclude-leaks --grid --robust --robust-limit --attacks --local --min-top1 --no-cache "
     "--range",
@@ -316,6 +317,26 @@ def test_flags_are_these_and_no_others() -> None:
     assert found == {name: set(flags.split()) for name, flags in FLAGS.items()}
     for name, flags in FLAGS.items():
         assert len([flag for flag in flags.split() if flag.startswith("--")]) <= 28, name
+
+
+def test_an_option_that_stands_for_a_setting_is_declared_in_its_field() -> None:
+    """The command's option, the word in Python and the key of config.toml come from one place."""
+    from sslkit.finetuning.config import FLAGS as OF_FINETUNING
+    from sslkit.finetuning.config import SECTIONS
+    from sslkit.training.pretrain.config import PRETRAIN_FLAGS
+
+    group = typer.main.get_command(commands)
+    for name, words, sections in (
+        ("pretrain", PRETRAIN_FLAGS, build.SECTIONS), ("finetune", OF_FINETUNING, SECTIONS),
+    ):  # fmt: skip
+        options = {item.name: item for item in group.commands[name].params}  # type: ignore[attr-defined]
+        for word, key in words.items():
+            section, _, field = key.partition(".")
+            declared = sections[section].__dataclass_fields__[field].metadata["flag"]
+            if declared is not None:
+                assert set(options[word].opts) == {one.partition("/")[0] for one in declared.names}
+                assert options[word].default is None  # the setting's own default, or what a file says
+    assert set(OF_FINETUNING) - {"layer_decay"} <= {item.name for item in group.commands["finetune"].params}  # type: ignore[attr-defined]
 
 
 def test_every_flag_says_what_it_does() -> None:

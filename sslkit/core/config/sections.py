@@ -8,6 +8,7 @@ from typing import Literal
 from sslkit.core.config.setting import (
     AUTO,
     device_setting,
+    flag,
     lines_setting,
     nodata_setting,
     precision_setting,
@@ -27,8 +28,9 @@ class Data:
         low=MIN_SIDE,
         high=MAX_SIDE,
         auto=True,
+        flag=flag("--size", "Side of the images that go in, pixels."),
     )
-    limit: int = setting(0, "use only N images, spread over the set; 0: all", low=0)
+    limit: int = setting(0, "use only N images, spread over the set; 0: all", low=0, flag=flag("--limit"))
     max_bad: float = setting(0.01, "share of unreadable images above which the run stops", low=0, high=1)
     workers: int = workers_setting()
     cache: Literal["memory", "off"] = setting(
@@ -36,6 +38,7 @@ class Data:
         "memory: decode once and keep the images where they fit; off: read their files again and again; "
         "auto: memory",
         auto=True,
+        flag=flag("--cache", "memory: decode once, where it fits; off: never."),
     )
     range: tuple[float, ...] | Literal["full", "8-bit"] = range_setting(
         "the set's own, 8-bit where it has no such files"
@@ -50,6 +53,7 @@ class Model:
         "any timm model that the method accepts; auto: vit_small_patch16_224 on a GPU, "
         "else vit_tiny_patch16_224",
         auto=True,
+        flag=flag("-b --backbone", "Any timm model; see sslkit models."),
     )
     patch_size: int = setting(
         AUTO,
@@ -65,7 +69,9 @@ class Model:
     )
     sync_norm: bool = setting(False, "batch norms of a CNN take the statistics of all processes' images")
     init: str = setting(
-        "", "start from these weights: a run, a file (also foreign: .pth), timm/NAME; empty: random"
+        "",
+        "start from these weights: a run, a file (also foreign: .pth), timm/NAME; empty: random",
+        flag=flag("--init", "Start from these weights.", "SOURCE"),
     )
     checkpointing: bool = setting(
         False, "keep only the inputs of blocks and compute the rest again: less memory, one more pass forward"
@@ -88,6 +94,7 @@ class Optim:
         "paper's",
         above=0,
         auto=True,
+        flag=flag("--lr", "Base learning rate, per 512 images."),
     )
     reference_batch: int = setting(
         512, "the learning rate grows linearly with batch / reference_batch", low=1
@@ -119,6 +126,7 @@ class Schedule:
         "passes over the images; auto: 5 to 800, for 20 million views on a GPU, 300,000 on a CPU",
         low=1,
         auto=True,
+        flag=flag("-e --epochs"),
     )
     warmup_epochs: float = setting(
         AUTO, "epochs of linear warm-up; auto: a fifteenth of all", low=0, auto=True
@@ -131,31 +139,56 @@ class Schedule:
 @dataclass(frozen=True)
 class Run:
     out: str = setting(
-        AUTO, "the run's folder; never an existing one; auto: the next free runs/METHOD-BACKBONE-N", auto=True
+        AUTO,
+        "the run's folder; never an existing one; auto: the next free runs/METHOD-BACKBONE-N",
+        auto=True,
+        flag=flag("-o --out", "Folder to make; never an existing one."),
     )
     batch_size: int = setting(
         AUTO,
         "images per optimizer step, over all devices; auto: 256 on a GPU, else 64, or all there are",
         low=1,
         auto=True,
+        flag=flag("--batch-size", "Images per optimizer step."),
     )
     micro_batch: int = setting(
-        0, "images at once in memory; 0: the whole batch; auto: as many as fit, by trying", low=0, auto=True
+        0,
+        "images at once in memory; 0: the whole batch; auto: as many as fit, by trying",
+        low=0,
+        auto=True,
+        flag=flag("--micro-batch", "Images at once in memory, or auto: what fits."),
     )
-    seed: int = setting(0, "of the weights, the order and the views", low=0)
+    seed: int = setting(
+        0, "of the weights, the order and the views", low=0, flag=flag("--seed", "Seed of everything random.")
+    )
     device: str = device_setting()
-    devices: int = setting(1, "processes that train together, one device each", low=1)
+    devices: int = setting(1, "processes that train together, one device each", low=1, flag=flag("--devices"))
     patience: int = setting(600, "seconds after which a process that says nothing counts as lost", low=1)
-    max_time: str = setting("", "fit the schedule to this time (30m, 8h) instead of epochs; empty: no limit")
+    max_time: str = setting(
+        "",
+        "fit the schedule to this time (30m, 8h) instead of epochs; empty: no limit",
+        flag=flag("--max-time", "Fit the schedule to this time, e.g. 8h."),
+    )
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = precision_setting(
         ", or what a few steps show where no table knows"
     )
     save_every: str = setting(
-        "10m", "time between checkpoints (30s, 10m, 2h), or epochs (5e), or steps (500)"
+        "10m",
+        "time between checkpoints (30s, 10m, 2h), or epochs (5e), or steps (500)",
+        flag=flag("--save-every", "30s, 10m, 2h, 5e (epochs), 500 (steps)."),
     )
-    compile: bool = setting(False, "translate the backbone by torch.compile; the first steps wait for it")
+    compile: bool = setting(
+        False,
+        "translate the backbone by torch.compile; the first steps wait for it",
+        flag=flag("--compile", "torch.compile: a minute first, then faster steps."),
+    )
     log_every: int = lines_setting()
-    pictures: int = setting(4, "how often, over the run, reconstructions are written", low=0)
+    pictures: int = setting(
+        4,
+        "how often, over the run, reconstructions are written",
+        low=0,
+        flag=flag("--pictures", "Reconstructions written over the run."),
+    )
     loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = setting(
         (), "also tell the figures to tensorboard, wandb or mlflow"
     )

@@ -2,17 +2,55 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 AUTO: Any = "auto"
 """Value that is chosen automatically. Typed Any so that fields keep the type they have once resolved."""
 
 
+@dataclass(frozen=True)
+class Flag:
+    """The option of the command line that stands for a setting.
+
+    Attributes:
+        names: as people type them, the short one first: ("-e", "--epochs"), or ("--attacks/--no-attacks",).
+        help: one sentence; "": the first part of the setting's own.
+        metavar: what stands for the value in help; "": its type.
+    """
+
+    names: tuple[str, ...]
+    help: str = ""
+    metavar: str = ""
+
+    @property
+    def word(self) -> str:
+        """Its name in Python: "batch_size"."""
+        return self.names[-1].partition("/")[0].removeprefix("--").replace("-", "_")
+
+
+def flag(names: str, help: str = "", metavar: str = "") -> Flag:
+    """flag("-e --epochs")"""
+    return Flag(tuple(names.split()), help, metavar)
+
+
+def flags_of(sections: Mapping[str, type]) -> dict[str, str]:
+    """Word of a flag → the setting it stands for: "lr" → "optim.lr"."""
+    return {
+        item.metadata["flag"].word: f"{name}.{item.name}"
+        for name, part in sections.items()
+        for item in dataclasses.fields(part)
+        if item.metadata["flag"] is not None
+    }
+
+
 def setting(
     default: Any,
     help: str,
     *,
+    flag: Flag | None = None,
     above: float | None = None,
     low: float | None = None,
     high: float | None = None,
@@ -20,11 +58,13 @@ def setting(
     ordered: bool = False,
     pairs: bool = False,
 ) -> Any:
-    """A dataclass field: default, one sentence, range (`above` is exclusive), if it may be "auto", if it is a
-    pair whose first number must not be above the second, or one or two whose first must be below it.
+    """A dataclass field: default, one sentence, its option, range (`above` is exclusive), if it may be
+    "auto", if it is a pair whose first number must not be above the second, or one or two whose first must be
+    below it.
     """
     limits = {"above": above, "low": low, "high": high, "ordered": ordered, "pairs": pairs}
-    return field(default=default, metadata={"help": help, "default": default, **limits, "auto": auto})
+    known = {"help": help, "default": default, "flag": flag, **limits, "auto": auto}
+    return field(default=default, metadata=known)
 
 
 def range_setting(otherwise: str) -> Any:
@@ -44,18 +84,22 @@ def workers_setting() -> Any:
     """`data.workers` likewise."""
     text = "processes that read images; 0: none, read in the training process; "
     text += "auto: one per core for a GPU, at most 8; on a CPU one for four cores"
-    return setting(AUTO, text, low=0, auto=True)
+    return setting(
+        AUTO, text, low=0, auto=True, flag=flag("--workers", "Processes that read images; 0: none.")
+    )
 
 
 def device_setting() -> Any:
     """`run.device` likewise."""
-    return setting(AUTO, "cpu, cuda, cuda:1, mps; auto: a GPU where there is one", auto=True)
+    text = "cpu, cuda, cuda:1, mps; auto: a GPU where there is one"
+    return setting(AUTO, text, auto=True, flag=flag("--device", "auto, cpu, cuda, cuda:1 or mps."))
 
 
 def precision_setting(otherwise: str = "") -> Any:
     """`run.precision` likewise; `otherwise` ends the sentence."""
     text = f"of matrix products and convolutions; auto: what the chip multiplies fastest{otherwise}"
-    return setting(AUTO, text, auto=True)
+    option = flag("--precision", "auto, float32, tf32, bfloat16, float16.")
+    return setting(AUTO, text, auto=True, flag=option)
 
 
 def lines_setting() -> Any:

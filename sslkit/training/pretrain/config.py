@@ -8,34 +8,14 @@ from typing import Any
 
 from sslkit.core.config import build as configuration
 from sslkit.core.config.build import PretrainConfig
-from sslkit.core.config.setting import AUTO
+from sslkit.core.config.setting import AUTO, flags_of
 from sslkit.core.errors import UserError, nearest
 from sslkit.methods import card, full_name
 
 METHOD = "mfm"
 """What learns where none is named."""
 
-PRETRAIN_FLAGS = {
-    "backbone": "model.backbone",
-    "init": "model.init",
-    "epochs": "schedule.epochs",
-    "batch_size": "run.batch_size",
-    "micro_batch": "run.micro_batch",
-    "lr": "optim.lr",
-    "size": "data.size",
-    "limit": "data.limit",
-    "workers": "data.workers",
-    "cache": "data.cache",
-    "device": "run.device",
-    "devices": "run.devices",
-    "max_time": "run.max_time",
-    "precision": "run.precision",
-    "out": "run.out",
-    "save_every": "run.save_every",
-    "pictures": "run.pictures",
-    "compile": "run.compile",
-    "seed": "run.seed",
-}
+PRETRAIN_FLAGS = flags_of(configuration.SECTIONS)
 """Flag of `sslkit pretrain` → the setting it stands for."""
 
 
