@@ -41,7 +41,7 @@ def side(options: dict[str, Any]) -> None:
     from sslkit.core.config.build import build_pretrain
     from sslkit.methods import card
     from sslkit.training.loop import acceleration
-    from sslkit.training.pretrain.throughput import at_the_door
+    from sslkit.training.pretrain.throughput import prepare_bench
 
     torch.set_num_threads(options["threads"])
     if not options["fast"]:  # torch's own gradients of depthwise convolutions
@@ -59,7 +59,7 @@ def side(options: dict[str, Any]) -> None:
     }
     from sslkit.core.console import Console
 
-    bench = at_the_door(build_pretrain(options["method"], known.Config, values), Console(quiet=True))
+    bench = prepare_bench(build_pretrain(options["method"], known.Config, values), Console(quiet=True))
     bench.model(1, warm=2)
     print("ready", flush=True)
     for line in sys.stdin:

@@ -82,7 +82,7 @@ def pretrain(
     return run
 
 
-def rehearse(
+def dry_run(
     *data: str | Path,
     method: str | None = None,
     config: str | Path | None = None,

@@ -68,7 +68,7 @@ def pretrain(
     if dry_run:
         if resume is not None:
             raise UserError("--dry-run looks at a run before it begins", "leave out --resume")
-        rehearsal = api.rehearse(*(data or []), **words)
+        rehearsal = api.dry_run(*(data or []), **words)
         console.result("\n".join(_lines(rehearsal)), rehearsal.to_document())
         return
     run = api.pretrain(

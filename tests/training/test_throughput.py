@@ -21,7 +21,7 @@ from sslkit.models.encoder import Encoder
 from sslkit.training.loop.flops import counted_flops, known_peak
 from sslkit.training.pretrain.pretrain import pretrain
 from sslkit.training.pretrain.rates import Rates
-from sslkit.training.pretrain.throughput import at_the_door
+from sslkit.training.pretrain.throughput import prepare_bench
 
 SMALL = ["-b", "test_vit", "--size", "32", "--batch-size", "4", "--workers", "0", "--precision", "float32"]
 
@@ -152,7 +152,7 @@ def test_a_dry_run_reads_files_where_the_run_would(
 def test_loader_and_whole_read_from_what_is_kept(
     cache: str, photos: Path, tiny: Callable[..., PretrainConfig]
 ) -> None:
-    bench = at_the_door(tiny("none", **{"data.cache": cache}), SILENT)
+    bench = prepare_bench(tiny("none", **{"data.cache": cache}), SILENT)
     for path in photos.rglob("*.png"):
         path.unlink()
     for side in (bench.loader, bench.whole):

@@ -56,12 +56,12 @@ class Group:
         before[0].wait()
         return [int(value) for value in before[1].tolist()]
 
-    def leave_word(self, topic: str, number: int) -> None:
+    def post(self, topic: str, number: int) -> None:
         """For those who go on when this process has ended."""
         with suppress(Exception):  # the store may be gone
             self.store.set(f"sslkit/{topic}", str(number))
 
-    def word(self, topic: str) -> int:
+    def read_post(self, topic: str) -> int:
         """What somebody has left; 0: nobody has."""
         with suppress(Exception):
             if self.store.check([f"sslkit/{topic}"]):
@@ -177,12 +177,12 @@ def exchange(values: Sequence[int]) -> list[int]:
 def post(topic: str, number: int) -> None:
     """A number for the others, which they find even when this process has ended."""
     if _group is not None:
-        _group.leave_word(topic, number)
+        _group.post(topic, number)
 
 
 def read_post(topic: str) -> int:
     """The number that a process has left; 0: none has."""
-    return 0 if _group is None else _group.word(topic)
+    return 0 if _group is None else _group.read_post(topic)
 
 
 def broadcast_object(value: Value) -> Value:

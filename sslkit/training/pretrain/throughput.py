@@ -221,7 +221,7 @@ def dry_run(config: PretrainConfig, console: Console = SILENT, steps: int = 5) -
         UserError: anything that `pretrain` would refuse before its first step.
     """
     refuse_place(config.run.out)
-    bench = at_the_door(config, console)
+    bench = prepare_bench(config, console)
     config, batch = bench.config, bench.config.run.batch_size
     model, loader, whole = bench.model(steps, WARM), bench.loader(steps), bench.whole(steps)
     read, fed, both = (batch / pace.seconds for pace in (loader, model, whole))
@@ -248,7 +248,7 @@ def measure(
     Raises:
         UserError: anything that `pretrain` would refuse before its first step.
     """
-    bench = at_the_door(config, console, with_bare=True)
+    bench = prepare_bench(config, console, with_bare=True)
     each = max(1, round(steps / _ROUNDS))
     peak = peak_flops(bench.device, bench.config.run.precision)
     bench.bare(1, WARM)
@@ -268,7 +268,7 @@ def measure(
     return bench.config, Rates(**rates, wait=wait, peak=peak, **bench.costs())
 
 
-def at_the_door(config: PretrainConfig, console: Console, with_bare: bool = False) -> ThroughputBench:
+def prepare_bench(config: PretrainConfig, console: Console, with_bare: bool = False) -> ThroughputBench:
     """What `pretrain` resolves, refuses and prints before it makes a folder."""
     if config.run.devices > 1:
         cure = "leave --devices out; N of them take an Nth of the time, and what they exchange on top"
