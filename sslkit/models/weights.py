@@ -90,8 +90,7 @@ def load_encoder(
         console.say(told(unfinished.file))
         return _from_folder(unfinished.file, unfinished.config, unfinished.tensors, size)
     file = encoder_file(Path(source))
-    tensors = read_safetensors(file)
-    config = config_behind(file, tensors)
+    config, tensors = config_behind(file), read_safetensors(file)  # a folder of others is named by its config
     if not config.get("num_classes"):
         return _from_folder(file, config, tensors, size)
     tensors, left = without_head(file, config, tensors)

@@ -310,7 +310,7 @@ def test_what_can_t_be_copied_is_not_saved(
     one.device, one.console = torch.device("cuda:0"), Console()
     one.writer = SimpleNamespace(settle=lambda: None)  # type: ignore[assignment]
     monkeypatch.setattr(one, "_save", kept.append)
-    monkeypatch.setattr(session, "world", lambda: 2)
+    monkeypatch.setattr(session, "world_size", lambda: 2)
     monkeypatch.setattr(session, "idle_within", lambda seconds, device: idle)
     one._keep(7)
     assert kept == saved
