@@ -10,6 +10,14 @@ from typing import Any, Literal
 from sslkit.core.config import build as configuration
 from sslkit.core.config.setting import (
     AUTO,
+    BATCH_SIZE,
+    CACHE,
+    EPOCHS,
+    LEARNING_RATE,
+    OUT,
+    SAVE_EVERY,
+    SEED,
+    SIZE,
     device_setting,
     flag,
     flags_of,
@@ -25,7 +33,7 @@ from sslkit.core.errors import UserError, nearest
 
 
 @dataclass(frozen=True)
-class _Data:
+class Data:
     source: str = setting("", "labelled images: class folders, a .csv with path,label, or fractal:N")
     size: int = setting(
         AUTO,
@@ -33,7 +41,7 @@ class _Data:
         low=8,
         high=MAX_SIDE,
         auto=True,
-        flag=flag("--size", "Side of the images that go in, pixels."),
+        flag=SIZE,
     )
     split_seed: int = setting(0, "of the validation fifth, where the data has no validation part", low=0)
     shots: int = setting(
@@ -60,7 +68,7 @@ class _Data:
         AUTO,
         "memory: decode the training images once and keep them where they fit; off: never; auto: memory",
         auto=True,
-        flag=flag("--cache", "memory: decode once, where it fits; off: never."),
+        flag=CACHE,
     )
     range: tuple[float, ...] | Literal["full", "8-bit"] = range_setting(
         "the source's, or the set's own where it has none"
@@ -69,7 +77,7 @@ class _Data:
 
 
 @dataclass(frozen=True)
-class _Model:
+class Model:
     source: str = setting("", "whose weights to start from: a run, a file, timm/NAME or random/NAME")
     scratch: bool = setting(
         False,
@@ -92,13 +100,13 @@ class _Model:
 
 
 @dataclass(frozen=True)
-class _Optim(configuration.Optim):
+class Optim(configuration.Optim):
     lr: float = setting(
         AUTO,
         "base learning rate, for `reference_batch` images; auto: the paper's, or more for a small batch",
         above=0,
         auto=True,
-        flag=flag("--lr", "Base learning rate, per 512 images."),
+        flag=LEARNING_RATE,
     )
     weight_decay: float = setting(
         AUTO,
@@ -117,13 +125,13 @@ class _Optim(configuration.Optim):
 
 
 @dataclass(frozen=True)
-class _Schedule(configuration.Schedule):
+class Schedule(configuration.Schedule):
     epochs: int = setting(
         AUTO,
         "passes over the images; auto: 20 to 100, for about 2,000 steps; 100 from 100,000 images on",
         low=1,
         auto=True,
-        flag=flag("-e --epochs"),
+        flag=EPOCHS,
     )
     warmup_epochs: float = setting(
         AUTO, "epochs of linear warm-up; auto: a twentieth of all", low=0, auto=True
@@ -187,19 +195,19 @@ class Robustness:
 
 
 @dataclass(frozen=True)
-class _Run:
+class Run:
     out: str = setting(
         AUTO,
         "the run's folder; never an existing one; auto: the next free runs/finetune-BACKBONE-N",
         auto=True,
-        flag=flag("-o --out", "Folder to make; never an existing one."),
+        flag=OUT,
     )
     batch_size: int = setting(
         AUTO,
         "images per optimizer step; auto: 16 to 256, for about 50 steps an epoch",
         low=1,
         auto=True,
-        flag=flag("--batch-size", "Images per optimizer step."),
+        flag=BATCH_SIZE,
     )
     micro_batch: int = setting(
         0,
@@ -215,13 +223,13 @@ class _Run:
     save_every: str = setting(
         "10m",
         "time between checkpoints (30s, 10m, 2h), or epochs (5e), or steps (500)",
-        flag=flag("--save-every", "30s, 10m, 2h, 5e (epochs), 500 (steps)."),
+        flag=SAVE_EVERY,
     )
     seed: int = setting(
         0,
         "of new weights, order, augmentation, and the images that are drawn",
         low=0,
-        flag=flag("--seed", "Seed of everything random."),
+        flag=SEED,
     )
     device: str = device_setting()
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = precision_setting()
@@ -232,23 +240,23 @@ class _Run:
 class FinetuneConfig:
     """Everything `sslkit finetune` needs."""
 
-    data: _Data = field(default_factory=_Data)
-    model: _Model = field(default_factory=_Model)
-    optim: _Optim = field(default_factory=_Optim)
-    schedule: _Schedule = field(default_factory=_Schedule)
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    optim: Optim = field(default_factory=Optim)
+    schedule: Schedule = field(default_factory=Schedule)
     augment: Augment = field(default_factory=Augment)
     robustness: Robustness = field(default_factory=Robustness)
-    run: _Run = field(default_factory=_Run)
+    run: Run = field(default_factory=Run)
 
 
 SECTIONS = {
-    "data": _Data,
-    "model": _Model,
-    "optim": _Optim,
-    "schedule": _Schedule,
+    "data": Data,
+    "model": Model,
+    "optim": Optim,
+    "schedule": Schedule,
     "augment": Augment,
     "robustness": Robustness,
-    "run": _Run,
+    "run": Run,
 }
 
 FLAGS = {**flags_of(SECTIONS), "layer_decay": "optim.layer_decay"}

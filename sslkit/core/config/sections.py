@@ -7,6 +7,14 @@ from typing import Literal
 
 from sslkit.core.config.setting import (
     AUTO,
+    BATCH_SIZE,
+    CACHE,
+    EPOCHS,
+    LEARNING_RATE,
+    OUT,
+    SAVE_EVERY,
+    SEED,
+    SIZE,
     device_setting,
     flag,
     lines_setting,
@@ -28,7 +36,7 @@ class Data:
         low=MIN_SIDE,
         high=MAX_SIDE,
         auto=True,
-        flag=flag("--size", "Side of the images that go in, pixels."),
+        flag=SIZE,
     )
     limit: int = setting(0, "use only N images, spread over the set; 0: all", low=0, flag=flag("--limit"))
     max_bad: float = setting(0.01, "share of unreadable images above which the run stops", low=0, high=1)
@@ -38,7 +46,7 @@ class Data:
         "memory: decode once and keep the images where they fit; off: read their files again and again; "
         "auto: memory",
         auto=True,
-        flag=flag("--cache", "memory: decode once, where it fits; off: never."),
+        flag=CACHE,
     )
     range: tuple[float, ...] | Literal["full", "8-bit"] = range_setting(
         "the set's own, 8-bit where it has no such files"
@@ -94,7 +102,7 @@ class Optim:
         "paper's",
         above=0,
         auto=True,
-        flag=flag("--lr", "Base learning rate, per 512 images."),
+        flag=LEARNING_RATE,
     )
     reference_batch: int = setting(
         512, "the learning rate grows linearly with batch / reference_batch", low=1
@@ -126,7 +134,7 @@ class Schedule:
         "passes over the images; auto: 5 to 800, for 20 million views on a GPU, 300,000 on a CPU",
         low=1,
         auto=True,
-        flag=flag("-e --epochs"),
+        flag=EPOCHS,
     )
     warmup_epochs: float = setting(
         AUTO, "epochs of linear warm-up; auto: a fifteenth of all", low=0, auto=True
@@ -142,14 +150,14 @@ class Run:
         AUTO,
         "the run's folder; never an existing one; auto: the next free runs/METHOD-BACKBONE-N",
         auto=True,
-        flag=flag("-o --out", "Folder to make; never an existing one."),
+        flag=OUT,
     )
     batch_size: int = setting(
         AUTO,
         "images per optimizer step, over all devices; auto: 256 on a GPU, else 64, or all there are",
         low=1,
         auto=True,
-        flag=flag("--batch-size", "Images per optimizer step."),
+        flag=BATCH_SIZE,
     )
     micro_batch: int = setting(
         0,
@@ -158,9 +166,7 @@ class Run:
         auto=True,
         flag=flag("--micro-batch", "Images at once in memory, or auto: what fits."),
     )
-    seed: int = setting(
-        0, "of the weights, the order and the views", low=0, flag=flag("--seed", "Seed of everything random.")
-    )
+    seed: int = setting(0, "of the weights, the order and the views", low=0, flag=SEED)
     device: str = device_setting()
     devices: int = setting(1, "processes that train together, one device each", low=1, flag=flag("--devices"))
     patience: int = setting(600, "seconds after which a process that says nothing counts as lost", low=1)
@@ -175,7 +181,7 @@ class Run:
     save_every: str = setting(
         "10m",
         "time between checkpoints (30s, 10m, 2h), or epochs (5e), or steps (500)",
-        flag=flag("--save-every", "30s, 10m, 2h, 5e (epochs), 500 (steps)."),
+        flag=SAVE_EVERY,
     )
     compile: bool = setting(
         False,

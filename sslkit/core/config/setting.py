@@ -36,6 +36,17 @@ def flag(names: str, help: str = "", metavar: str = "") -> Flag:
     return Flag(tuple(names.split()), help, metavar)
 
 
+SIZE = flag("--size", "Side of the images that go in, pixels.")
+CACHE = flag("--cache", "memory: decode once, where it fits; off: never.")
+LEARNING_RATE = flag("--lr", "Base learning rate, per 512 images.")
+EPOCHS = flag("-e --epochs")
+OUT = flag("-o --out", "Folder to make; never an existing one.")
+BATCH_SIZE = flag("--batch-size", "Images per optimizer step.")
+SAVE_EVERY = flag("--save-every", "30s, 10m, 2h, 5e (epochs), 500 (steps).")
+SEED = flag("--seed", "Seed of everything random.")
+"""Options of pre-training and of fine-tuning alike."""
+
+
 def flags_of(sections: Mapping[str, type]) -> dict[str, str]:
     """Word of a flag → the setting it stands for: "lr" → "optim.lr"."""
     return {
