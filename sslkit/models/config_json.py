@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -67,16 +68,17 @@ def _check_config(config: dict[str, Any]) -> None:
             raise ValueError(f"{key} {made[key]!r:.40}, three finite numbers expected")
 
 
-def config_behind(file: Path) -> dict[str, Any]:
+def config_behind(file: Path, tensors: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
     """The config.json beside a file of weights; a ViT's sizes are its tensors' where it tells none.
 
     timm 1.0.26 writes no model_args unless `save_for_hf` is handed them.
+    `tensors`: those of the file, where they are read already.
     """
     config = read_config(file.parent)
     name, arguments = config["architecture"], config.get("model_args", {})
     if "img_size" in arguments or not is_vit(name):
         return config
-    found = grid_of(read_safetensors(file))
+    found = grid_of(read_safetensors(file) if tensors is None else tensors)
     if found is not None and found != (side_of(config), named_patch(name)):
         size, patch = found
         config["model_args"] = {"patch_size": patch, **arguments, "img_size": size}

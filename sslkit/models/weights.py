@@ -25,7 +25,15 @@ from torch import Tensor, nn
 from sslkit.core.console import SILENT, Console, command, without_strays
 from sslkit.core.errors import UserError, nearest_path
 from sslkit.core.files import sort_metadata_
-from sslkit.models.config_json import config_behind, range_behind, side_of, stem_of, timm_config, without_head
+from sslkit.models.config_json import (
+    config_behind,
+    range_behind,
+    read_config,
+    side_of,
+    stem_of,
+    timm_config,
+    without_head,
+)
 from sslkit.models.encoder import Encoder
 from sslkit.models.factory import Stem, is_eva, is_vit, native_size
 from sslkit.models.foreign import (
@@ -90,7 +98,9 @@ def load_encoder(
         console.say(told(unfinished.file))
         return _from_folder(unfinished.file, unfinished.config, unfinished.tensors, size)
     file = encoder_file(Path(source))
-    config, tensors = config_behind(file), read_safetensors(file)  # a folder of others is named by its config
+    read_config(file.parent)  # a folder of others is named before its tensors are read
+    tensors = read_safetensors(file)
+    config = config_behind(file, tensors)
     if not config.get("num_classes"):
         return _from_folder(file, config, tensors, size)
     tensors, left = without_head(file, config, tensors)
