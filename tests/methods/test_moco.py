@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from helpers import two_views
 from torch import Tensor, nn
 
+from sslkit.core.distributed import collectives
 from sslkit.methods.base import Clock, Info
 from sslkit.methods.moco import MoCo, shuffle, similarities
 from sslkit.models.encoder import Encoder
@@ -290,7 +291,7 @@ def keys_of_a_process(rank: int, folder: str) -> None:
     figures = method(batch, CLOCK)
     found = {"queue": method.queue, "pointer": method.pointer, "loss": figures["loss"].detach()}
     torch.save(found, f"{folder}/{rank}")
-    torch.distributed.destroy_process_group()
+    collectives.end_group()
 
 
 @pytest.mark.slow

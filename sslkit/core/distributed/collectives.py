@@ -15,6 +15,19 @@ import torch.distributed as dist
 from torch import Tensor
 
 _apart = False
+_ended: Any = None  # the last group that has ended
+
+
+def end_group() -> None:
+    """`destroy_process_group`, such that no process waits for itself.
+
+    torch 2.6 joins gloo's threads while it holds Python's lock, and one of them may be waiting for that lock
+    to let go of the last tensor that it has sent. So the group is let go of later, when its threads are idle:
+    at the next group's end, or at the process's.
+    """
+    global _ended
+    _ended = dist.group.WORLD
+    dist.destroy_process_group()
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from sslkit.core.distributed import environment
-from sslkit.core.distributed.collectives import rank, world_size
+from sslkit.core.distributed.collectives import end_group, rank, world_size
 from sslkit.core.errors import UserError
 
 Value = TypeVar("Value")
@@ -80,6 +80,7 @@ class Group:
 
 
 _group: Group | None = None
+_ended: Group | None = None
 
 
 @contextmanager
@@ -89,7 +90,7 @@ def joined(device: torch.device, patience: float) -> Iterator[None]:
     Args:
         patience: seconds after which one that says nothing counts as lost.
     """
-    global _group
+    global _group, _ended
     if not environment.placed() or dist.is_initialized():
         yield
         return
@@ -103,9 +104,9 @@ def joined(device: torch.device, patience: float) -> Iterator[None]:
     try:
         yield
     finally:
-        _group = None
+        _ended, _group = _group, None  # kept, for the reason of `collectives.end_group`
         with suppress(RuntimeError):  # the others may be gone
-            dist.destroy_process_group()
+            end_group()
 
 
 @contextmanager

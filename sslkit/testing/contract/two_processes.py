@@ -54,7 +54,7 @@ def _process(rank: int, names: Sequence[str], folder: str) -> dict[str, str]:
         told: list[dict[str, str]] = [{}] * WORLD
         dist.all_gather_object(told, reasons)
     finally:
-        dist.destroy_process_group()
+        collectives.end_group()
     return {name: told[0][name] or told[1][name] for name in names}
 
 
