@@ -136,7 +136,7 @@ def probe(
             raise UserError(f"{out} exists", "choose another folder; nothing is overwritten")
         refuse_unwritable(Path(out))
     result = run([str(source) for source in sources], str(data), console=console, **options)
-    if out is not None:
+    if out is not None:  # the run stays as it is: a small experiment must not replace its probe and verdict
         write_result(result, Path(out))
         return result
     for source in map(Path, sources):

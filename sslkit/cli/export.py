@@ -33,6 +33,7 @@ def export(
             autocompletion=completion.backbones,
         ),
     ] = "",
+    # Of this command alone: as a setting, trust in a pickle would travel in a configuration that others run.
     trust: Annotated[
         bool,
         typer.Option("--trust", help="Read a foreign .pt, .pth or .bin with a torch older than 2.10 too."),

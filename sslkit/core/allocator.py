@@ -2,6 +2,10 @@
 
 glibc gives large blocks back to the kernel as soon as they are free, and every step pays anew for zeroed
 pages: ten thousand to some hundred thousand page faults, up to a fifth of its time (docs/benchmarks.md).
+
+By `mallopt`, before torch is loaded: environment variables would have to be set before the process starts,
+and a second start costs its time. A library must not change the allocator of the program that imports it, so
+only commands that compute call this, and processes of `--devices`.
 """
 
 from __future__ import annotations

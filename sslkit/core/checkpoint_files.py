@@ -21,6 +21,7 @@ def committed(folder: Path) -> list[Path]:
 
 def whole(folder: Path) -> Path | None:
     """The newest checkpoint that verifies; changes nothing, so that a running run can be looked at."""
+    # No file `last` says which: it could name a checkpoint that does not verify.
     return next((path for path in committed(folder) if not fault(path)), None)
 
 

@@ -40,7 +40,8 @@ def nearest(name: str, names: Iterable[str], most: int = 12) -> str:
 def nearest_path(path: str | os.PathLike[str], otherwise: str = "") -> str:
     """A hint for a path that leads nowhere: the one there is that is most alike, else `otherwise`.
 
-    One part of it may be misspelt: the first one that is missing. What exists is not misspelt.
+    One part of it may be misspelt: the first one that is missing. Only the folder above that one is listed;
+    what is proposed exists.
     """
     typed = Path(path)
     if typed.exists():

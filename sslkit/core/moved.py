@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-_TYPE_CHECKING = False  # what typing has; the package imports this file, and nothing heavy with it
+# As typing has it. This file imports only sys: the package imports it when nobody hears a Ctrl-C yet.
+_TYPE_CHECKING = False
 if _TYPE_CHECKING:
     from collections.abc import Sequence
     from importlib.machinery import ModuleSpec

@@ -21,7 +21,10 @@ def _knows_autocast(kind: str) -> bool:
 
 
 def fourier_device(device: torch.device) -> torch.device:
-    """The device itself, or the CPU, with one warning, where the device has no FFT (older MPS, some NPUs)."""
+    """The device itself, or the CPU, with one warning, where the device has no FFT (older MPS, some NPUs).
+
+    For filters, the masked loss and corruptions; the other functions of `sslkit.frequency` do not fall back.
+    """
     return device if device.type == "cpu" or _has_fourier(device) else torch.device("cpu")
 
 

@@ -120,8 +120,8 @@ class Encoder(nn.Module):
     def vector(self, images: Tensor) -> Tensor:
         """One vector per image: float [B, 3, H, W] in [0, 1] → [B, D].
 
-        Exactly what plain timm gives for the exported model on normalised images: the mean of the patch
-        tokens for a ViT, the pooled last map for a CNN.
+        Exactly what plain timm gives for the exported model on normalised images, because it is timm's model
+        that computes it: the mean of the patch tokens for a ViT, the pooled last map for a CNN.
         """
         vector: Tensor = self.model(self.normalize(images))
         return vector

@@ -133,6 +133,7 @@ def without_drop_path_(model: nn.Module) -> None:
 
 def without_dropout_(model: nn.Module) -> None:
     """Neither stochastic depth nor dropout, in place: a forward pass in training mode draws nothing."""
+    # In the modules, because a third of timm's models have no arguments for it.
     without_drop_path_(model)
     for module in model.modules():
         if isinstance(module, nn.Dropout | nn.Dropout2d):

@@ -1,4 +1,7 @@
-"""First weights of a ViT: what official codes draw, in place."""
+"""First weights of a ViT, and of a ResNet's last norms: what official codes draw, in place.
+
+In one file, because several methods and fine-tuning draw the same ones.
+"""
 
 from __future__ import annotations
 

@@ -35,6 +35,7 @@ from sslkit.core.files import read_text
 
 NO_FLAGS: Mapping[str, str] = {}
 
+# Not by method: `-c NAME` finds a recipe by its file's name alone, and completion lists one folder.
 RECIPES = Path(__file__).parents[2] / "methods" / "recipes"
 FINETUNING_RECIPES = RECIPES / "finetune"
 
@@ -102,6 +103,7 @@ def refuse_unknown(values: Mapping[str, Any], sections: Mapping[str, type]) -> N
         if key in RETIRED:
             problem = f"{key}: {values[key]} was a setting of an earlier version, which this one has not"
             raise UserError(problem, f"{RETIRED[key]}, or no such line, if the run may go on without")
+        # Refused even if another version knows it: a typo must not pass for a setting of that.
         raise UserError(f"unknown setting {key!r}", nearest(key, known))
 
 

@@ -41,6 +41,8 @@ class Data:
     limit: int = setting(0, "use only N images, spread over the set; 0: all", low=0, flag=flag("--limit"))
     max_bad: float = setting(0.01, "share of unreadable images above which the run stops", low=0, high=1)
     workers: int = workers_setting()
+    # Resolved to memory, not to what was found: whether the set fits is asked anew at each start, and batches
+    # do not depend on it.
     cache: Literal["memory", "off"] = setting(
         AUTO,
         "memory: decode once and keep the images where they fit; off: read their files again and again; "

@@ -99,9 +99,10 @@ def corners(box: Box, factor: int) -> tuple[int, int, int, int]:
 def resized(pixels: Pixels, size: int, mirrored: bool = False) -> Tensor:
     """The whole of `pixels`, uint8 [H, W, 3], as uint8 [3, size, size]; bicubic with anti-aliasing.
 
-    A fourth value of each pixel is not looked at. Pillow's bicubic within a level or two, at a small part of
-    the time: torch's kernel takes the bytes as they lie, with 16-bit weights. It also leaves them channels
-    last, as asked by the strides of all four dimensions; it would take longer over the planes than we do.
+    A fourth value of each pixel is ignored. torch's kernel takes the bytes as they lie, with 16-bit weights,
+    in a quarter of Pillow's time and within 2 levels of it, but for 7 values in a million: where torch runs
+    the vertical pass first, an overshoot is clipped in the other order. It leaves the result channels last,
+    as the strides of all four dimensions ask; making planes takes it longer than `_planes`.
     """
     image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
     if not _VECTORS:

@@ -76,7 +76,8 @@ def pack(
 ) -> Packing:
     """Write the images of `sources` into the new folder `out`; there is a whole one in the end, or none.
 
-    An image that can't be read keeps its place, with the bytes it has.
+    An image that can't be read keeps its place, with the bytes it has; without it every later image would get
+    another index, and other crops.
 
     Args:
         sources: DATA as everywhere, packs included.

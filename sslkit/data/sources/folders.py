@@ -21,7 +21,10 @@ _WRITTEN = (
     ("pack.json", "index.safetensors"),
     ("pack.json", "shard-000000.tar"),
 )
-"""Files that lie together in what sslkit writes: runs, comparisons, exports, probe results, packs."""
+"""Files that lie together in what sslkit writes: runs, comparisons, exports, probe results, packs.
+
+A marker file in each of these folders would have to be copied along by whoever copies a run.
+"""
 _OURS = tuple(frozenset(map(os.fsencode, names)) for names in _WRITTEN)
 
 # Thumbnails, trash, indexes, resource forks and what repairs have found, of macOS, Windows, Linux,
@@ -89,6 +92,8 @@ def refuse_no_images(source: str) -> None:
     It is about `source` itself: deeper down, masks are folders like any other, and what sslkit has written is
     left out.
     """
+    # images/ beside masks/ is not read as images/ alone: DATA stays what was typed, and `probe --local` of
+    # the same folder means the masks too.
     if _has(source, "config.toml") and any(_has(source, name) for name in _RESULTS):
         cure = f"give images, such as those that {os.path.join(source, 'config.toml')} names"
         raise UserError(f"{source} is a run, not a folder of images", cure)

@@ -37,7 +37,8 @@ _BETWEEN = b"\0"  # names: the one byte that none of them holds
 _MARKER = os.fsencode(PICTURES)
 _VERSION = b"sslkit listing 2\n"
 
-Identity = tuple[int, int, int, int]  # device, inode, time of the last change of content, of anything
+Identity = tuple[int, int, int, int]
+"""Device, inode, mtime and ctime of a folder; ctime too, because tools that copy set mtime back."""
 
 
 class Folder(NamedTuple):

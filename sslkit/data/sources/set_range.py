@@ -76,6 +76,8 @@ def asked_range(own: Range, limits: str | Sequence[float] | None, source: str, c
         return own
     asked = replace(own, limits=given(limits))
     if own.known and own != asked:
+        # No error: files that were converted meanwhile (12 bits scaled to 16) need another range to look as
+        # they did in training.
         trained = f"{visible(source)} was trained on numbers by data.range = {own.told()}"
         console.warn(f"{trained}, and sees them by {asked.told()}")
     return asked

@@ -244,7 +244,11 @@ def _robust(
     limit: int,
     attacks: bool | None,
 ) -> RobustnessResult:
-    """Of every row that has an encoder; a source is relative to the first model it is compared with."""
+    """Of every row that has an encoder; a source is relative to the first model it is compared with.
+
+    By default that has random weights of its own architecture: one baseline for all sources turned a loss of
+    6 points into a gain.
+    """
     classifiers = [
         ProbeClassifier(entry.name, entry.one.encoder, reading.readouts["linear"], reading.head)
         for entry, reading in ((entry, measured[entry.name].reading) for entry in entries)

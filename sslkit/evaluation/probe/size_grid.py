@@ -50,6 +50,7 @@ def normalizations(encoder: Encoder) -> dict[str, Normalization]:
 def with_normalization(encoder: Encoder, kind: Normalization, read: ReadFunction) -> ReadFunction:
     """`read` of images that reach the model with this mean and deviation instead of the encoder's own."""
 
+    # The images are changed, not the encoder's buffers: it stays the only one that normalises.
     def other(images: Tensor) -> dict[str, Tensor]:
         mean, std = (images.new_tensor(values).view(1, -1, 1, 1) for values in kind)
         return read(encoder.denormalize((images - mean) / std))

@@ -135,7 +135,10 @@ def height(low: Points, high: Points) -> float:
 
 
 def _frame(sheet: Sheet, left: float, top: float, low: Points, high: Points) -> Axes:
-    """Axes from corner to corner, one scale for both; room for a thumbnail at the rim."""
+    """Axes from corner to corner, one scale for both; room for a thumbnail at the rim.
+
+    Axes with scales of their own would show distances that are not there.
+    """
     size = np.array([_SIDE, height(low, high)])
     axes = sheet.axes(left, top, *size)
     axes.set(xticks=[], yticks=[])

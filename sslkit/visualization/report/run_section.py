@@ -234,6 +234,7 @@ def _features(metrics: Sequence[Line], width: int, share: float, batch: int) -> 
         rows.append(["Feature deviation", healthy, meaning])
     if "rank" in last:
         images = min(EMBEDDINGS, _interval(metrics) * batch)
+        # A twentieth of what the rank can be at most: the width, or the images of the last log interval.
         few = last["rank"] < 0.05 * (min(width, images) if width else images)
         meaning = "few directions: weak as frozen features, fine-tuning may still gain" if few else "varied"
         among = f"among {counted(images, 'image')}" + (f" in {width} dimensions" if width else "")
