@@ -269,7 +269,7 @@ def pack(
 
 
 def doctor(train: bool = False) -> Iterator[Finding]:
-    """What of the environment could spoil a run, finding by finding. See sslkit.testing.doctor."""
+    """What in the environment could spoil a run, finding by finding. See sslkit.testing.doctor."""
     from sslkit.testing.doctor import examine
 
     return examine(train)

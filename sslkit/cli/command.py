@@ -53,7 +53,7 @@ def of_settings(flags: Mapping[str, str], sections: Mapping[str, type]) -> dict[
 def _told(metadata: Mapping[str, Any]) -> str:
     """ "auto: as many as fit", "default: 0: all", "default: 10m", "default: random": a field's own words.
 
-    Nothing of what is off or on.
+    Nothing for switches.
     """
     value, help = metadata["default"], metadata["help"]
     if isinstance(value, bool):

@@ -72,7 +72,7 @@ def _sections(ctx: Context) -> Mapping[str, type]:
         return config.SECTIONS
     try:
         return {**build.SECTIONS, "method": card(ctx.params.get("method") or METHOD).Config}
-    except UserError:  # no such method: its settings are nobody's
+    except UserError:  # no such method, so no settings of it
         return build.SECTIONS
 
 

@@ -28,7 +28,7 @@ def with_settings(
     Args:
         sections: their names → the dataclasses.
         before: the parameter that these options come before, in help too.
-        only: names of those options that the command has, where it has not all.
+        only: names of the options that the command has; none: all.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:

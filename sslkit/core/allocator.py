@@ -23,17 +23,17 @@ COMMANDS = frozenset({"pretrain", "finetune", "probe", "embed", "bench", "visual
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4  # malloc.h
 
 _LARGEST = 2**30
-"""Bytes from which a block is still mapped by itself, and given back: a decoded set of images may be one."""
+"""Bytes from which a block is still mapped by itself and given back, as a decoded set of images may be."""
 _FREE = 2**31 - 1  # an int is what mallopt takes
 """Bytes that may lie free at the end of the heap."""
 _GROWTH = 64 * 2**20
-"""Bytes beyond what is asked for by which the heap grows."""
+"""Bytes by which the heap grows beyond what is asked for."""
 
 
 def keep_memory() -> bool:
-    """Tell this process's allocator, for good, to keep what is freed; whether it was done.
+    """Make this process's allocator keep what is freed, for good; returns whether it does.
 
-    Only glibc is told, and only where nobody else has chosen: no other allocator is loaded (jemalloc,
+    Only glibc, and only where nobody has chosen otherwise: no other allocator is loaded (jemalloc,
     tcmalloc, mimalloc), no variable MALLOC_… or GLIBC_TUNABLES is set. Forked processes inherit it.
     """
     if not _is_glibc() or _chosen(os.environ) or _replaced():
@@ -54,7 +54,7 @@ def _is_glibc() -> bool:
 
 
 def _chosen(environment: Mapping[str, str]) -> bool:
-    """Whether somebody has settings of their own."""
+    """Whether the user has set options of malloc."""
     return "glibc.malloc" in environment.get("GLIBC_TUNABLES", "") or any(
         name.startswith("MALLOC_") for name in environment
     )

@@ -1,4 +1,4 @@
-"""Which checkpoints lie in a run's folder, and whether they can be trusted; writing them is training's.
+"""Checkpoints in a run's folder, and whether they can be trusted; `training.run.checkpoint` writes them.
 
 checkpoints/step-00012500/   model.safetensors  optimizer.safetensors  state.json  manifest.json
 """
@@ -33,7 +33,7 @@ def fault(path: Path) -> str:
         if text != checkpoint_json(manifest):
             return "manifest.json: not as it was written"
         if missing := _FILES - manifest["files"].keys():
-            return f"manifest.json: nothing about {min(missing)}"
+            return f"manifest.json does not list {min(missing)}"
         for name, facts in manifest["files"].items():
             if not (path / name).is_file():
                 return f"{name} is missing"
@@ -49,5 +49,5 @@ def fault(path: Path) -> str:
 
 
 def checkpoint_json(content: dict[str, Any]) -> str:
-    """The one way in which a manifest is written."""
+    """A manifest as it is written, and compared with when it is read."""
     return json.dumps(content, indent=1) + "\n"

@@ -58,7 +58,7 @@ class Console:
         json: results and events as JSON on stdout instead of text.
         log: a file that gets a copy of what people read.
 
-    With several processes that work together only the first one speaks.
+    With several processes that work together only the first one prints.
     """
 
     def __init__(self, quiet: bool = False, json: bool = False, log: Path | None = None) -> None:
@@ -75,7 +75,7 @@ class Console:
 
     @property
     def choice(self) -> tuple[bool, bool]:
-        """What makes the like of it in another process."""
+        """The arguments that make an equal one in another process."""
         return self.quiet, self.json
 
     def say(self, text: str = "") -> None:
@@ -86,7 +86,7 @@ class Console:
             self._write(sys.stderr, text)
 
     def warn(self, text: str, cure: str = "") -> None:
-        """One line that something needs a look, with the remedy; shown even when quiet."""
+        """One line about something that needs attention, with the cure; shown even when quiet."""
         line = visible(f"warning: {text}" + (f" ({cure})" if cure else ""))
         self._copy(line)
         self._write(sys.stderr, line)
@@ -117,7 +117,7 @@ class Console:
 
     @contextmanager
     def copied_to(self, log: Path) -> Iterator[None]:
-        """What people read inside is also written to a file; afterwards no longer."""
+        """Inside, what people read is also written to a file."""
         self._logs.append(log)
         try:
             yield
@@ -129,7 +129,7 @@ class Console:
     def bar(self, label: str, total: int, done: int = 0, each: bool = False) -> Iterator[Bar]:
         """Progress of one task; a Rich bar on a terminal, plain lines elsewhere.
 
-        With `each`, every `advance` is a line of the log (training); without, one now and then will do.
+        With `each`, every `advance` is a line of the log (training); without it, one now and then.
         """
         bar = Bar(self, label, total, done, each)
         if not self.interactive:
@@ -178,7 +178,7 @@ class Console:
 
 
 def command(*words: str | Path) -> str:
-    """A command to print, such that a shell reads the words that are meant: spaces, quotes, stray bytes."""
+    """A command to print, quoted so that a shell reads these words: spaces, quotes, stray bytes."""
     return " ".join(map(_quoted, words))
 
 
@@ -201,7 +201,7 @@ def nearby(path: str) -> str:
 
 
 def visible(text: str) -> str:
-    """One line on which nothing is obeyed by a terminal or a table instead of shown.
+    """One line of which a terminal or a table shows everything and obeys nothing.
 
     Line ends, tabs, escape sequences, marks that turn the direction of writing and the stray bytes of a file
     name become Python's escapes, e.g. "\\n" and "\\x1b".
@@ -210,12 +210,12 @@ def visible(text: str) -> str:
 
 
 def without_strays(text: str) -> str:
-    """The bytes of a file name that are no UTF-8 as U+FFFD, the sign for what can't be shown."""
+    """The text with bytes of a file name that are no UTF-8 as U+FFFD, the replacement character."""
     return re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
 def readable(text: str) -> str:
-    """What a picture can hold: stray bytes and control characters as U+FFFD, on one line."""
+    """Text for a picture: stray bytes and control characters as U+FFFD, on one line."""
     return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)
 
 
@@ -227,7 +227,7 @@ def named(name: str) -> str:
 
 
 def as_json(document: Any, **layout: Any) -> str:
-    """JSON in ASCII; stray bytes of file names, which no other reader of JSON takes, as U+FFFD."""
+    """JSON in ASCII; stray bytes of file names, which other readers of JSON refuse, as U+FFFD."""
     text = json.dumps(document, default=str, **layout)
     if "\\ud" not in text:  # neither a stray byte nor half of a letter beyond 16 bits
         return text
@@ -241,10 +241,10 @@ def counted(number: int, one: str, many: str = "") -> str:
 
 
 def printable(text: str, stream: TextIO) -> str:
-    """The text with what the stream's encoding can't say, or a file name's stray bytes, as escapes."""
+    """The text with characters that the stream can't encode, and a file name's stray bytes, as escapes."""
     encoding = stream.encoding or "utf-8"  # io.StringIO has none
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 SILENT = Console(quiet=True)
-"""For calls from Python that want no text."""
+"""Prints nothing; the default of calls from Python."""

@@ -23,11 +23,11 @@ Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 def pick_device(wanted: str = AUTO) -> torch.device:
     """ "auto": a CUDA device, else Apple's, else the CPU. It becomes torch's current one.
 
-    Of several processes each gets a CUDA device of its own, whichever number was asked for: one that a single
-    process has written into config.toml is that of nobody else.
+    With several processes each gets a CUDA device of its own, whatever number was asked for: a config.toml
+    may name the device of the one process that wrote it.
 
     Raises:
-        UserError: no such device here, or fewer than processes.
+        UserError: no such device here, or fewer of them than processes.
     """
     if environment.placed() and torch.cuda.is_available() and kind(wanted) in (AUTO, "cuda"):
         if environment.local_count() > torch.cuda.device_count():
@@ -57,9 +57,9 @@ def kind(device: str) -> str:
 
 
 def idle_within(seconds: float, device: torch.device) -> bool:
-    """Whether all work that was given to the device is done, or gets done in that time.
+    """Whether the device finishes all the work it was given within that time.
 
-    Nothing of it is waited for without end: an exchange with a process that is gone never finishes.
+    It is not simply waited for: an exchange with a process that is gone never finishes.
     """
     if device.type != "cuda":
         return True
@@ -109,9 +109,9 @@ def _volta(device: torch.device) -> bool:
 
 
 def cpu_bfloat16(root: Path = Path("/")) -> bool | None:
-    """Whether it multiplies bfloat16: AVX512-BF16 or AMX in the kernel's own list. None: nobody says.
+    """Whether it multiplies bfloat16: AVX512-BF16 or AMX in the kernel's own list. None: unknown.
 
-    That is so elsewhere than on Linux, and for chips that are none of Intel's and AMD's.
+    It is known on Linux only, for chips of Intel and AMD.
 
     Args:
         root: where `proc` is.
@@ -125,11 +125,11 @@ def cpu_bfloat16(root: Path = Path("/")) -> bool | None:
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """Mixed precision for the encoder; frequency work leaves it by itself.
+    """Mixed precision for the encoder; functions of frequencies switch it off themselves.
 
-    On CUDA it also settles, until the next call, what float32 means: TF32 in products and convolutions alike
+    On CUDA it also decides, until the next call, what float32 means: TF32 in products and convolutions alike
     with "tf32", else in neither. torch by itself rounds those of convolutions alone, so that a CNN's float32
-    would be another than a ViT's. It stays after the context, as the backward pass needs it too.
+    would differ from a ViT's. It stays after the context, as the backward pass needs it too.
     """
     if device.type == "cuda":
         _round_float32(precision == "tf32")
@@ -158,7 +158,7 @@ def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Tenso
 
 
 def _sent_beside(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """On a CUDA device, by a stream that copies while the device still computes what it was given before.
+    """The tensors on a CUDA device, copied by a stream of their own while the device computes.
 
     The host is a step ahead of the device wherever that is busy, so the batch of the next step arrives during
     this one, and no batch need be read earlier. What is computed with it waits for the copies, on the device.

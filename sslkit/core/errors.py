@@ -1,4 +1,4 @@
-"""The one exception a user may see, how it finds the nearest name, and how others fit into its line."""
+"""The one exception a user may see, its hints with the nearest name, and others in one line."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class UserError(Exception):
 
 
 def first_line(problem: BaseException) -> str:
-    """What any exception says, in one line; the name of its class where it says nothing."""
+    """An exception's message in one line; the name of its class where it has none."""
     return (str(problem).strip().splitlines() or [type(problem).__name__])[0]
 
 
 def nearest(name: str, names: Iterable[str], most: int = 12) -> str:
-    """A hint for an unknown name: the closest known one, else the known ones listed, at most so many."""
+    """A hint for an unknown name: the closest known one, else a list of at most `most` known ones."""
     known = sorted(names)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
@@ -38,7 +38,7 @@ def nearest(name: str, names: Iterable[str], most: int = 12) -> str:
 
 
 def nearest_path(path: str | os.PathLike[str], otherwise: str = "") -> str:
-    """A hint for a path that leads nowhere: the one there is that is most alike, else `otherwise`.
+    """A hint for a path that does not exist: the most similar one that does, else `otherwise`.
 
     One part of it may be misspelt: the first one that is missing. Only the folder above that one is listed;
     what is proposed exists.

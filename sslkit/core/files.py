@@ -16,7 +16,7 @@ from sslkit.core.console import as_json
 
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """A hidden name in the folder of `path`, with its ending, to be written; what has it afterwards goes."""
+    """A hidden name in the folder of `path`, with its ending, to write to; removed afterwards."""
     unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         yield unfinished
@@ -27,7 +27,7 @@ def beside(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A hidden name in the folder of `path`, with its ending, to be written; then it becomes `path`.
+    """A hidden name in the folder of `path`, with its ending, to write to; then it becomes `path`.
 
     Where the block or the rename fails, `path` is as it was and nothing is left beside it.
     """
@@ -40,7 +40,7 @@ def read_text(path: Path) -> str:
     """A text that people have edited: UTF-8, or what editors mark as UTF-16, without that mark.
 
     Raises:
-        OSError, UnicodeDecodeError: there is none, or it is in another encoding.
+        OSError, UnicodeDecodeError: no such file, or another encoding.
     """
     content = path.read_bytes()
     marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))

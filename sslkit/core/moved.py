@@ -50,7 +50,7 @@ RENAMED = {
         "world": "world_size",
     },
 }
-"""Of what such modules hold: old name → new name."""
+"""Names inside such modules: old name → new name."""
 
 
 class _Moved:
@@ -80,6 +80,6 @@ class _Moved:
 
 
 def install() -> None:
-    """Ask for old names after everything else has been asked."""
+    """Add the finder of old names, behind all others."""
     if not any(isinstance(finder, _Moved) for finder in sys.meta_path):
         sys.meta_path.append(_Moved())

@@ -1,4 +1,4 @@
-"""Names that are still free, taken at once: nothing is overwritten, and no name given to two commands."""
+"""Names of new files and folders: nothing is overwritten, and no two commands get the same name."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def next_folder(parent: Path, stem: str) -> Path:
 
 
 def claim_folder(parent: Path, stem: str) -> Path:
-    """Make parent/stem-N with the first number that is free, and return it: it is nobody else's.
+    """Make parent/stem-N with the first number that is free, and return it: no other command has it.
 
-    Making a folder either succeeds or finds that somebody was faster, so commands that start together get
-    one each, on any file system.
+    Making a folder fails where another command was faster, so commands that start together get one each, on
+    any file system.
 
     Raises:
         UserError: no folder can be made there.
@@ -57,13 +57,13 @@ def make_folder(path: Path) -> Path:
 
 
 def refuse_unwritable(path: Path, option: str = "") -> None:
-    """Nothing if `path`, which does not exist yet, can be made where it is wanted.
+    """Refuse a `path`, which does not exist yet, that can't be made.
 
     Args:
-        option: that names another place, where none was typed: "--out".
+        option: the one that names another place, where none was typed: "--out".
 
     Raises:
-        UserError: it can't: the name is too long, a folder above is a file, read-only or somebody else's.
+        UserError: the name is too long, or a folder above is a file, read-only or somebody else's.
     """
     cure = f"{option} names another place" if option else "choose another folder"
     try:
@@ -73,7 +73,7 @@ def refuse_unwritable(path: Path, option: str = "") -> None:
     except OSError as problem:
         raise UserError(f"can't create {path}: {problem.strerror}", cure) from None
     above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
-    try:  # by making one: permissions alone don't tell of file systems that are read-only
+    try:  # by making one: permissions don't show a file system that is read-only
         os.rmdir(tempfile.mkdtemp(prefix=".sslkit-", dir=above))
     except OSError as problem:
         raise UserError(f"can't create {path}: {above}: {problem.strerror}", cure) from None
@@ -89,19 +89,19 @@ def writable(folder: Path) -> bool:
 
 
 def refuse_full(path: Path, needed: int, purpose: str, cure: str) -> None:
-    """Nothing if so many bytes are free where `path` is, or will be made.
+    """Refuse a `path` where fewer than `needed` bytes are free.
 
     Args:
         purpose: what they are for, e.g. "checkpoints".
 
     Raises:
-        UserError: they are not.
+        UserError: fewer are free.
     """
     absolute = path.absolute()
     there = next(place for place in (absolute, *absolute.parents) if place.exists())
     try:
         free = shutil.disk_usage(there).free
-    except OSError:  # some network file systems do not tell
+    except OSError:  # some network file systems don't say
         return
     if needed > free:
         problem = f"{path}: {needed / 1e9:,.2f} GB needed for {purpose}, {free / 1e9:,.2f} GB free"
@@ -109,7 +109,7 @@ def refuse_full(path: Path, needed: int, purpose: str, cure: str) -> None:
 
 
 def put(unfinished: Path, path: Path) -> Path:
-    """Give a whole file its name, or the next free one (NAME-2, …) where somebody has taken it; returns that.
+    """Rename a finished file to `path`, or to the next free name (NAME-2, …) if that is taken; returns it.
 
     Raises:
         OSError: no file can be made there.

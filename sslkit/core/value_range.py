@@ -28,7 +28,7 @@ class Range:
         limits: (low, high), the numbers that become black and white; what is beyond is clipped. Four numbers
             are those of integers, then of floats. "full": each file's type in full ([0, 65535], of floats
             [0, 1]), or, where its numbers exceed that, from its own minimum to its own maximum, without a
-            look at no-data tags; so did versions without ranges. "8-bit": nothing is known, as no such file
+            look at no-data tags, as versions without ranges did. "8-bit": nothing is known, as no such file
             was there; one that turns up is read as by "full".
         nodata: numbers that stand for no data and become black, as NaN and infinities do and what the file
             itself names (GDAL's tag).
@@ -61,7 +61,7 @@ class Range:
 
 
 def as_set(settings: Any) -> Range:
-    """The range that a section of resolved settings tells; nothing is known where it says auto."""
+    """The range in a section of settings; `BYTES` where they are still auto."""
     known = settings.range != AUTO and settings.nodata != AUTO
     return Range(settings.range, settings.nodata) if known else BYTES
 

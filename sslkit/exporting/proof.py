@@ -31,14 +31,14 @@ from sslkit.version import __version__
 TOLERANCE = 1e-4
 """Largest difference of one feature above which an export has failed, relative to the largest feature.
 
-Relative, because float32 is: untroubled networks without a last norm have features of 1e6 (MobileOne).
+Relative, because float32 is: a MobileOne has no last norm, and features of 1e6, where float32 differs by 0.1.
 """
 
 COMPARED = 8
 """Images the features are compared on."""
 
 EXPORTS = Path("exports")
-"""Where exports go that nobody has named a folder for."""
+"""The folder of exports for which none was named."""
 
 _REPORT = "nothing was kept; please report this with the backbone's name"
 
@@ -132,14 +132,14 @@ def new_folder(path: Path | None, source: str | Path) -> Iterator[Path]:
 
 
 def refuse_folder(path: Path | None) -> None:
-    """Nothing if `new_folder` can make one there, or by default below exports/. Raises UserError."""
+    """Raises UserError: `new_folder` can't make one there, or by default below exports/."""
     if path is not None and os.path.lexists(path):
         raise UserError(f"{path} exists", "choose another folder; nothing is overwritten")
     refuse_unwritable(path or EXPORTS / "export-1", "" if path else "OUT")
 
 
 def _name_of(source: str | Path) -> str:
-    """That of the run, file or model."""
+    """The name of the run, file or model."""
     path = Path(source)
     own = path.parent.name if path.suffix == ".safetensors" else path.resolve().name
     return path.name.split(".")[0] if is_foreign(path) else own

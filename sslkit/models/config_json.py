@@ -25,7 +25,7 @@ LARGEST = 4096
 
 BUILT = {"img_size", "patch_size", "dynamic_img_size", "global_pool", "fc_norm", "pool_include_prefix"}
 BUILT |= {"use_fc_norm", "use_post_transformer_norm", "in_chans", "num_classes", "num_heads"}
-"""What model_args may say. Tensors would fit too after a change of something else, such as the activation."""
+"""What model_args may hold: with another activation, for example, tensors would fit and features be wrong."""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def _check_config(config: dict[str, Any]) -> None:
 
 
 def config_behind(file: Path, tensors: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
-    """The config.json beside a file of weights; a ViT's sizes are its tensors' where it tells none.
+    """The config.json beside a file of weights; a ViT's sizes are read from its tensors where it has none.
 
     timm 1.0.26 writes no model_args unless `save_for_hf` is handed them.
     `tensors`: those of the file, where they are read already.
@@ -93,13 +93,13 @@ def side_of(config: dict[str, Any]) -> int:
 
 
 def stem_of(config: dict[str, Any]) -> Stem:
-    """The stem that a config.json tells of; the model's own where it tells nothing."""
+    """The stem in a config.json; the model's own where it has none."""
     stem: Stem = config.get("sslkit", {}).get("stem", "standard")
     return stem
 
 
 def range_behind(file: Path, config: dict[str, Any]) -> Range:
-    """The range of the images that weights were trained on; what earlier versions wrote was read in full."""
+    """The range of the images that weights were trained on; earlier versions read all of them in full."""
     if known := _range_of(config):
         return known
     with safetensors.safe_open(file, framework="pt") as opened:
@@ -107,7 +107,7 @@ def range_behind(file: Path, config: dict[str, Any]) -> Range:
 
 
 def _range_of(config: dict[str, Any]) -> Range | None:
-    """The range that a config.json tells of; None where it tells nothing."""
+    """The range in a config.json; None where it has none."""
     own = config.get("sslkit", {})
     return parse_range(own["range"], own.get("nodata", [])) if "range" in own else None
 
@@ -115,7 +115,7 @@ def _range_of(config: dict[str, Any]) -> Range | None:
 def without_head(
     file: Path, config: dict[str, Any], tensors: dict[str, Tensor]
 ) -> tuple[dict[str, Tensor], str]:
-    """The tensors of a classifier but for its last layer's, and one line about what was left.
+    """A classifier's tensors without its last layer's, and one line about what was left out.
 
     Raises:
         UserError: there is no last layer of that many classes.

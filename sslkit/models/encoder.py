@@ -1,4 +1,4 @@
-"""Encoder: any timm model behind three verbs, with images in [0, 1] going in.
+"""Encoder: any timm model as a function of images in [0, 1]: vectors, maps or tokens.
 
 The encoder owns the size rule, mean and standard deviation; nobody else normalises. What it holds is a
 plain timm model with `num_classes=0`, so its state dict is what timm opens.
@@ -32,7 +32,7 @@ class Encoder(nn.Module):
         size: side of the images it is meant for, pixels. Vision transformers take other sizes too
             (their position embedding is resampled).
         patch_size: for vision transformers, a patch other than the name's (small images).
-        heads: for vision transformers, another number of attention heads than the name's; no shape tells it.
+        heads: for vision transformers, a number of attention heads other than the name's; no shape shows it.
         fc_norm: for vision transformers, the last norm is that of the mean, as in a fine-tuned classifier;
             tokens and maps go through none. None: pooling and norm of an `Eva` are those of timm's entry, as
             its published weights need them.
@@ -45,7 +45,7 @@ class Encoder(nn.Module):
     buffers, so checkpoints hold them, and the exported config.json says them. It also says `range`, by which
     images of more than 8 bits were read: `sslkit.read_image(path, range=encoder.range)` reads another alike.
 
-    No stochastic depth and no dropout, whatever timm's entry wants (Swin: 0.1): the official codes pre-train
+    No stochastic depth and no dropout, whatever timm's default is (Swin: 0.1): the official codes pre-train
     without, and torch's draws are not keyed by the image.
 
     Raises:
@@ -89,18 +89,18 @@ class Encoder(nn.Module):
 
     @property
     def map_shape(self) -> tuple[int, ...]:
-        """(C, h, w) of `maps` at the encoder's size; () of a model that gives none."""
+        """(C, h, w) of `maps` at the encoder's size; () for a model without maps."""
         if self.family == "vit":
             return self.width, self.size // self.stride, self.size // self.stride
         return outline(self.name, self.size, self.arguments.get("patch_size"), self.stem).map
 
     @property
     def hides_patches(self) -> bool:
-        """Whether `masked_map` takes it."""
+        """Whether `masked_map` works."""
         return self.family == "vit" or isinstance(self.model, SwinTransformer | SwinTransformerV2)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Minus mean, by std, per channel; shape unchanged."""
+        """(images - mean) / std per channel; shape unchanged."""
         return (images - self.mean).div_(self.std)  # in place: one large tensor less
 
     def denormalize(self, images: Tensor) -> Tensor:
@@ -181,7 +181,7 @@ class Encoder(nn.Module):
 
 
 def require_maps(encoder: Encoder) -> None:
-    """Refuse a backbone without a square map of square images: nothing predicts from it.
+    """Refuse a backbone without a square map of square images, which methods predict from.
 
     Raises:
         UserError: no map, or one of another shape.
@@ -194,7 +194,7 @@ def require_maps(encoder: Encoder) -> None:
 
 
 def lay_out_(model: nn.Module, memory_format: torch.memory_format) -> None:
-    """The layout of weights of four axes, in place; `Module.to` fails at the five of a lambda network."""
+    """Set the layout of weights of four axes; `Module.to` fails at the five of a lambda network."""
     for weight in model.parameters():
         if weight.ndim == 4:
             weight.data = weight.data.contiguous(memory_format=memory_format)

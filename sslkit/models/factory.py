@@ -33,13 +33,13 @@ def is_vit(name: str) -> bool:
 
 
 def named_patch(name: str) -> int:
-    """The side of a ViT's patches as the model's name tells it, pixels; 0 where it tells none."""
+    """The side of a ViT's patches in the model's name, pixels; 0 where the name has none."""
     found = re.search(r"patch(\d+)", name)
     return int(found[1]) if found else 0
 
 
 def token_width(name: str) -> int:
-    """The width of a ViT's tokens, read from one block of it: its name does not tell."""
+    """The width of a ViT's tokens, read from a model of one block: the name does not say it."""
     return int(create_model(name, num_classes=0, depth=1).num_features)
 
 
@@ -91,7 +91,7 @@ def pooling_arguments(name: str, fc_norm: bool | None) -> dict[str, Any]:
 
 
 def create_model(name: str, stem: Stem = "standard", **arguments: Any) -> Any:
-    """`timm.create_model` with unknown names and impossible arguments told in one line."""
+    """`timm.create_model`; unknown names and impossible arguments give a UserError of one line."""
     if not timm.is_model(name.split(".")[0]):
         raise UserError(
             f"unknown backbone {name!r}", nearest(name, timm.list_models()) + " (sslkit models lists all)"

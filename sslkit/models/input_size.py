@@ -1,4 +1,4 @@
-"""What a timm model makes of images of some size, found out by a pass with shapes alone.
+"""What a timm model makes of images of some size, found by a forward pass without values.
 
 timm does not say which sizes a model takes: windows, attention blocks, relative positions and valid
 convolutions each have a rule of their own. So the model is tried, on torch's meta device, where tensors have
@@ -160,7 +160,7 @@ def _asks_for_values(problem: Exception) -> bool:
 
 
 def _look(model: Any, size: int, vit: bool) -> Outline:
-    """What one black image becomes."""
+    """The outline of the model, from one black image."""
     images = torch.zeros(1, 3, size, size, device=next(model.parameters()).device)
     with torch.no_grad():
         features = model.forward_features(images)
@@ -175,7 +175,7 @@ def _look(model: Any, size: int, vit: bool) -> Outline:
 
 
 def _map(model: Any, images: Tensor, features: Any, vit: bool) -> tuple[MapLayout, tuple[int, ...]]:
-    """Where the final map is, and its (C, h, w); () if nowhere: `require_maps` tells it."""
+    """Where the final map is, and its (C, h, w); () if there is none, which `require_maps` refuses."""
     if isinstance(features, Tensor) and features.ndim == 4:
         last: MapLayout = "NHWC" if getattr(model, "output_fmt", "NCHW") == "NHWC" else "NCHW"
         return last, tuple(as_nchw(features, last).shape[1:])

@@ -22,7 +22,7 @@ _TRIES = 3  # a run that still trains removes its oldest checkpoint now and then
 
 
 class Unfinished(NamedTuple):
-    """What there is of the encoder so far."""
+    """The encoder so far."""
 
     file: Path  # of the weights, in the checkpoint
     config: dict[str, Any]  # as config.json will say it
@@ -54,7 +54,7 @@ def folder_of(file: Path) -> Path:
 
 
 def told(file: Path) -> str:
-    """What is said of weights that are a checkpoint's."""
+    """The sentence about weights that are those of a checkpoint."""
     step = int(file.parent.name.rpartition("-")[2])
     return f"{folder_of(file)} has not ended: the weights are those of its newest checkpoint, step {step:,}"
 
@@ -63,7 +63,7 @@ def open_unfinished(run: Path) -> Unfinished | None:
     """The newest weights; None for a run that has ended or has saved nothing.
 
     Raises:
-        UserError: they are not those of the network that config.toml tells of.
+        UserError: they don't fit the network of config.toml.
     """
     for _ in range(_TRIES):
         if (file := newest_file(run)) is None:
@@ -79,7 +79,7 @@ def open_unfinished(run: Path) -> Unfinished | None:
 
 
 def range_of(run: Path) -> Range:
-    """The range of images of more than 8 bits that a run's settings tell of. Raises ValueError."""
+    """The range of images of more than 8 bits in a run's settings. Raises ValueError."""
     values = configuration.read(str(run / "config.toml"))
     return parse_range(values["data.range"], values["data.nodata"])
 

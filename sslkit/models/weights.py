@@ -52,7 +52,7 @@ EXPORT_FILE = "model.safetensors"  # the name timm and the Hugging Face hub look
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a strict look at two sets of names found."""
+    """The result of comparing two sets of names."""
 
     taken: int
     missing: tuple[str, ...]
@@ -78,7 +78,7 @@ def load_encoder(
         seed: of the weights of `random/NAME`.
         backbone: timm's name for a foreign file whose shapes don't tell it.
         trust: read a foreign pickle with a torch older than 2.10 too.
-        console: hears what was taken from a foreign file or a classifier.
+        console: gets a line about what was taken from a foreign file or a classifier.
 
     Raises:
         UserError: it is none of these, or its files do not belong together.
@@ -98,7 +98,7 @@ def load_encoder(
         console.say(told(unfinished.file))
         return _from_folder(unfinished.file, unfinished.config, unfinished.tensors, size)
     file = encoder_file(Path(source))
-    read_config(file.parent)  # a folder of others is named before its tensors are read
+    read_config(file.parent)  # another library's folder is refused before its tensors are read
     tensors = read_safetensors(file)
     config = config_behind(file, tensors)
     if not config.get("num_classes"):
@@ -166,7 +166,7 @@ def _fill_(encoder: Encoder, tensors: dict[str, Tensor], file: Path, side: int, 
 
 
 def _refuse_huge_grid(file: Path, tensors: dict[str, Tensor], built: int, patch: int | None) -> None:
-    """A config.json that asks for more positions than there are: the model would fill the memory first."""
+    """Refuse a config.json with more positions than the tensors have: the model might fill the memory."""
     side = built // (patch or 32)  # of the grid, patches
     if "pos_embed" in tensors and side**2 > tensors["pos_embed"].numel():
         raise UserError(f"{file} has no {side} × {side} positions", "was config.json edited?")

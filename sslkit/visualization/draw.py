@@ -1,4 +1,4 @@
-"""From a subject to each kind of picture: what it is drawn from."""
+"""From `Inputs` to each kind of picture."""
 
 from __future__ import annotations
 

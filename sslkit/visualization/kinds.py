@@ -1,4 +1,4 @@
-"""All kinds of pictures: what each needs, what it shows, and who can't have it."""
+"""All kinds of pictures: what each needs, what it shows, and when it can't be drawn."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def refusal(kind: str, subject: Inputs, asked: str = "") -> UserError | None:
 
 
 def _refusal_of_content(kind: str, subject: Inputs, asked: str) -> UserError | None:
-    """What only a look at the encoder or into the run can tell."""
+    """What only the encoder or the run's files can show."""
     if kind == "attention":
         return attention_maps.attention_refusal(subject.encoder)
     if kind == "filters":

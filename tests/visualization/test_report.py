@@ -200,7 +200,7 @@ def test_a_comparison_shows_every_seed_and_the_difference(made: Path) -> None:
     ):
         assert told in found.text
     assert "42.0, mean over 3 seeds" in found.text
-    assert "The classes that it finds least, with seed 5" in found.text
+    assert "The classes with the lowest recall, with seed 5" in found.text
     assert "90.0" not in found.text  # top-5 is the first run's alone
     assert any((picture["alt"] or "").startswith("Above: top-1") for picture in found.all("img"))
 

@@ -1,4 +1,4 @@
-"""What is left to the tool: a value for each auto, and the reason that is printed beside it."""
+"""A value for each setting that is `auto`, and the reason that is printed beside it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Configuration = TypeVar("Configuration")
 
 
 class AutoResolver(Generic[Configuration]):
-    """Replaces an auto in a configuration of sections and keeps the reason; a given value stays."""
+    """Replaces each `auto` in a configuration and keeps the reason; a value that was set stays."""
 
     def __init__(self, config: Configuration) -> None:
         self.config = config
@@ -24,7 +24,7 @@ class AutoResolver(Generic[Configuration]):
         return self.take(key, value, reason) if given == AUTO else given
 
     def take(self, key: str, value: Any, reason: str) -> Any:
-        """`value` for `key` whatever it has now; returned again."""
+        """Set `key` to `value`, whatever it has now; returns `value`."""
         section, _, name = key.partition(".")
         own = getattr(self.config, section)
         self.reasons[key] = reason

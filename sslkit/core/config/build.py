@@ -1,8 +1,8 @@
 """One source for every setting.
 
 A setting is declared once, as a field of a frozen dataclass: name, type, default, one sentence, range, and
-whether it may be left to the tool (`auto`). From that come the check, the TOML key with its comment, the
-docs table. A configuration is built from layers, later ones winning:
+whether it may be `auto`. The check, the TOML key with its comment and the table in the docs are made from
+that. A configuration is built from layers, later ones winning:
 
     default → the method's defaults → recipe or -c FILE → --set key=value → flag
 
@@ -70,7 +70,7 @@ def build(
 ) -> Section:
     """One section from the flat `values` under "prefix."; every value is checked.
 
-    Of options that were typed (`flags`: name → key) a refusal names both.
+    For options that were typed (`flags`: name → key) the error names both.
 
     Raises:
         UserError: wrong type or range, as `optim.lr: -1 is not > 0`.
@@ -101,8 +101,8 @@ def refuse_unknown(values: Mapping[str, Any], sections: Mapping[str, type]) -> N
         if key in known or (key in RETIRED and values[key] == RETIRED[key]):
             continue
         if key in RETIRED:
-            problem = f"{key}: {values[key]} was a setting of an earlier version, which this one has not"
-            raise UserError(problem, f"{RETIRED[key]}, or no such line, if the run may go on without")
+            problem = f"{key}: {values[key]} was a setting of an earlier version, and this one lacks it"
+            raise UserError(problem, f"{RETIRED[key]}, or delete the line, if the run may go on without it")
         # Refused even if another version knows it: a typo must not pass for a setting of that.
         raise UserError(f"unknown setting {key!r}", nearest(key, known))
 

@@ -19,7 +19,7 @@ ADDED: Mapping[str, Any] = {
 field itself has another default now."""
 
 _WHOLE = {"run.out", "run.log_every", "optim.eps", "schedule.min_lr"}
-"""What a run's own config.toml has among all settings, and a file that was written by hand hardly ever."""
+"""Settings that a run's own config.toml has, as it has all, and a file written by hand hardly ever."""
 
 
 def completed(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ class Flag:
     Attributes:
         names: as people type them, the short one first: ("-e", "--epochs"), or ("--attacks/--no-attacks",).
         help: one sentence; "": the first part of the setting's own.
-        metavar: what stands for the value in help; "": its type.
+        metavar: the placeholder of the value in help; "": its type.
     """
 
     names: tuple[str, ...]

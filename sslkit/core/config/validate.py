@@ -1,4 +1,4 @@
-"""Whether a value is what a setting wants: its type, its choices, its range. Says what was expected."""
+"""Check a value against its setting: type, choices, range. Errors say what was expected."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MIN_SIDE, MAX_SIDE = 8, 4096
 
 
 def checked(key: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any:
-    """`value` as `hint` wants it, or a UserError that names key, value and what was expected."""
+    """`value` with the type of `hint`, or a UserError that names key, value and what was expected."""
     auto = bool(metadata.get("auto"))
     if value == "auto" and auto:
         return value
@@ -34,14 +34,14 @@ def checked(key: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any
 
 
 def refuse_range(size: int | None, seed: int) -> None:
-    """A UserError for a --size that no image can have, None being the source's own, or a --seed below 0."""
+    """Raises UserError: a --size that no image can have (None: the source's own), or a --seed below 0."""
     checked("--seed", seed, int, {"low": 0, "default": 0})
     if size is not None:
         checked("--size", size, int, {"low": MIN_SIDE, "high": MAX_SIDE})
 
 
 def refuse_huge(name: str, size: int) -> None:
-    """A UserError before anything is made for images of more than MAX_SIDE pixels."""
+    """Raises UserError, before anything is built: images of more than MAX_SIDE pixels a side."""
     if size > MAX_SIDE:
         problem = f"{name} can't take images of {size} px: more than {MAX_SIDE}"
         raise UserError(problem, f"--size of {MAX_SIDE} at most")
@@ -50,7 +50,7 @@ def refuse_huge(name: str, size: int) -> None:
 def _expected(key: str, hint: Any, metadata: Mapping[str, Any]) -> str:
     """What may be given, in words: the range, `auto`, the default.
 
-    An option that wants a number takes no `auto`: that is what leaving it out means.
+    An option that expects a number takes no `auto`: leaving it out means that.
     """
     typed = key.startswith("--")
     low, high, above = (metadata.get(name) for name in ("low", "high", "above"))

@@ -1,4 +1,4 @@
-"""What processes that train together say to each other; with one process every function is the identity.
+"""Exchanges of tensors between processes; with one process every function is the identity.
 
 Each process computes the mean loss of its own images, and gradients are then averaged over processes. The
 functions with gradient are made for that: what a process sends collects gradient from all that received it.

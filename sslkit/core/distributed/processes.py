@@ -1,4 +1,4 @@
-"""Processes that train together: how one joins the others, and what their hosts tell each other.
+"""Processes that train together: how one joins the others, and what their hosts exchange.
 
 Tensors travel in torch's default group, on their device (see collectives.py). Objects and requests to
 stop travel here, in a gloo group of their own, so that no host waits for a device. With one process these
@@ -26,7 +26,7 @@ from sslkit.core.errors import UserError
 Value = TypeVar("Value")
 
 LESS = "a smaller --size or backbone, or --precision bfloat16"
-"""The cure where fewer images at once are none."""
+"""The cure where fewer images at once don't help."""
 
 _ANSWER = 5.0  # seconds for the others to say that they are there
 
@@ -36,7 +36,7 @@ class Lost(UserError):
 
 
 class Group:
-    """What this process holds of the others, from `joined` on."""
+    """This process's connection to the others, from `joined` on."""
 
     def __init__(self, store: Any, patience: timedelta) -> None:
         self.store = store
@@ -57,19 +57,19 @@ class Group:
         return [int(value) for value in before[1].tolist()]
 
     def post(self, topic: str, number: int) -> None:
-        """For those who go on when this process has ended."""
+        """A number in the store, where it is found after this process has ended."""
         with suppress(Exception):  # the store may be gone
             self.store.set(f"sslkit/{topic}", str(number))
 
     def read_post(self, topic: str) -> int:
-        """What somebody has left; 0: nobody has."""
+        """The number that a process has posted; 0: none has."""
         with suppress(Exception):
             if self.store.check([f"sslkit/{topic}"]):
                 return int(self.store.get(f"sslkit/{topic}"))
         return 0
 
     def silent(self) -> str:
-        """Who does not answer a last question, for a message; every process that still waits does."""
+        """The processes that do not answer within _ANSWER seconds, for a message."""
         asked, names = time.monotonic(), {str(number) for number in range(world_size())}
         with suppress(Exception):  # the store may be gone as well
             self.store.set(f"sslkit/here/{rank()}", "yes")
@@ -85,7 +85,7 @@ _ended: Group | None = None
 
 @contextmanager
 def joined(device: torch.device, patience: float) -> Iterator[None]:
-    """Together with the other processes inside, if this one was started as one of several.
+    """Inside, this process exchanges with the others, if it was started as one of several.
 
     Args:
         patience: seconds after which one that says nothing counts as lost.
@@ -111,9 +111,9 @@ def joined(device: torch.device, patience: float) -> Iterator[None]:
 
 @contextmanager
 def watched(step: Callable[[], int]) -> Iterator[None]:
-    """What torch says when another process is gone becomes `Lost`, with who is silent.
+    """torch's errors about a process that is gone become `Lost`, which names the silent ones.
 
-    Memory that runs out in a place of its own, where nobody else looks for it, becomes a UserError.
+    Memory that runs out where nothing else handles it becomes a UserError.
     """
     try:
         yield
@@ -143,7 +143,7 @@ _OUT_OF_MEMORY = (
 
 
 def memory_ran_out(problem: Exception) -> bool:
-    """Whether that is what it says. Only torch's own allocators on GPUs have an exception of their own."""
+    """Whether the exception says so. Only torch's allocators on GPUs have an exception of their own."""
     if isinstance(problem, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(problem, RuntimeError) and any(text in str(problem).lower() for text in _OUT_OF_MEMORY)
@@ -176,13 +176,13 @@ def exchange(values: Sequence[int]) -> list[int]:
 
 
 def post(topic: str, number: int) -> None:
-    """A number for the others, which they find even when this process has ended."""
+    """A number for the others, which they find even after this process has ended."""
     if _group is not None:
         _group.post(topic, number)
 
 
 def read_post(topic: str) -> int:
-    """The number that a process has left; 0: none has."""
+    """The number that a process has posted; 0: none has."""
     return 0 if _group is None else _group.read_post(topic)
 
 
@@ -210,7 +210,7 @@ def wait() -> None:
 
 
 def run_on_first(work: Callable[[], Value]) -> Value:
-    """What the first process finds by `work`, told to all; if it fails there, the others end in silence."""
+    """The result of `work` in the first process, sent to all; if it fails there, the others exit silently."""
     problem: UserError | None = None
     result: Any = None
     if rank() == 0:

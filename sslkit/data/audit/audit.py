@@ -34,7 +34,7 @@ SIDES = (8, 32, 64, 128, 224, 384, 512, 1024, 2048, 4096)
 """Lower ends of the histogram of short sides."""
 
 _ADVICE = {
-    "dark": "black elsewhere, or here too: data.range says which numbers are black and white",
+    "dark": "they look black in other programs, or here too: data.range sets black and white",
     "clipped": "too much at an end of the range, where nothing is to be seen: data.range, or leave them out",
     "few levels": "masks, or numbers that one far value squeezes: leave them out, or data.nodata, data.range",
 }
@@ -202,7 +202,7 @@ def _doubles(seen: Seen, other: Seen | None, labels: dict[str, str]) -> list[Def
     parts = [seen, other] if other else [seen]
     paths = [path for part in parts for path in np.array(part.images.paths, object)[part.readable]]
     looks = np.concatenate([part.looks[part.readable] for part in parts])
-    own = int(seen.readable.sum())  # the first so many of both sets
+    own = int(seen.readable.sum())  # readable images of the first set; the others are of the second
     copy_of, near_of = groups(looks)
     copies, near = _repeats(copy_of[:own]), _repeats(near_of[:own])
     near = [(i, first) for i, first in near if copy_of[i] == i]

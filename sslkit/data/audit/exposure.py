@@ -1,4 +1,4 @@
-"""Whether an image shows as much as it could: dark, clipped or of few levels, and the figures that say so."""
+"""The exposure of an image: whether it is dark, clipped or of few levels, with the figures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sslkit.data.images.numbers import Numbers
 from sslkit.data.images.shades import stands_for_none
 
 DARK = 32
-"""Brightness, of 255, that nine hundred and ninety-nine in a thousand values of a dark image stay below."""
+"""Brightness, of 255, that 99.9 % of a dark image's values stay below."""
 _FEW = 32
 """Levels of brightness below which an image is a mask, or numbers that one far value has squeezed."""
 BEYOND = 0.01
@@ -43,7 +43,7 @@ def _dark(counts: np.ndarray, numbers: Numbers | None) -> Faults:
         there = numbers.values[~stands_for_none(numbers.values, numbers.missing)]
         levels = 2 ** min(numbers.bits, 32)
         top = int(there.max()) + 1 if there.size else 0
-        # Numbers of 32 bits are never meant to fill them: how far they reach says nothing.
+        # Files of 32 bits hardly ever use all of them, so the largest number says nothing.
         if numbers.bits <= 16 and there.size and int(there.min()) >= 0 and 8 * top <= levels:
             return [("dark", f"{numbers.bits}-bit, uses {top} of {levels} levels")]
     bright = counts[:, DARK:].sum() / counts.sum()

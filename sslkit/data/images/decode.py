@@ -1,9 +1,8 @@
 """From a file to an upright RGB image, or to crops of it, or to one line that says why not.
 
 An opened file is a `Picture`: its size is known from the header, and it is decoded once, when first needed
-and no finer than needed. Pillow decodes, with an explicit list of formats (formats.py) and with our own
-limit on pixels, read from the header before any memory is taken; what a file is its content tells,
-whatever its ending.
+and no finer than needed. Pillow decodes, with an explicit list of formats (formats.py) and with our own limit
+on pixels, read from the header before any memory is taken. The content tells the format, not the ending.
 """
 
 from __future__ import annotations
@@ -92,7 +91,7 @@ class _Encoded(Picture):
         if self._ready is None or self._ready[1] > factor:
             factor = factor if self.kind in _REDUCIBLE else 1
             with _Readable(self.path), nullcontext() if self.kind in _REDUCIBLE else _silently():
-                # Decoding has consumed the header, should the image be wanted again, and finer.
+                # Decoding consumes the header: it is read again for an image that is needed again, and finer.
                 header = self._header if self._ready is None else self._read_header()
                 self._ready = self._decode(header, factor), factor
         return self._ready

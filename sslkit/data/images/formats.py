@@ -25,8 +25,8 @@ OTHERS = (
     "MSP", "XPM",
     "BLP", "FTEX", "PIXAR", "XBM", "DIB",
 )  # fmt: skip
-"""Other raster formats, where the installed Pillow has them, each told by its signature. TGA, which has
-none, is ours to tell. Left out beside documents and films: PCD and GBR, whose endings are those of
+"""Other raster formats, where the installed Pillow has them, each told by its signature. `_is_targa` knows
+TGA, which has none. Left out beside documents and films: PCD and GBR, whose endings are those of
 point clouds and circuit boards."""
 
 TARGA = "TGA"
@@ -100,7 +100,7 @@ def rules() -> str:
 
 
 def ending(name: bytes) -> bytes:
-    """ ".jpg" of "A.JPG"; nothing where what follows the last dot is none, as in "scan.001" or
+    """ ".jpg" of "A.JPG"; nothing where what follows the last dot is no ending, as in "scan.001" or
     "a.jpg_large".
     """
     found = _ENDING.search(name.lower())
@@ -136,7 +136,7 @@ def kind_of(head: bytes) -> str:
 
 
 def cure(ending: str) -> str:
-    """What makes files with this ending images; "" where nothing of ours does."""
+    """What to install so that files with this ending are read; "" where nothing helps."""
     for plug in PLUG_INS.values():
         if ending in plug.endings:
             return f"pip install 'sslkit[{plug.extra}]' reads {ending}"
@@ -144,7 +144,7 @@ def cure(ending: str) -> str:
 
 
 def without_waiting(path: str | bytes, flags: int) -> int:
-    """Opens what has become a named pipe without waiting for somebody to write into it."""
+    """Opens a file without waiting for a writer, should it have become a named pipe."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 

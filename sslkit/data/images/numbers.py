@@ -72,7 +72,7 @@ def has_wide_channels(image: Image.Image) -> bool:
 
 
 def mend_(image: Any) -> None:
-    """Set right what Pillow would misread of an image that is not decoded yet.
+    """Correct what Pillow would misread of an image that is not decoded yet.
 
     libtiff gives numbers in the machine's order of bytes, whatever the file's, which Pillow knows of unsigned
     ones only. Bands that lie apart it takes for bytes, and it stumbles over a fourth one that is no alpha.
@@ -91,7 +91,7 @@ def mend_(image: Any) -> None:
 
 
 def has_alpha(image: Image.Image) -> bool:
-    """Whether the fourth channel of a decoded image is how opaque it is, and no other band.
+    """Whether the fourth channel of a decoded image is alpha, and no other band.
 
     A TIFF that says nothing of it has another band there, such as the near infrared of aerial images; Pillow
     takes it for alpha. GDAL calls the fourth of four bands alpha unless it is told otherwise: real masks of

@@ -112,7 +112,7 @@ def resized(pixels: Pixels, size: int, mirrored: bool = False) -> Tensor:
 
 
 def _planes(view: Tensor) -> Tensor:
-    """The first three of a view's planes, [3, S, S]; fours, [4, S, S], are taken apart a word at a time."""
+    """The first three of a view's planes, [3, S, S]; of four, [4, S, S], a word at a time is split."""
     if len(view) == 3:
         return view.contiguous()
     words = view.permute(1, 2, 0).numpy().view("<u4")[..., 0]
@@ -125,7 +125,7 @@ def _planes(view: Tensor) -> Tensor:
 def _inside(image: Image.Image | Pixels, corners: tuple[int, int, int, int]) -> Pixels:
     if isinstance(image, Image.Image):
         crop = image.crop(corners)
-        # As Pillow keeps them, which is a plain copy; the buffer of nobody else's bytes is writable.
+        # As Pillow keeps them: a plain copy, whose buffer is writable as nothing else holds these bytes.
         content = io.BytesIO(crop.tobytes("raw", "RGBX")).getbuffer()
         return np.frombuffer(content, np.uint8).reshape(crop.height, crop.width, 4)
     left, top, right, bottom = corners

@@ -5,7 +5,7 @@ The rule, in this order, over all numbers of the sample that stand for something
 1. From the lowest to the highest number; where an end lies farther out than half the span of the middle
    99.8 %, a few pixels are far from all others, and the range ends at the percentile (0.1 or 99.9) instead.
 2. A low end near 0 is 0: above it by no more than a quarter of the high end, or below by a 256th.
-3. A high end in the upper quarter of 8, 9, … 16 bits, of whole numbers, is the last number of so many bits.
+3. A high end in the upper quarter of 8, 9, … 16 bits, of whole numbers, is the largest of that many bits.
    Floats in [0, 1] have the range [0, 1], unless an eighth of it holds them all.
 """
 
@@ -40,7 +40,7 @@ class RangeEstimate(NamedTuple):
     fills: str = ""
 
     def facts(self) -> dict[str, str]:
-        """What people are told of it; nothing where no file has more than 8 bits."""
+        """Lines about it for people; none where no file has more than 8 bits."""
         told = {"data.range": f"{self.range.told()}  ({self.reason})"} if self.range.known else {}
         if self.range.nodata:
             told["data.nodata"] = f"{[float(f'{n:.9g}') for n in self.range.nodata]}  ({self.fills})"
@@ -78,7 +78,7 @@ class _Seen:
         self.some.append(part)
 
     def none(self) -> list[float]:
-        """Fills that are no numbers: further from the others than these are from each other."""
+        """Fills that stand for no data: farther from the others than these are from each other."""
         span = self.high - self.low
         return [
             fill
@@ -87,7 +87,7 @@ class _Seen:
         ]
 
     def admit_(self, fills: Sequence[float]) -> None:
-        """Those that are numbers after all."""
+        """Count fills that are data after all."""
         self.low, self.high = min([self.low, *fills]), max([self.high, *fills])
 
 

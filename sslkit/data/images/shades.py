@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 HUGE = 1e19
-"""Floats from here on measure nothing; their last digits are not compared, as tags tell ±3.4e38 in six."""
+"""Floats from here on measure nothing; only six digits are compared, as tags write ±3.4e38 with six."""
 _STRIP = 256  # rows that are scaled at once: float64 of the whole image would be eight times its size
 
 

@@ -21,10 +21,10 @@ from sslkit.data.loading.workers import unbroken
 from sslkit.data.sources.image_set import ImageSet
 
 ALLOCATION = 64 * 2**20
-"""Bytes that are asked for at once; what is not used of them is never really taken."""
+"""Bytes that are allocated at once; pages that are not used take no memory."""
 
 _CHUNK = 32  # images that a worker hands over at once
-_ALONE = 512  # images that are read in this process, sooner than others would start
+_ALONE = 512  # images up to which this process reads alone: others would take longer to start
 _UPLOAD = 4096  # images that go to a device at once
 
 

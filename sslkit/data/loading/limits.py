@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 _SMALL = 1 << 30
-"""Bytes of shared memory under which it is worth a word."""
+"""Bytes of shared memory below which a warning is due."""
 _FEW = 1024
 """Open files likewise."""
 ENOUGH = 65536

@@ -193,9 +193,9 @@ class _Ordered(Dataset[tuple[Tensor, int] | None]):
 def data_loader(
     dataset: Dataset[Any], batches: Any, collate: Callable[[list[Any]], Any], workers: int
 ) -> DataLoader[Any]:
-    """torch's loader as every reading of images here uses it."""
+    """torch's loader with the arguments that all loaders of images here share."""
     with warnings.catch_warnings():
-        # More workers than cores is the user's own wish, and its sentence names options of torch's.
+        # The user asked for more workers than cores, and the warning names arguments of torch's.
         warnings.filterwarnings("ignore", "This DataLoader will create")
         return DataLoader(
             dataset,
@@ -239,7 +239,7 @@ def _collate_readable(items: Sequence[tuple[Tensor, int] | None]) -> tuple[Tenso
 
 
 def _checked(name: str, batches: Iterator[Any]) -> Generator[dict[str, Any], None, None]:
-    """An exception does not come through a worker unchanged, so an empty batch stands for it until here."""
+    """An exception does not pass through a worker unchanged: an empty batch stands for it up to here."""
     for batch in batches:
         if "index" not in batch:
             path, reason = batch["bad"][0]

@@ -1,4 +1,4 @@
-"""Processes that read images: room for them, and batches although they die or hang.
+"""Processes that read images: how many, and batches even if they die or hang.
 
 Lost workers are started anew at the batch that is missing.
 """
@@ -57,7 +57,7 @@ def reading_workers(on_cpu: bool) -> int:
 def mapped(
     work: Callable[[_Part], _Found], parts: Iterable[_Part], workers: int, doing: str
 ) -> Generator[_Found, None, None]:
-    """`work` of each part, in order, by processes that are never far ahead of who takes the results.
+    """`work` of each part, in order, by processes that are never far ahead of the caller.
 
     Args:
         workers: processes; 0 works in this one.
@@ -141,8 +141,8 @@ class _Watchdog:
 
     def __init__(self, children: Iterable[BaseProcess]) -> None:
         self._children, self._ended = children, threading.Event()
-        self.asked: float | None = None  # when the batch was that is waited for
-        self.killed = False  # their deaths are this one's doing then, and their silence the reason
+        self.asked: float | None = None  # when the batch was asked for that is waited for
+        self.killed = False  # then the workers died by this, and the reason is that they hung
         self._thread = threading.Thread(target=self._look, daemon=True)
 
     def __enter__(self) -> _Watchdog:
@@ -164,7 +164,7 @@ class _Watchdog:
 
 
 def _patiently(batches: Iterator[Any], watchdog: _Watchdog) -> Iterator[Any]:
-    """The batches; _Lost when a worker is dead, or when one takes longer than anybody waits."""
+    """The batches; _Lost when a worker is dead, or when a batch takes longer than PATIENCE."""
     while True:
         watchdog.asked = asked = time.monotonic()
         while True:
@@ -187,7 +187,7 @@ def _patiently(batches: Iterator[Any], watchdog: _Watchdog) -> Iterator[Any]:
 
 
 def _why_lost(text: str, waited: float, killed: bool) -> str | None:
-    """From DataLoader's words: why its workers are of no use; "" to wait on; None for another fault."""
+    """Why the workers are lost, from DataLoader's message; "": wait on; None: another fault."""
     if text.startswith("DataLoader timed out"):
         return _SLOW.format(waited) if waited >= PATIENCE else ""
     if text.startswith("DataLoader worker"):

@@ -36,7 +36,7 @@ _BEGINNINGS = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides over the bytes of a pack.
+    """What the bytes of a pack depend on, beside the images.
 
     Attributes:
         size: short side to which larger images are made smaller; None copies every file as it is.
@@ -58,7 +58,7 @@ class Member(NamedTuple):
 
 
 def made(paths: Names, settings: Settings, workers: int, own: Range = FULL) -> Generator[Member, None, None]:
-    """Members of all images in order, made by processes that are never far ahead of who takes them.
+    """Members of all images in order, made by processes that are never far ahead of the caller.
 
     Args:
         own: by which images of more than 8 bits are read.

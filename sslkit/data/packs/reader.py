@@ -5,7 +5,7 @@
     index.safetensors    shard int32 [N], offset, size int64 [N], names uint8 and their ends int64 [N + 1]
     shard-000000.tar …   000000000.jpg, 000000001.jpg, …; with classes also 000000000.cls, …
 
-An image's name tells its place, `pack:/abs/folder/shard-000000.tar:000000000512+10432:class/original.jpg`,
+An image's name is its place, `pack:/abs/folder/shard-000000.tar:000000000512+10432:class/original.jpg`,
 with zeros enough that the order of names is that of the pack.
 """
 
@@ -57,7 +57,7 @@ def locate(name: str) -> tuple[str, ByteRange | None]:
 
 @contextmanager
 def place(name: str) -> Iterator[tuple[str, ByteRange | None]]:
-    """`locate` for reading inside; what can't be read is told by the image's own name."""
+    """`locate` for reading inside; errors name the image by its own name."""
     file, part = locate(name)
     try:
         yield file, part
@@ -174,7 +174,7 @@ def _indexed(folder: str, description: dict[str, Any]) -> dict[str, NDArray[Any]
     except (OSError, SafetensorError) as problem:
         raise _unfit(folder, f"{INDEX} can't be read ({problem})") from problem
     if digest != expected["sha256"]:
-        raise _unfit(folder, f"{INDEX} is not the one that {DESCRIPTION} tells of")
+        raise _unfit(folder, f"{INDEX} is not the one in {DESCRIPTION}")
     shapes = {
         "shard": np.int32,
         "offset": np.int64,

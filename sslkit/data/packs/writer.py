@@ -1,4 +1,4 @@
-"""Many image files into few tar shards that are read as fast as the disk can (the layout: packed.py).
+"""Many image files into few tar shards that are read as fast as the disk can (the layout: reader.py).
 
 The pack holds the images in the order of the set, one for one, so that training on it meets the same images
 with the same random crops as training on the files. Nothing of the place or the time gets into it: the same
@@ -74,7 +74,7 @@ def pack(
     console: Console = SILENT,
     range: str | Sequence[float] | None = None,
 ) -> Packing:
-    """Write the images of `sources` into the new folder `out`; there is a whole one in the end, or none.
+    """Write the images of `sources` into the new folder `out`, whole or not at all.
 
     An image that can't be read keeps its place, with the bytes it has; without it every later image would get
     another index, and other crops.
@@ -82,7 +82,7 @@ def pack(
     Args:
         sources: DATA as everywhere, packs included.
         workers: processes that make images smaller; None takes one for each core; without `size` none.
-        limit: so many images, the same ones that `data.limit` takes.
+        limit: number of images, the same ones that `data.limit` takes.
         range: as `data.range`, by which images of more than 8 bits are made smaller.
 
     Raises:
@@ -220,7 +220,7 @@ def _write(
 
 
 def _numbered(originals: Names, console: Console) -> tuple[NDArray[np.int64], list[str]]:
-    """`class_numbers`; no classes where there are none, or, which is told, where it is not clear which."""
+    """`class_numbers`; no classes where there are none, or, with a warning, where they are ambiguous."""
     try:
         return class_numbers(originals)
     except Ambiguous as problem:

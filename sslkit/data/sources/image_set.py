@@ -153,7 +153,7 @@ def open_images(sources: Sequence[str], limit: int | None = None) -> ImageSet:
     Args:
         sources: DATA as typed: folders (recursive), packs, .txt lists (one path a line, relative to the
             list), .csv tables (header with `path`), `fractal:N`.
-        limit: keep at most so many, drawn over the whole set and always the same ones.
+        limit: images to keep at most, drawn over the whole set and always the same ones.
 
     Raises:
         UserError: nothing there, no images, a run or photos beside masks in their place, a list that names
@@ -188,7 +188,7 @@ def found_in(folder: str) -> Listing:
 
 
 def _listed(images: Names) -> Listing:
-    """Images that somebody or something has listed: nothing lies beside them."""
+    """The listing of images from a list, a table or a pack: nothing else lies beside them."""
     return Listing(images, Counter(), [])
 
 

@@ -32,7 +32,7 @@ _Labelled = list[tuple[str, str]]  # (path, class name)
 def open_labelled(source: str, seed: int = 0) -> tuple[ImageSet, ImageSet]:
     """(training, validation) images with labels and the same `classes`.
 
-    A validation part is found where there is one, by its name (splits.py): `train/` beside `val/`,
+    A validation part is found where there is one, by its name (split_names.py): `train/` beside `val/`,
     `Training/` beside `Testing/`, or the .csv column `split`. Otherwise a fixed fifth of every class,
     drawn by `seed`; a class of one image stays in training. What was made of the names, and what is not
     used, is in the `notes` of the training images.

@@ -20,7 +20,7 @@ _TABLE = "a .csv with path,label,split says it in any case"
 
 
 class Ambiguous(UserError):
-    """Folders that can be read in two ways; which one is meant must be said."""
+    """Folders that can be read in two ways; the user has to say which one is meant."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _has_both(names: Iterable[str]) -> bool:
 
 @dataclass(frozen=True)
 class _Reader:
-    """One decision."""
+    """Reads the layout of one folder."""
 
     source: str
     tree: _Tree

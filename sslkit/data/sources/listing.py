@@ -100,9 +100,9 @@ def look_through(root: str, deep: bool = True) -> Listing:
 
 
 def _read(path: bytes) -> tuple[Folder, bool]:
-    """A folder's content, and whether its times would tell of every change.
+    """A folder's content, and whether its times change with it.
 
-    They don't of what lies behind a link, nor of what a file without an ending holds.
+    They don't with what lies behind a link, nor with what a file without an ending holds.
     """
     images: list[bytes] = []
     folders: list[bytes] = []
@@ -160,7 +160,7 @@ def _written(top: bytes, tree: Mapping[bytes, Folder]) -> Iterator[str]:
 
 
 def _is(kind: Callable[[os.DirEntry[bytes]], bool], entry: os.DirEntry[bytes]) -> bool:
-    """False for a link that leads to itself, or to where nobody may look, which raise."""
+    """False for a link that leads to itself or to a forbidden place, for which `kind` raises."""
     try:
         return kind(entry)
     except OSError:
@@ -215,7 +215,7 @@ def _load(kept: Path | None) -> dict[Identity, Folder]:
 
 
 def _save(kept: Path, settled: Mapping[Identity, Folder]) -> None:
-    """Replaced as a whole; a cache that can't be written is none."""
+    """Replaced as a whole; nothing happens where the cache can't be written."""
     tensors = {"identities": np.array(list(settled), dtype=np.int64).reshape(-1, 4)}
     tensors["rules"] = np.frombuffer(formats.rules().encode(), np.uint8)
     for name in Folder._fields:

@@ -19,9 +19,9 @@ from sslkit.data.sources.image_set import ImageSet
 SAMPLE = 64
 """Images whose numbers are looked at."""
 LARGE, NUMBERS = 16, 2**28
-"""As many are enough where they hold so many numbers together."""
+"""`LARGE` images are enough where they hold `NUMBERS` numbers together."""
 HEADERS = 256
-"""Files that are opened at most to find so many."""
+"""Files that are opened at most to find `SAMPLE` such images."""
 
 _BYTES_ONLY = tuple(
     ending.encode() for ending in (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".bmp", ".gif")
@@ -47,7 +47,7 @@ def find_range(images: ImageSet, limits: Any = AUTO, nodata: Any = AUTO) -> Rang
 
 
 def with_range(images: ImageSet, own: Range, console: Console) -> ImageSet:
-    """Images as the owner of a range reads them: by that, or, where it knows none, by their own, told."""
+    """Images read by a source's range, or by one found for them, which is printed, where that has none."""
     if own != BYTES:
         return replace(images, range=own)
     found = find_range(images)
@@ -59,7 +59,7 @@ def with_range(images: ImageSet, own: Range, console: Console) -> ImageSet:
 def choose_range(choice: Callable[[str, Any, str], Any], found: RangeEstimate) -> None:
     """Resolve `data.range` and `data.nodata` by `choice(key, value, reason)`.
 
-    Without a reason, and so untold, where no image has more than 8 bits.
+    Without a reason, and so not printed, where no image has more than 8 bits.
     """
     own = found.range
     choice("data.range", own.limits, found.reason if own.known else "")

@@ -17,7 +17,7 @@ from sslkit.evaluation.probe.linear import SPLIT, LinearProbe, fit_split
 from sslkit.models.encoder import Encoder
 
 _CELLS = 10_000
-"""At most so many training cells are fitted to; neighbours are alike, more add time and little else."""
+"""Training cells that are fitted to, at most; neighbours are alike, so more would add little but time."""
 
 RESAMPLINGS = 1000
 _THUMBNAIL = 8
@@ -31,7 +31,7 @@ MapFunction = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Scenes:
-    """Images and what is to be seen in the cells of their maps, in raster order."""
+    """Images and the classes of their maps' cells, in raster order."""
 
     images: Tensor  # uint8 [M, 3, S, S]
     cells: Tensor  # int64 [M, g²], -1 where a cell is of no class
@@ -110,7 +110,7 @@ def _drawn(known: Tensor, seed: int) -> Tensor:
 
 
 def constant_logits(training: Scenes, validation: Scenes, classes: int) -> Tensor:
-    """As `cell_logits`, of who always names the class that most training cells are of."""
+    """As `cell_logits`, of a model that always names the most frequent class of training cells."""
     most = torch.bincount(training.cells[training.cells >= 0], minlength=classes).argmax()
     return F.one_hot(most, classes).float().expand(*validation.cells.shape, classes)
 
@@ -122,7 +122,7 @@ def cell_logits(reader: Reader, scenes: Scenes, head: LinearProbe) -> Tensor:
 
 @dataclass(frozen=True)
 class Tally:
-    """Per image and class, what is right of what there is: one class is accuracy, several are mean IoU."""
+    """Per image and class, hits and totals: of one class they give accuracy, of several mean IoU."""
 
     hits: Tensor  # float64 [M, C]
     totals: Tensor  # float64 [M, C]

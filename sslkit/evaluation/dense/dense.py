@@ -34,9 +34,9 @@ from sslkit.evaluation.probe.verdicts import make_verdict
 from sslkit.models.encoder import Encoder, require_maps
 
 PHOTOS = (2000, 1000)
-"""At most so many training and validation photos are tiled."""
+"""Training and validation photos that are tiled, at most."""
 MASKS = (1000, 500)
-"""At most so many training and validation images with masks."""
+"""Training and validation images with masks, at most."""
 
 
 class _Task(Protocol):
@@ -56,7 +56,7 @@ class _Task(Protocol):
         """Training and validation images for an encoder of this size, whose map is grid x grid."""
 
     def tallies(self, scenes: Scenes, logits: Tensor) -> tuple[Tally, ...]:
-        """How right logits [M, g², C] are."""
+        """The tallies of logits [M, g², C]."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class _Line:
 
 
 def check_maps(entries: Sequence[ProbeRow]) -> None:
-    """Refuse what has no map of cells.
+    """Refuse an encoder without maps.
 
     Raises:
         UserError: such an encoder.
@@ -81,7 +81,7 @@ def check_maps(entries: Sequence[ProbeRow]) -> None:
 
 
 def check_cells(entries: Sequence[ProbeRow]) -> None:
-    """Refuse a map of one cell: it tells nothing of the parts of an image.
+    """Refuse a map of one cell, which has no parts of the image.
 
     Raises:
         UserError: such an encoder.

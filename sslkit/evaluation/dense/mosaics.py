@@ -1,4 +1,4 @@
-"""Mosaics of labelled photos: what every cell of a map should be is known without anybody's masks."""
+"""Mosaics of labelled photos: the class of every cell of a map is known without masks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TILINGS = (2, 3)
 """Photos a side."""
 
 LEAST_PHOTOS = 2 * TILINGS[0] ** 2
-"""Photos of a part: two mosaics, one to fit and one to choose on, or two to tell an interval from."""
+"""Photos of a part: two mosaics, one to fit and one to choose on, or two to estimate an interval from."""
 
 _BATCH = 128
 

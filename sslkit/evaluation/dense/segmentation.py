@@ -104,7 +104,7 @@ class Segmentation:
 
 
 def open_masks(data: str, limits: tuple[int, int], workers: int, seed: int, console: Console) -> Segmentation:
-    """Both parts, at most so many images of each, every mask looked at.
+    """Both parts, of at most `limits` images, every mask read.
 
     Without a validation part a fifth of the images is held out, drawn as for class folders.
 
@@ -218,7 +218,7 @@ def read_mask(file: str) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class _Resized:
-    """The whole image as a square: what is cut off could not be scored."""
+    """The whole image as a square: a part that was cut off could not be scored."""
 
     size: int
 

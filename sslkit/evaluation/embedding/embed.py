@@ -200,7 +200,7 @@ def _facts(
 
 
 def _source_hash(source: str) -> str:
-    """SHA-256 of the file of weights; empty where they come from none that is ours to name."""
+    """SHA-256 of the file of weights; empty for `timm/NAME` and `random/NAME`."""
     if source.startswith(("random/", "timm/")):
         return ""
     return sha256(Path(source) if is_foreign(source) else encoder_file(Path(source)))

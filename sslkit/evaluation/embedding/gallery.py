@@ -127,7 +127,7 @@ def class_names(sources: Sequence[str], images: ImageSet, console: Console = SIL
     """The name of each image's class, "" where it has none; None if there are not two classes.
 
     A class is a class folder as `finetune` finds them (layout.py), in all parts; of a .csv, the column
-    `label`. Folders that can be read in two ways are told, and give none.
+    `label`. Folders that can be read in two ways give a warning, and no classes.
     """
     named = []
     for source in sources:
@@ -142,7 +142,7 @@ def class_names(sources: Sequence[str], images: ImageSet, console: Console = SIL
 
 
 def _namer(source: str) -> Callable[[str], str]:
-    """A function from an image's path to its class, "" where `source` doesn't tell. Raises UserError."""
+    """A function from an image's path to its class, "" where it has none. Raises UserError."""
     if is_table(source) and os.path.isfile(source):
         rows = {row["path"]: row.get("label", "") for row in rows_of(source)}
         return lambda path: rows.get(path, "")

@@ -47,7 +47,7 @@ def check_target(file: Path) -> None:
         raise UserError(f"--out {file} needs pyarrow", "pip install 'sslkit[parquet]', or take .safetensors")
     for path in (file, sidecar(file)):
         check_free(path)
-    try:  # by making one: permissions alone don't tell of file systems that are read-only
+    try:  # by making one: permissions don't show a file system that is read-only
         TemporaryFile(dir=file.absolute().parent).close()
     except OSError as problem:
         cure = "choose another folder, or mend its permissions"

@@ -117,7 +117,7 @@ def against_random(measure: str, difference: Difference) -> str:
 
 
 def against_pixels(measure: str, difference: Difference) -> str:
-    """The sentence about raw pixels, which know nothing."""
+    """The sentence about raw pixels."""
     claims: dict[_Outcome, str] = {
         "better": "above raw pixels",
         "worse": "below raw pixels, so frozen features are not usable as they are",
@@ -168,7 +168,7 @@ _HEADLINES: dict[str, dict[_Outcome, str]] = {
 
 
 def of_images(count: int) -> str:
-    """How many images, with a word of caution where they are too few."""
+    """How many images, with a caution where they are too few."""
     return counted(count, "image") + (", too few to claim anything" if count < LEAST else "")
 
 

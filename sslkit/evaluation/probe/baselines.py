@@ -51,7 +51,7 @@ def make_rows(sources: Sequence[str], wanted: ProbeOptions, console: Console) ->
 
     Raises:
         UserError: no source, one that can't be opened, a size out of range, an unknown baseline, a read-out
-            that one hasn't.
+            that one of them lacks.
     """
     if not sources:
         raise UserError("no source given", "name a run, e.g. runs/mfm-…-1, or timm/resnet50")
@@ -108,7 +108,7 @@ def refuse_ranges(entries: Sequence[ProbeRow], images: ImageSet, flag: str) -> N
 def _against(
     source: str, encoder: Encoder, baselines: Sequence[tuple[str, str, FeaturePass]]
 ) -> tuple[str, ...]:
-    """Random weights given as source are nobody's pre-training, and are compared with nothing."""
+    """Names of the baselines; none for a source that is random weights itself."""
     if source.startswith("random/"):
         return ()
     own = _random_name(encoder)

@@ -35,7 +35,7 @@ class FeaturePass:
     range: Range = BYTES  # of the images; BYTES: that of the bench
 
     def key(self, images: str, device: torch.device) -> str:
-        """Of the images with this digest; the same weights give other digits on another kind of device."""
+        """The cache's key for images with this digest; last digits depend on the kind of device."""
         return key_of(
             images=images,
             encoder=encoder_digest(self.encoder),
@@ -48,7 +48,7 @@ class FeaturePass:
 
 @dataclass(frozen=True)
 class ProbePredictions:
-    """Validation images classified after what was learned from labelled training images."""
+    """The validation images as kNN and the linear probe classify them."""
 
     predictions: dict[str, Tensor]  # "knn", "linear" → int64 [M], on the CPU
     readouts: dict[str, str]  # "knn", "linear" → the read-out chosen on training images
@@ -105,7 +105,7 @@ class ProbeEvaluator:
         self._digests: dict[tuple[int, Range], str] = {}
 
     def features(self, one: FeaturePass) -> tuple[Features, Features]:
-        """Of both parts, leaks taken out where they are to be; the first call also looks for them."""
+        """Of both parts, without leaks if they are to be excluded; the first call also looks for them."""
         if one.encoder is not None:
             one.encoder.to(self.device)
         parts = (self.train, self.validation)

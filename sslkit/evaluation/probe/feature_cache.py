@@ -102,7 +102,7 @@ class FeatureCache:
         return Features(vectors, torch.tensor(images.labels)[kept], kept, found)
 
     def save(self, key: str, features: Features) -> None:
-        """Written whole or not at all; a cache that can't be written is none."""
+        """Written whole or not at all."""
         if self.folder is None:
             return
         tensors = {**features.vectors, "kept": features.kept}
@@ -110,7 +110,7 @@ class FeatureCache:
             rows = np.frombuffer(features.looks.tobytes(), np.uint8).reshape(-1, LIKENESS.itemsize)
             tensors["looks"] = torch.from_numpy(rows.copy())
         facts = {"key": key, "readouts": json.dumps(list(features.vectors))}
-        with suppress(OSError, safetensors.SafetensorError):  # a cache that can't be written is none
+        with suppress(OSError, safetensors.SafetensorError):  # not written: computed again next time
             self.folder.mkdir(parents=True, exist_ok=True)
             with replacing(self.folder / f"{key}.safetensors") as unfinished:
                 save_file({name: t.contiguous() for name, t in tensors.items()}, unfinished, facts)

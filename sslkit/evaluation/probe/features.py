@@ -73,7 +73,7 @@ def extract(
     Args:
         read: the model, already on `device` and in evaluation mode.
         images: a labelled set.
-        looks: also what tells near duplicates.
+        looks: also what near duplicates are found by.
         label: what the progress bar is called.
 
     Raises:

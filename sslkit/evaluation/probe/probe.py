@@ -74,7 +74,7 @@ def probe(
         readout: "mean", "cls", "last4", or "auto": what suits each of kNN and linear on a fifth of training.
         shots: numbers of training images per class, in addition to all.
         seeds: how often those are drawn.
-        exclude_leaks: leave out validation images that are in training too, or almost.
+        exclude_leaks: leave out validation images that are exact or near copies of training images.
         grid: also other input sizes and normalisations, of every source.
         robust: also corruptions, filters and single waves, of the linear probes, on `robust_limit` images.
         attacks: with `robust`, also FGSM and PGD; by default on a GPU only, as they take longest.
@@ -141,7 +141,7 @@ def probe(
 
 @dataclass(frozen=True)
 class _Measured:
-    """What one row found."""
+    """What was measured of one row."""
 
     reading: ProbePredictions
     few: dict[int, dict[str, Tensor]]  # shots → predictions, a row per draw
@@ -155,7 +155,7 @@ def _check(k: int, robust_limit: int) -> None:
 
 
 def _refuse_masks(data: str, local: bool, others: Mapping[str, object]) -> None:
-    """Masks say nothing of whole images."""
+    """Masks are no labels of whole images."""
     if not local:
         raise UserError(f"{data}: images/ and masks/, no classes", "--local probes them cell by cell")
     if flag := next((flag for flag, given in others.items() if given), None):
@@ -175,7 +175,7 @@ def _open(data: str, console: Console) -> tuple[ImageSet, ImageSet]:
 
 
 def _measure(bench: ProbeEvaluator, entry: ProbeRow, few: Sequence[int]) -> _Measured:
-    """The features are let go afterwards: only what was made of them is kept."""
+    """Features are freed afterwards: only what was made of them stays."""
     train, validation = bench.features(entry.one)
     return _Measured(
         bench.read(train, validation),

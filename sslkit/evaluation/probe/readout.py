@@ -33,7 +33,7 @@ def chosen(encoder: Encoder, wanted: str) -> tuple[str, ...]:
     """The read-outs to try: all with "auto", else the one that is wanted.
 
     Raises:
-        UserError: no such read-out, or this encoder hasn't it.
+        UserError: no such read-out, or this encoder lacks it.
     """
     if wanted not in (AUTO, *_READOUTS):
         raise UserError(f"unknown read-out {wanted!r}", nearest(wanted, (AUTO, *_READOUTS)))

@@ -191,7 +191,7 @@ def _verdicts(comparisons: Sequence[Verdict]) -> list[dict[str, Any]]:
 
 
 def _headlines(comparisons: Sequence[Verdict]) -> list[str]:
-    """A sentence per source: against random weights, or where they were not asked for the first model."""
+    """A sentence per source: against random weights, or, without these, against the first other model."""
     sources = list(dict.fromkeys(comparison.source for comparison in comparisons))
     found = []
     for source in sources:

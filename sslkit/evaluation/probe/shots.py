@@ -1,4 +1,4 @@
-"""Few labels: so many images of each class, drawn several times."""
+"""Few labels: N images of each class, drawn several times."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def parse_shots(wanted: str | Sequence[int | str]) -> tuple[int, ...]:
     """ "1,5,10,all" → (1, 5, 10), ascending, each once; all images are measured in any case.
 
     Raises:
-        UserError: something else than whole numbers from 1 and "all".
+        UserError: anything but whole numbers from 1 and "all".
     """
     words = wanted.split(",") if isinstance(wanted, str) else [str(word) for word in wanted]
     words = [word.strip() for word in words if word.strip() not in ("", "all")]

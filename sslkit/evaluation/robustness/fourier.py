@@ -1,4 +1,4 @@
-"""What a classifier is shown to learn which frequencies it relies on: filtered images, single-wave noise."""
+"""Images that show which frequencies a classifier relies on: filtered, or with noise of one wave."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ def robustness(
 
 
 def _changes(plan: RobustnessPlan) -> dict[Key, Change]:
-    """Everything that is done to the images without asking the classifier."""
+    """All changes of the images that do not depend on the classifier."""
     seed, norm = plan.seed, plan.wave_norm
     changes: dict[Key, Change] = {("clean", 0): lambda images, index: images}
     for name in CORRUPTIONS:

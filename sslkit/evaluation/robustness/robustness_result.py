@@ -208,7 +208,7 @@ def against(row: SourceRobustness, baseline: SourceRobustness) -> SourceRobustne
 def _ratio(
     row: SourceRobustness, other: SourceRobustness, name: str, level: float, its: float
 ) -> float | None:
-    """What lies between accuracies and a level, as a ratio to the same for the other, in percent."""
+    """The summed distances of accuracies from a level, relative to those of the other, in percent."""
     lost = sum(level - accuracy for accuracy in row.corruptions[name])
     reference = sum(its - accuracy for accuracy in other.corruptions[name])
     return 100 * lost / reference if reference > 0 else None

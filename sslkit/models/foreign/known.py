@@ -16,7 +16,7 @@ class Known(NamedTuple):
     """A layout that timm builds otherwise, or not at all."""
 
     name: str  # whose it is
-    why: str  # what of it a plain ViT has not
+    why: str  # what it has and a plain ViT lacks
     belongs: Callable[[Mapping[str, Tensor]], bool]
     timm: Mapping[int, str]  # width of the tokens → timm's model of it
 

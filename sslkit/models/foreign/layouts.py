@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 CONTAINERS = ("target_encoder", "state_dict_ema", "model_ema", "teacher", "state_dict", "model", "student")
-"""Where a checkpoint keeps its weights, averages and teachers before what they follow."""
+"""Where a checkpoint keeps its weights; averages and teachers come before the networks that they follow."""
 
 WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
 """What DistributedDataParallel and torch.compile put before every name."""
@@ -66,7 +66,7 @@ def bare(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def recognised(container: str, tensors: Mapping[str, Tensor], split_biases: bool = False) -> _Layout:
-    """The backbone in timm's names. What nobody knows is taken as timm's own, and has to fit exactly.
+    """The backbone in timm's names. An unknown layout is taken for timm's own, and has to fit exactly.
 
     Args:
         split_biases: queries and values keep biases of their own, as timm's BEiT and EVA have them.

@@ -86,7 +86,7 @@ def read_pickle(file: Path, trust: bool = False) -> Any:
 
 
 def is_safe() -> bool:
-    """Whether this torch's weights_only holds, as far as is known."""
+    """Whether this torch's weights_only is safe, as far as is known."""
     return tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) >= SAFE_SINCE
 
 

@@ -25,7 +25,7 @@ class Outcome:
 
 
 def contract(name: str) -> Iterator[Outcome]:
-    """All checks of one method, each as soon as it is done. A backbone that it refuses has only the first.
+    """All checks of one method, each as soon as it is done. A backbone that it refuses gets only the first.
 
     Raises:
         UserError: no such method, or its file holds none.

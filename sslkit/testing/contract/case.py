@@ -111,7 +111,7 @@ class Case:
         precision: Precision = "float32",
         stop: int | None = None,
     ) -> list[Step]:
-        """The steps of `clock`, at most `stop`, by the real engine: batches in turn, AdamW if not told."""
+        """The steps of `clock`, at most `stop`, by the real engine: batches in turn, AdamW by default."""
         optimizer = optimizer or torch.optim.AdamW(trainable(method).values(), lr=1e-3)
         steady = CosineSchedule(optimizer, 10**9, warmup=0, warmup_lr=0.0, min_lr=0.0)
         turns: Iterable[Batch] = (

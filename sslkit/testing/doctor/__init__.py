@@ -1,4 +1,4 @@
-"""What of the environment could spoil a run, and a minute's proof that nothing does.
+"""What in the environment could spoil a run, and a minute's proof that nothing does.
 
     for finding in examine(train=True): print(finding.state, finding.text)
 

@@ -1,4 +1,4 @@
-"""What one look at the environment gives."""
+"""The result of one check of the environment."""
 
 from __future__ import annotations
 

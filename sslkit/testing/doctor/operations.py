@@ -14,7 +14,7 @@ from sslkit.testing.doctor.finding import Finding
 
 
 def operations_finding(device: torch.device) -> Finding:
-    """Each of CHECKS on the device: a figure of none of them may be another one than on the CPU."""
+    """Each of CHECKS on the device: none of them may give other figures than on the CPU."""
     name, wrong = f"torch {device}", []
     for what, holds in CHECKS.items():
         try:

@@ -92,7 +92,7 @@ def mismatch(torch: str, torchvision: str, wants: str) -> str:
 
 
 def broken_import(problem: BaseException) -> UserError | None:
-    """What to tell where torch and torchvision do not fit together; None for other problems."""
+    """The error where torch and torchvision do not fit together; None for other problems."""
     text = str(problem)
     if not re.search(
         r"torchvision(::|/|\.|\\)|undefined symbol|partially initialized module 'torchvision'", text

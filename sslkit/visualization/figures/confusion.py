@@ -54,7 +54,7 @@ def draw_confusion(folder: Path) -> list[Path]:
 
 
 def draw_runs(folders: Sequence[Path], console: Console) -> None:
-    """`draw_confusion` for each folder; a picture that can't be drawn fails nothing: the work is done."""
+    """`draw_confusion` for each folder; as the work is done, a failure is only a warning."""
     for folder in folders:
         try:
             draw_confusion(folder)

@@ -76,7 +76,7 @@ def _neighbourhoods(count: int, seed: int, console: Console) -> Iterator[tuple[s
         if find_spec(package):
             try:
                 kind = getattr(import_module(module), name.replace("-", "").upper())
-            except Exception as problem:  # what a package of others raises that lacks its own dependencies
+            except Exception as problem:  # whatever a package raises that lacks its own dependencies
                 console.warn(f"map without {name}: {package} can't be imported, {first_line(problem)}")
             else:
                 yield name, kind(metric="cosine", random_state=seed, **settings)
@@ -115,7 +115,7 @@ def image_map(
 def limits(places: Points) -> tuple[Points, Points]:
     """The corners of what is shown, low and high [2] each: all points [N, 2], but for a few far outliers.
 
-    One of them would else squeeze the others into a spot. Far is more than half a span beyond the 1st or the
+    A single one would squeeze all others into a spot. Far is more than half a span beyond the 1st or the
     99th percentile of an axis.
     """
     if len(places) < MANY:
@@ -174,7 +174,7 @@ def _thumbnails(axes: Axes, places: Points, thumbnails: Callable[[int], Tensor])
 
 
 def apart(places: Points, least: float) -> list[int]:
-    """Positions of points in the order they come, each at least so far from all before, in x or in y."""
+    """Positions of points, in their order, each at least `least` away from all before, in x or in y."""
     chosen: list[int] = []
     for index, place in enumerate(places):
         if all(np.abs(place - places[other]).max() >= least for other in chosen):

@@ -74,7 +74,7 @@ def _neighbour(sheet: Sheet, left: float, top: float, other: Neighbour, wanted: 
 
 
 def _cosine(value: float) -> str:
-    """Features that all point one way still differ: by how much, where three digits would not tell."""
+    """Features that all point one way still differ: by how much, where three digits would not show it."""
     return (
         f"{value:.3f}" if value < 0.9995 or value > 1 - 1e-6 else f"1 − {1 - value:.0e}".replace("e-0", "e-")
     )

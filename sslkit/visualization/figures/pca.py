@@ -1,4 +1,4 @@
-"""What features tell apart: the first components of the patches of several images, as colours."""
+"""What features distinguish: the first components of the patches of several images, as colours."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sslkit.models.encoder import Encoder
 from sslkit.visualization.figures.style import CELL, LINE, Sheet, column
 
 _CELLS = 12
-"""A CNN's map is taken from the deepest level with so many cells a side, if there is one."""
+"""A CNN's map is taken from the deepest level with this many cells a side, if there is one."""
 COMPONENTS = 3
 _COLUMNS = ("image", "components 1, 2, 3", "component 1", "foreground")
 _ROW = CELL + LINE + 0.06

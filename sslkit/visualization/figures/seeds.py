@@ -35,7 +35,7 @@ class Arms:
 
 
 def read_seeds(document: Mapping[str, Any]) -> Arms | None:
-    """Of finetune.json; None where one run alone was made. Raises KeyError and the like: not ours."""
+    """Of finetune.json; None where there is one run alone. Raises KeyError and the like: another document."""
     seeds = tuple(document.get("seeds") or ())
     if not seeds:
         return None

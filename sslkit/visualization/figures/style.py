@@ -57,7 +57,7 @@ class Sheet:
 
     @cached_property
     def wall(self) -> Axes:
-        """All pictures hang on one, in inches as the sheet: axes of its own cost each one 40 ms."""
+        """One pair of axes, in inches, that holds all pictures: a pair for each would cost 40 ms each."""
         rim = 0.02  # on the very edge, rounding would count it as cut off
         axes = self.axes(rim, rim, self.width - 2 * rim, self.height - 2 * rim)
         axes.set_axis_off()

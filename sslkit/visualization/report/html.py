@@ -84,7 +84,7 @@ def table(
 
 
 def details(summary: str, content: str) -> str:
-    """Folded away until somebody wants it."""
+    """A block that is closed until it is clicked."""
     return f"<details><summary>{shown(summary)}</summary>{content}</details>"
 
 

@@ -40,7 +40,7 @@ MOST_PICTURES = 12
 
 @dataclass(frozen=True)
 class Page:
-    """What the sections draw on."""
+    """What the sections are made from."""
 
     run: Path
     facts: dict[str, Any]  # run.json

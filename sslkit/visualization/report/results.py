@@ -1,6 +1,6 @@
 """Results kept beside the run that they judge, and its page made anew.
 
-Nothing here fails: the work is done by then, and what can't be written is told.
+Nothing here raises: the work is done by then, and what can't be written is a warning.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ def finetune_section(document: Document, run: Path) -> str:
     ]
     parts += [arms(compared) if compared else "", facts(figures) if figures else ""]
     whose = f", with seed {compared.seeds[0]}" if compared else ""
-    parts.append(table(f"The classes that it finds least{whose}", header, worst))
+    parts.append(table(f"The classes with the lowest recall{whose}", header, worst))
     shown = _pictures(folder, ("confusion", "reliability", "calibration"), whose) if folder else []
     robust = robustness_section(document["robustness"]) if document.get("robustness") else ""
     return "".join([*parts, *shown, robust])

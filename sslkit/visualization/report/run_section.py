@@ -229,7 +229,7 @@ def _features(metrics: Sequence[Line], width: int, share: float, batch: int) -> 
     rows = []
     if "std" in last and width:
         alike = last["std"] < 0.5 * width**-0.5
-        meaning = "images look more alike to it than they should" if alike else "images are told apart"
+        meaning = "images look more alike to it than they should" if alike else "images are distinguished"
         healthy = f"{last['std']:.3g}; {width**-0.5:.2g} if spread evenly, 0 if collapsed"
         rows.append(["Feature deviation", healthy, meaning])
     if "rank" in last:

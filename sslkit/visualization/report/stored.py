@@ -89,7 +89,7 @@ def draw_stored(run: Path, kind: str) -> Figure:
 
 
 def stored_refusal(run: Path, kind: str, asked: str = "") -> UserError | None:
-    """Why there is no such figure of the run, if there is none. `asked` is the word for it, if another."""
+    """Why there is no such figure of the run, if there is none. `asked`: the group that was asked for."""
     result, name = stored_robustness(run), asked or kind
     cure = command("sslkit", "probe", run, "DATA", "--robust")
     if result is None:
