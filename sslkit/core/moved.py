@@ -18,7 +18,6 @@ MOVED = {
     "sslkit.augment.photometry": "sslkit.augmentations.photometric",
     "sslkit.augment.resample": "sslkit.augmentations.batch_crops",
     "sslkit.backbones": "sslkit.models.encoder",
-    "sslkit.blocks": "sslkit.models.blocks",
     "sslkit.checking": "sslkit.core.config.validate",
     "sslkit.config": "sslkit.core.config.build",
     "sslkit.console": "sslkit.core.console",
@@ -41,6 +40,9 @@ MOVED = {
     "sslkit.weights": "sslkit.models.weights",
 }
 """Old name → new name."""
+_BLOCKS = ("sslkit.models.heads", "sslkit.models.ema", "sslkit.models.norm", "sslkit.augmentations.masking")
+SPLIT = {"sslkit.blocks": _BLOCKS, "sslkit.models.blocks": _BLOCKS}
+"""Old name → the modules among which its functions are now."""
 RENAMED = {
     "sslkit.blocks": {"enlarged": "repeat_mask"},
     "sslkit.distributed": {
@@ -59,13 +61,14 @@ class _Moved:
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name not in MOVED:
+        if name not in MOVED and name not in SPLIT:
             return None
         import warnings
         from importlib.machinery import ModuleSpec
 
         # The frames of the import system are not counted: the warning names the line that imports.
-        warnings.warn(f"{name} is {MOVED[name]} now", DeprecationWarning, stacklevel=2)
+        there = " or ".join(places(name))
+        warnings.warn(f"{name} is {there} now", DeprecationWarning, stacklevel=2)
         package = any(other.startswith(f"{name}.") for other in MOVED)
         return ModuleSpec(name, self, is_package=package)  # type: ignore[arg-type]
 
@@ -75,8 +78,19 @@ class _Moved:
     def exec_module(self, module: ModuleType) -> None:
         from importlib import import_module
 
-        there, renamed = import_module(MOVED[module.__name__]), RENAMED.get(module.__name__, {})
-        module.__getattr__ = lambda name: getattr(there, renamed.get(name, name))  # type: ignore[method-assign]
+        there = [import_module(place) for place in places(module.__name__)]
+        renamed = RENAMED.get(module.__name__, {})
+
+        def found(name: str) -> object:
+            new = renamed.get(name, name)
+            return getattr(next((place for place in there if hasattr(place, new)), there[0]), new)
+
+        module.__getattr__ = found  # type: ignore[method-assign]
+
+
+def places(old: str) -> Sequence[str]:
+    """The modules that hold what a module of that name held."""
+    return SPLIT.get(old) or (MOVED[old],)
 
 
 def install() -> None:

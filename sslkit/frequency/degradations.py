@@ -1,22 +1,37 @@
 """MFM's three baselines: what an image is degraded by, before the network is asked for the clean one.
 
 Xie et al., ICLR 2023, arXiv 2206.07706: super-resolution, deblurring, denoising, trained like MFM with the
-loss over all frequencies (`spectral_loss`). Batched, on the device, all randomness given by the caller.
+loss over all frequencies (`spectral_loss`). Batched, on the device; `degrade` draws, the others are told.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslkit.core import rng
 from sslkit.frequency.devices import full_precision
 from sslkit.frequency.filters import check_images
 from sslkit.frequency.masks import at_least_float32
 
 LARGEST_KERNEL = 21
+
+
+def degrade(images: Tensor, index: Tensor, seed: int, epoch: int, config: Any) -> Tensor:
+    """What the setting `corruption` does to images [B, C, H, W] in [0, 1], each with its own blur or noise.
+
+    "sr" has the setting `factor`, "deblur" `sigma`, "denoise" `noise`; draws are keyed by index [B].
+    """
+    if config.corruption == "sr":
+        return super_resolution(images, config.factor)
+    if config.corruption == "deblur":
+        draw = rng.uniform(seed, epoch, index, "mfm.kernel")
+        return blur(images, 7 + 2 * (8 * draw).long(), config.sigma)  # 7, 9 … 21 pixels
+    return add_noise(images, rng.normal(seed, epoch, index, images.shape[1:], "mfm.noise"), config.noise)
 
 
 def super_resolution(images: Tensor, factor: int = 8) -> Tensor:

@@ -6,6 +6,8 @@ the high-pass is what the low-pass leaves. Low-precision images are computed in 
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -36,13 +38,25 @@ def apply_mask(images: Tensor, mask: Tensor) -> Tensor:
     return low_pass(images, mask)
 
 
-def corrupt(images: Tensor, keep_low: Tensor, radius: Cutoff, clamp: bool = True) -> Tensor:
+def corrupt(
+    images: Tensor,
+    keep_low: Tensor,
+    radius: Cutoff,
+    clamp: bool | Literal["official", "none", "half"] = True,
+) -> Tensor:
     """MFM's encoder input (Xie et al., ICLR 2023, arXiv 2206.07706): low-pass where `keep_low`, else
     high-pass.
 
-    images: float [B, C, H, W] in [0, 1]. keep_low: bool [B]; True means the input keeps the low frequencies
-    (and the high ones are to be predicted). clamp to [0, 1]: as in the official code, where it zeroes the
-    negative half of a high-pass image; the paper's algorithm has none. Returns the same shape and dtype.
+    Args:
+        images: float [B, C, H, W] in [0, 1].
+        keep_low: bool [B]; True means the input keeps the low frequencies (and the high ones are to be
+            predicted).
+        clamp: to [0, 1] (True, "official"), as in the official code, where it zeroes the negative half of a
+            high-pass image; False or "none", as in the paper's algorithm; "half": after ½ was added to
+            high-pass images, whose mean is zero (ours).
+
+    Returns:
+        The same shape and dtype.
     """
     check_keep_low(keep_low, images)
     lowers = keep_low[:, None, None, None]
@@ -50,7 +64,9 @@ def corrupt(images: Tensor, keep_low: Tensor, radius: Cutoff, clamp: bool = True
     kept = _filter(images, radius, sign=torch.where(lowers, 1.0, -1.0)).addcmul_(
         images, (~lowers).to(images.dtype)
     )
-    return (kept.clamp_(0, 1) if clamp else kept).to(images.dtype)
+    if clamp == "half":
+        kept = kept.add_(0.5 * ~lowers)
+    return (kept if clamp in (False, "none") else kept.clamp_(0, 1)).to(images.dtype)
 
 
 def check_images(images: Tensor, name: str = "images") -> None:

@@ -110,6 +110,23 @@ def strongest(images: Tensor, share: float) -> Tensor:
     return (power >= threshold[:, :, None])[:, None]
 
 
+def cutoff_of(mask: str, images: Tensor, radius: float | Tensor, share: float) -> Cutoff:
+    """What is low in images [B, C, H, W] by the name of a mask: one of SHAPES, or "adaptive".
+
+    radius: bins, a number or [B], of a shape. share: of bins that "adaptive" calls low, see `strongest`.
+    A disc stays a radius, which is the quicker way.
+    """
+    if mask == "adaptive":
+        return strongest(images, share)
+    return radius if mask == "disc" else SHAPES[mask](*images.shape[-2:], radius, device=images.device)
+
+
+def every_bin(images: Tensor) -> tuple[Tensor, Tensor]:
+    """(keep_low, cutoff) of inputs [B, C, H, W] that kept nothing: all bins are missing, and scored."""
+    low = torch.ones(len(images), dtype=torch.bool, device=images.device)
+    return low, images.new_zeros(images.shape[-2], images.shape[-1] // 2 + 1)
+
+
 def symmetrise(mask: Tensor) -> Tensor:
     """The half-plane mask [..., H, W // 2 + 1] that acts on real images as the full one does.
 

@@ -12,8 +12,10 @@ import dataclasses
 import hashlib
 import importlib.util
 import os
+import re
 import sys
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +24,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sslkit.augmentations import settings as _settings
 from sslkit.core.config import build as _config
 from sslkit.core.errors import UserError, nearest
 
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 _FOLDER = Path(__file__).parent
 _BASE = _FOLDER / "base.py"
 _GROUP = "sslkit.methods"
+_NOTHING: Mapping[str, Any] = {}
 
 TEMPLATE = _FOLDER / "_template.py"
 """What `sslkit methods --new` writes."""
@@ -82,8 +86,10 @@ def card(name: str) -> Card:
     source = _source(name)
     text, tree = _read(source.path)
     method = _method_class(tree, source.path)
-    facts = {**_inherited(), "summary": ast.get_docstring(method) or "", **_constants(method)}
     about, made = ast.get_docstring(tree) or "", _config_class(method, source.path)
+    stated = {"summary": ast.get_docstring(method) or "", **_constants(method.body, _shared())}
+    status = "tested" if name in _ours() else "experimental"
+    facts = {"status": status, **_inherited(), **_cited(about), **stated}
     return Card(full_name(name), about, facts, made, text.count("\n"))
 
 
@@ -188,45 +194,73 @@ def _method_class(tree: ast.Module, path: Path, base: str = "Method") -> ast.Cla
     raise UserError(f"{path}: no class derived from {base}", "see docs/add-a-method.md")
 
 
-def _constants(method: ast.ClassDef) -> dict[str, Any]:
-    """The plain constants of a class's body by name."""
+def _constants(body: list[ast.stmt], known: Mapping[str, Any] = _NOTHING) -> dict[str, Any]:
+    """The plain constants of a class's or a module's body by name; they may be made of `known` ones."""
     found = {}
-    for node in method.body:
+    for node in body:
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
         if isinstance(target, ast.Name) and isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
             with suppress(ValueError):  # not a plain constant: nothing for the card
-                found[target.id] = _literal(node.value)
-    return found
+                found[target.id] = _literal(node.value, known)
+    return {name: value for name, value in found.items() if value is not None}
+
+
+@cache
+def _shared() -> dict[str, Any]:
+    """Constants of base.py that a class may name: NO_DECAY, AFTER_WARMUP."""
+    return _constants(_read(_BASE)[1].body)
 
 
 @cache
 def _inherited() -> dict[str, Any]:
     """What a class that says nothing else has from the base."""
-    return {"status": "experimental", **_constants(_method_class(_read(_BASE)[1], _BASE, "Module"))}
+    return _constants(_method_class(_read(_BASE)[1], _BASE, "Module").body, _shared())
 
 
-def _literal(node: ast.expr) -> Any:
-    """A literal; `frozenset({…})` too, which Python has no literal for."""
+def _literal(node: ast.expr, known: Mapping[str, Any]) -> Any:
+    """A literal; also `frozenset({…})`, which Python has no literal for, a known name, and `one | other`."""
     if isinstance(node, ast.Call) and ast.unparse(node.func) == "frozenset" and len(node.args) == 1:
         return frozenset(ast.literal_eval(node.args[0]))
+    if isinstance(node, ast.Name) and node.id in known:
+        return known[node.id]
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        one, other = _literal(node.left, known), _literal(node.right, known)
+        if isinstance(one, dict) and isinstance(other, dict):
+            return one | other
     return ast.literal_eval(node)
 
 
+_CITATION = re.compile(
+    r"\*(?P<paper>[^*]+)\*, [^*]{0,60}?\b(?P<year>(?:19|20)\d\d)\b(?:[^*]{0,60}?(?P<link>https?://[^\s,;()]+))?"
+)
+"""*Title*, VENUE 2020, https://…"""
+
+
+def _cited(about: str) -> dict[str, Any]:
+    """Paper, year and link of the first citation in a file's docstring."""
+    found = _CITATION.search(" ".join(about.split()))
+    if found is None:
+        return {}
+    link = {"link": found["link"].rstrip(".")} if found["link"] else {}
+    return {"paper": found["paper"], "year": int(found["year"]), **link}
+
+
 def _config_class(method: ast.ClassDef, path: Path) -> type:
-    """The nested Config, made from its source alone: it uses nothing but `setting` and plain types."""
+    """The nested Config, made from its source alone: of `setting`, `settings`, AUTO and plain types."""
     node = next((n for n in method.body if isinstance(n, ast.ClassDef) and n.name == "Config"), None)
     if node is None:
         problem = f"{path}: class {method.name} has no Config"
         raise UserError(problem, "a frozen dataclass inside it, with one `setting` for each knob")
     scope: dict[str, Any] = {
         **vars(_config),
+        "settings": _settings,
         "dataclass": dataclasses.dataclass,
         "__name__": _config.__name__,
     }
     try:
         exec(compile(ast.Module([node], type_ignores=[]), str(path), "exec"), scope)
     except Exception as problem:
-        cure = "it is read without the rest of the file: only `setting`, AUTO and plain types"
+        cure = "it is read without the rest of the file: only `setting`, `settings`, AUTO and plain types"
         raise UserError(f"{path}:{node.lineno}: Config can't be made: {problem}", cure) from None
     made: type = scope["Config"]
     return made

@@ -17,12 +17,15 @@ import numpy as np
 from torch import Tensor, nn
 
 # A method file needs one import: what stands twice in a line here is there for it.
+from sslkit.augmentations import settings as settings
 from sslkit.augmentations.crops import RandomResizedCrop as RandomResizedCrop
 from sslkit.augmentations.crops import Views as Views
+from sslkit.augmentations.multi_view import MultiView, one_crop
 from sslkit.core.config.setting import AUTO as AUTO
 from sslkit.core.config.setting import setting as setting
 from sslkit.data.images.picture import Picture
 from sslkit.data.sources.image_set import ImageSet
+from sslkit.models.ema import momentum_update_
 from sslkit.models.encoder import Encoder as Encoder
 from sslkit.models.factory import token_width
 
@@ -30,8 +33,25 @@ Batch = dict[str, Tensor]
 """One batch on the device: "index" int64 [B], the images' stable positions in the data set, and what
 `transform` made, as float [B, C, H, W] in [0, 1] where it was uint8."""
 
+Outputs = dict[str, Tensor]
+"""What `forward` returns: "loss", a scalar; "embedding", detached [B, D]; other detached scalars to log."""
+
+Choices = dict[str, tuple[Any, str]]
+"""Setting → the value that is chosen for it, and the reason in a few words."""
+
 Transform = Callable[[Picture, np.random.Generator], Mapping[str, Tensor]]
 """`augmentations.crops.Views`, or any function of a picture, not decoded yet, and a generator of its own."""
+
+NO_DECAY = {"*.pos_embed": {"weight_decay": 0.0}, "*.cls_token": {"weight_decay": 0.0}}
+"""`overrides` of most: positions and class tokens are no matrices, whatever their shape."""
+
+AFTER_WARMUP = {"schedule.warmup_lr": 0.0, "schedule.min_lr": 0.0, "schedule.cosine_after_warmup": True}
+"""Part of `defaults`: the rate rises from 0 and falls to 0 by a cosine that begins after the warm-up."""
+
+
+def optimizer(reason: str, **values: Any) -> Choices:
+    """`resolve`'s choice of shared settings "optim.KEY", all for one reason."""
+    return {f"optim.{key}": (value, reason) for key, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -75,7 +95,11 @@ class Clock:
 
 
 class Method(nn.Module):
-    """Base of all methods; a subclass's docstring is its help text: paper, idea, link."""
+    """Base of all methods; a subclass's docstring is its help text: paper, idea, link.
+
+    The card (`sslkit methods NAME`) reads `paper`, `year` and `link` from the first citation of the file's
+    docstring, "*Title*, VENUE 2020, https://…", where the class doesn't state them.
+    """
 
     Config: ClassVar[type]
     """Frozen dataclass: the paper's knobs in the paper's words."""
@@ -83,6 +107,8 @@ class Method(nn.Module):
     """What this paper wants from the shared sections, e.g. {"optim.betas": (0.9, 0.95)}."""
     overrides: ClassVar[Mapping[str, Mapping[str, float]]] = {}
     """Parameter-name pattern → optimizer options, e.g. {"*.pos_embed": {"weight_decay": 0.0}}."""
+    backbones: ClassVar[tuple[str, ...]] = ("vit", "cnn", "swin", "transformer")
+    """Families that it trains; it refuses others in one line."""
     needs: ClassVar[frozenset[str]] = frozenset({"image"})
     minimum_batch: ClassVar[int] = 1
     """Images that the loss takes at least; contrasting one image with itself teaches nothing."""
@@ -92,6 +118,8 @@ class Method(nn.Module):
     rests: ClassVar[bool] = False
     """True where some steps leave a parameter without gradient; processes that train together must know."""
 
+    views: Any = None
+    """A `MultiView`: several views of an image. Else a worker cuts one crop, "image"."""
     encoder: Encoder
     """The product: what is probed and exported."""
 
@@ -102,7 +130,7 @@ class Method(nn.Module):
         self.info = info
 
     @staticmethod
-    def resolve(config: Any, family: str, info: Info) -> dict[str, tuple[Any, str]]:
+    def resolve(config: Any, family: str, info: Info) -> Choices:
         """Values for settings left at auto, each with its reason in a few words.
 
         Keys are the method's own settings, or shared ones with their section: "optim.name".
@@ -113,24 +141,42 @@ class Method(nn.Module):
         """Worker side: a picture and its generator → named uint8 views; must be picklable.
 
         `picture.width` and `picture.height` cost nothing, `picture.crops(cuts)` decodes as far as the crops
-        need, `picture.rgb()` is the whole image as Pillow's.
+        need, `picture.rgb()` is the whole image as Pillow's. By default those of `views`, or one crop,
+        "image", by the settings `crop_scale` and `flip`.
         """
-        raise NotImplementedError
+        if isinstance(self.views, MultiView):
+            return self.views.transform()
+        return Views(image=one_crop(self.config, self.info.size))
 
-    def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, clock: Clock) -> Outputs:
         """{"loss": scalar, "embedding": detached [B, D] for the health figures, name: detached scalar, …}"""
         raise NotImplementedError
 
+    def followers(self) -> dict[nn.Module, nn.Module]:
+        """Follower → leader: networks that move towards another one after each step, by `momentum`."""
+        return {}
+
+    def momentum(self, clock: Clock) -> float:
+        """Of the followers in this step: what is kept of them."""
+        raise NotImplementedError
+
     def prepare(self, images: ImageSet) -> None:
-        """Once, before step 0: a pass over the data, for methods that need one."""
+        """Once, before step 0: a pass over the data, for methods that need one.
+
+        By default followers begin where their leaders do: the encoder may have got given weights by now.
+        """
+        for follower, leader in self.followers().items():
+            follower.load_state_dict(leader.state_dict())
 
     def dataset(self, images: ImageSet) -> ImageSet:
         """What one item is; by default the views of one image."""
         return images
 
     def after_step(self, clock: Clock) -> None:
-        """After each real optimizer step, without gradient: momentum networks, prototypes, re-centring."""
+        """After each real optimizer step, without gradient: prototypes, re-centring; by default followers."""
+        for follower, leader in self.followers().items():
+            momentum_update_(follower, leader, self.momentum(clock))
 
     def panels(self, batch: Batch) -> dict[str, Tensor]:
-        """Named pictures [B, 3, H, W] in [0, 1] of what the method does with a batch."""
-        return {}
+        """Named pictures [B, 3, H, W] in [0, 1] of what the method does with a batch; by default `views`."""
+        return self.views.panels(batch) if isinstance(self.views, MultiView) else {}

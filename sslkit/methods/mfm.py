@@ -15,39 +15,26 @@ the same head and the loss over all frequencies. Settings marked "ours" or "afte
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.functional import center_crop
 
-from sslkit.augmentations.crops import RandomResizedCrop, Views
+from sslkit.augmentations import settings
 from sslkit.core.config.setting import AUTO, setting
 from sslkit.core.errors import UserError
-from sslkit.core.rng import normal, uniform
-from sslkit.data.sources.image_set import ImageSet
-from sslkit.frequency import (
-    SHAPES,
-    Cutoff,
-    add_noise,
-    blur,
-    corrupt,
-    high_pass,
-    low_pass,
-    spectral_error,
-    strongest,
-    super_resolution,
-)
-from sslkit.methods.base import Batch, Clock, Info, Method, Transform
-from sslkit.models.blocks import PixelDecoder, momentum_copy, momentum_update_
-from sslkit.models.encoder import Encoder, require_maps
+from sslkit.core.rng import uniform
+from sslkit.frequency import corrupt, high_pass, low_pass, spectral_error
+from sslkit.frequency.degradations import degrade
+from sslkit.frequency.masks import Cutoff, cutoff_of, every_bin
+from sslkit.methods.base import NO_DECAY, Batch, Choices, Clock, Encoder, Info, Method, Outputs
+from sslkit.models.ema import momentum_copy
+from sslkit.models.encoder import require_maps
+from sslkit.models.heads import PixelDecoder
 from sslkit.models.init import initialize_mae_vit_, initialize_vit_
-
-_WIDE = 768
-"""Width from which a ViT begins with the official weights: with them narrower ones hardly learn at first."""
 
 
 class _Task(NamedTuple):
@@ -62,11 +49,8 @@ class MFM(Method):
     """Masked Frequency Modeling (ICLR 2023): predict the removed part of the spectrum."""
 
     family = "frequency"
-    paper = "Masked Frequency Modeling for Self-Supervised Visual Pre-Training"
-    year = 2023
-    link = "https://arxiv.org/abs/2206.07706"
-    backbones = ("vit", "cnn", "swin", "transformer")
-    status = "tested"
+    defaults = {"optim.betas": (0.9, 0.95), "optim.clip": 3.0}
+    overrides = NO_DECAY
 
     @dataclass(frozen=True)
     class Config:
@@ -81,26 +65,16 @@ class MFM(Method):
             "(ours), or each image's strongest bins (after FOLK)",
         )
         radius: float = setting(
-            AUTO,
-            "radius of the mask, bins; auto: 16 · min(size, native side) / 224 (official: 16 at 224 px)",
-            above=0,
-            auto=True,
+            AUTO, "of the mask, bins; auto: 16 · min(size, native side) / 224 px (official: 16)", above=0
         )
         radius_range: tuple[float, float] = setting(
             (1.0, 1.0), "each image's radius is that times a draw between these (ours)", above=0, ordered=True
         )
-        strongest_share: float = setting(
-            0.0158,
-            "share of the bins that an adaptive mask calls low (ours: that of the disc of 16 at 224 px)",
-            above=0,
-            high=1,
+        strongest_share: float = settings.share(
+            0.0158, "of the bins that an adaptive mask calls low (ours: as a disc of 16 at 224 px)", above=0
         )
-        low_share: float = setting(
-            AUTO,
-            "share of the inputs that keep the low frequencies; auto: 0.5 (ViT), 0.3 (CNN) (official)",
-            low=0,
-            high=1,
-            auto=True,
+        low_share: float = settings.share(
+            AUTO, "share of the inputs that keep the low frequencies; auto: 0.5 (ViT), 0.3 (CNN) (official)"
         )
         stratified: bool = setting(
             False,
@@ -128,27 +102,13 @@ class MFM(Method):
             AUTO,
             "first weights of a ViT: of one size for any width (official), or MAE's, whose size follows it "
             "(ours); auto: MAE's in a ViT narrower than 768",
-            auto=True,
         )
         teacher_weight: float = setting(
-            0.0,
-            "weight of agreeing with a momentum encoder that sees the clean image (after FOLK); 0: none",
-            low=0,
+            0.0, "of agreeing with a momentum encoder that sees the clean image (after FOLK); 0: none", low=0
         )
-        teacher_momentum: float = setting(0.996, "of the momentum encoder, per step (ours)", low=0, high=1)
-        crop_scale: tuple[float, float] = setting(
-            (0.2, 1.0), "area of the random crop, share of the image (official)", low=0, high=1, ordered=True
-        )
-        flip: float = setting(0.5, "probability of a horizontal flip (official: 0.5)", low=0, high=1)
-
-    defaults: ClassVar[Mapping[str, Any]] = {
-        "optim.betas": (0.9, 0.95),
-        "optim.clip": 3.0,
-    }
-    overrides: ClassVar[Mapping[str, Mapping[str, float]]] = {
-        "*.pos_embed": {"weight_decay": 0.0},
-        "*.cls_token": {"weight_decay": 0.0},
-    }
+        teacher_momentum: float = settings.share(0.996, "of the momentum encoder, per step (ours)")
+        crop_scale: tuple[float, float] = settings.crop_scale(0.2)
+        flip: float = settings.flip()
 
     def __init__(self, config: Config, encoder: Encoder, info: Info) -> None:
         super().__init__(config, encoder, info)
@@ -165,19 +125,15 @@ class MFM(Method):
             self.student_head = nn.Sequential(nn.Linear(width, 2048), nn.GELU(), nn.Linear(2048, width))
 
     @staticmethod
-    def resolve(config: Config, family: str, info: Info) -> dict[str, tuple[Any, str]]:
-        """Values for the settings left at auto, each with its reason."""
+    def resolve(config: Config, family: str, info: Info) -> Choices:
         side, first = min(info.size, info.native), ("official", "the paper's")
-        if family == "vit" and config.initialization == AUTO and 0 < (width := info.width) < _WIDE:
+        if family == "vit" and config.initialization == AUTO and 0 < (width := info.width) < 768:
             first = ("mae", f"a ViT of width {width} hardly learns with the paper's")
         return {
             "radius": (round(16 * side / 224, 2), f"16 bins at 224 px, scaled to {side} px"),
             "low_share": (0.3 if family == "cnn" else 0.5, f"the paper's for a {family}"),
             "initialization": first,
         }
-
-    def transform(self) -> Transform:
-        return Views(image=RandomResizedCrop(self.info.size, self.config.crop_scale, flip=self.config.flip))
 
     def keep_low(self, index: Tensor, clock: Clock) -> Tensor:
         """bool [B]: True = this image's input keeps its low frequencies, and the high ones are predicted."""
@@ -188,39 +144,20 @@ class MFM(Method):
 
     def cutoff(self, images: Tensor, index: Tensor, clock: Clock) -> Cutoff:
         """Which frequencies are low: a radius, or a half-plane mask, the same for all images or one each."""
-        config, (height, width) = self.config, images.shape[-2:]
-        if config.mask == "adaptive":
-            return strongest(images, config.strongest_share)
-        radius: float | Tensor = config.radius
-        smallest, largest = config.radius_range
+        config, (smallest, largest), radius = self.config, self.config.radius_range, self.config.radius
         if smallest < largest:
             draw = uniform(clock.seed, clock.epoch, index, "mfm.radius")
-            radius = config.radius * (smallest + (largest - smallest) * draw)
-        if config.mask == "disc":
-            return radius
-        return SHAPES[config.mask](height, width, radius, device=images.device)
+            radius = radius * (smallest + (largest - smallest) * draw)
+        return cutoff_of(config.mask, images, radius, config.strongest_share)
 
     def task(self, images: Tensor, index: Tensor, clock: Clock, keep_low: Tensor | None = None) -> _Task:
         """What is asked about images [B, 3, H, W] in [0, 1]; `keep_low` overrides the draw."""
         if self.config.corruption != "frequency":  # nothing survives a baseline's degradation for sure
-            return _Task(self.degrade(images, index, clock), *_every_bin(images))
+            return _Task(degrade(images, index, clock.seed, clock.epoch, self.config), *every_bin(images))
         keep_low = self.keep_low(index, clock) if keep_low is None else keep_low
         cutoff = self.cutoff(images, index, clock)
-        inputs = corrupt(images, keep_low, cutoff, clamp=self.config.clamp == "official")
-        if self.config.clamp == "half":
-            # A high-pass image has mean zero: the official clamp loses its negative half, ½ keeps both.
-            inputs = (inputs + 0.5 * ~keep_low[:, None, None, None]).clamp(0, 1)
-        return _Task(inputs, keep_low, cutoff)
-
-    def degrade(self, images: Tensor, index: Tensor, clock: Clock) -> Tensor:
-        """The inputs of the paper's three baselines, each image with its own blur or noise."""
-        if self.config.corruption == "sr":
-            return super_resolution(images, self.config.factor)
-        if self.config.corruption == "deblur":
-            draw = uniform(clock.seed, clock.epoch, index, "mfm.kernel")
-            return blur(images, 7 + 2 * (8 * draw).long(), self.config.sigma)  # 7, 9 … 21 pixels
-        noise = normal(clock.seed, clock.epoch, index, images.shape[1:], "mfm.noise")
-        return add_noise(images, noise, self.config.noise)
+        # A high-pass image has mean zero: the official clamp loses its negative half, ½ keeps both.
+        return _Task(corrupt(images, keep_low, cutoff, self.config.clamp), keep_low, cutoff)
 
     def predict(self, corrupted: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs [B, 3, H, W] → predicted normalised images, final map [B, D, h, w]."""
@@ -228,37 +165,28 @@ class MFM(Method):
         # Cells of a map that do not divide the image (299 px in 8 rows) overhang it alike on both sides.
         return center_crop(self.head(features), list(corrupted.shape[-2:])), features
 
-    def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
-        images = batch["image"]
+    def forward(self, batch: Batch, clock: Clock) -> Outputs:
+        images, config = batch["image"], self.config
         task = self.task(images, batch["index"], clock)
         prediction, features = self.predict(task.inputs)
-        target = self.encoder.normalize(images)
-        missing = (task.keep_low, task.cutoff)
-        scored = missing if self.config.target == "missing" else _every_bin(images)
-        error = spectral_error(prediction, target, *scored, self.config.gamma)
-        loss, vector = error.reduce(self.config.reduction), features.mean((2, 3))
-        two_tasks = self.config.corruption == "frequency" and self.config.target == "missing"
+        scored = task[1:] if config.target == "missing" else every_bin(images)
+        error = spectral_error(prediction, self.encoder.normalize(images), *scored, config.gamma)
+        loss, vector = error.reduce(config.reduction), features.mean((2, 3))
+        two_tasks = config.corruption == "frequency" and config.target == "missing"
         parts = {f"loss_{name}": value for name, value in error.by_task().items()} if two_tasks else {}
-        if self.config.teacher_weight > 0:
-            disagreement = self.disagreement(vector, images)
-            loss = loss + self.config.teacher_weight * disagreement
-            parts["loss_teacher"] = disagreement.detach()
+        if config.teacher_weight > 0:
+            with torch.no_grad():
+                clean = self.teacher.maps(images)[0].mean((2, 3))
+            cosine = F.cosine_similarity(self.student_head(vector).float(), clean.float())
+            disagreement = 1 - cosine.mean()
+            loss, parts["loss_teacher"] = loss + config.teacher_weight * disagreement, disagreement.detach()
         return {"loss": loss, **parts, "embedding": vector.detach()}
 
-    def disagreement(self, vector: Tensor, images: Tensor) -> Tensor:
-        """1 - cosine between what the student makes of the corrupted and the teacher of the clean image."""
-        with torch.no_grad():
-            wanted = self.teacher.maps(images)[0].mean((2, 3))
-        return 1 - F.cosine_similarity(self.student_head(vector).float(), wanted.float()).mean()
+    def followers(self) -> dict[nn.Module, nn.Module]:
+        return {self.teacher: self.encoder} if self.config.teacher_weight > 0 else {}
 
-    def prepare(self, images: ImageSet) -> None:
-        """The teacher begins where the encoder does, --init or not."""
-        if self.config.teacher_weight > 0:
-            self.teacher.load_state_dict(self.encoder.state_dict())
-
-    def after_step(self, clock: Clock) -> None:
-        if self.config.teacher_weight > 0:
-            momentum_update_(self.teacher, self.encoder, self.config.teacher_momentum)
+    def momentum(self, clock: Clock) -> float:
+        return float(self.config.teacher_momentum)
 
     def panels(self, batch: Batch) -> dict[str, Tensor]:
         """Input, corrupted, prediction, and the composite of kept bins and predicted bins.
@@ -266,26 +194,15 @@ class MFM(Method):
         The composite is the fair picture: kept bins are never supervised, so the raw prediction is
         free to be anything there. The first half of the batch shows the low-pass task.
         """
-        images, index = batch["image"], batch["index"]
-        first_half = torch.arange(len(images), device=images.device) < (len(images) + 1) // 2
-        clock = Clock(step=0, steps=1, steps_per_epoch=1)
-        inputs, keep_low, cutoff = self.task(images, index, clock, first_half)
+        images, count = batch["image"], len(batch["image"])
+        first_half = torch.arange(count, device=images.device) < (count + 1) // 2
+        inputs, keep_low, cutoff = self.task(images, batch["index"], Clock(0, 1, 1), first_half)
         prediction = self.encoder.denormalize(self.predict(inputs)[0].float())
         flag = keep_low[:, None, None, None]
         lows = low_pass(torch.where(flag, images, prediction), cutoff)
         highs = high_pass(torch.where(flag, prediction, images), cutoff)
-        return {
-            "image": images,
-            "corrupted": inputs.clamp(0, 1),
-            "prediction": prediction.clamp(0, 1),
-            "composite": (lows + highs).clamp(0, 1),
-        }
-
-
-def _every_bin(images: Tensor) -> tuple[Tensor, Tensor]:
-    """(keep_low, cutoff) of inputs [B, 3, H, W] that kept nothing: all bins are missing, and scored."""
-    low = torch.ones(len(images), dtype=torch.bool, device=images.device)
-    return low, images.new_zeros(images.shape[-2], images.shape[-1] // 2 + 1)
+        shown = {"corrupted": inputs, "prediction": prediction, "composite": lows + highs}
+        return {"image": images} | {name: picture.clamp(0, 1) for name, picture in shown.items()}
 
 
 def _check(config: MFM.Config, size: int) -> None:

@@ -16,103 +16,68 @@ torchvision's.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from sslkit.augmentations.crops import RandomResizedCrop, Views
-from sslkit.augmentations.photometric import Photometry, View, photographed
+from sslkit.augmentations import settings
+from sslkit.augmentations.multi_view import SMALL, one_crop, two_views
+from sslkit.augmentations.photometric import Photometry
 from sslkit.core.config.setting import AUTO, setting
-from sslkit.core.distributed import collectives
-from sslkit.methods.base import Batch, Clock, Info, Method, Transform
-from sslkit.models.blocks import BatchNorm1d, mlp
-from sslkit.models.encoder import Encoder
+from sslkit.losses.contrastive import batch_logits
+from sslkit.methods.base import AFTER_WARMUP, Batch, Choices, Clock, Encoder, Info, Method, Outputs, optimizer
+from sslkit.models.heads import mlp
+from sslkit.models.norm import BatchNorm1d
 
 
 class SimCLR(Method):
     """SimCLR (ICML 2020): contrast two views of an image with all other images of the batch."""
 
     family = "contrastive"
-    paper = "A Simple Framework for Contrastive Learning of Visual Representations"
-    year = 2020
-    link = "https://arxiv.org/abs/2002.05709"
-    backbones = ("vit", "cnn", "swin", "transformer")
-    status = "tested"
     minimum_batch = 2
     couples_images = True
+    defaults = AFTER_WARMUP | {"optim.reference_batch": 256}
 
     @dataclass(frozen=True)
     class Config:
-        temperature: float = setting(
-            0.1, "of the softmax over similarities (official: 0.1; CIFAR-10: 0.5)", above=0
-        )
+        temperature: float = setting(0.1, "of the softmax (official: 0.1; CIFAR-10: 0.5)", above=0)
         projection: int = setting(128, "width of the vectors that are compared (official: 128)", low=1)
         hidden: int = setting(0, "width of the head's middle layer; 0: the encoder's (official)", low=0)
         strength: float = setting(
-            AUTO, "of the colour jitter; auto: 1, or 0.5 up to 64 px (official)", low=0, high=2.5, auto=True
+            AUTO, "of the colour jitter; auto: 1, or 0.5 up to 64 px (official)", low=0, high=2.5
         )
-        blur: float = setting(
-            AUTO, "probability of blur; auto: 0.5, or 0 up to 64 px (official)", low=0, high=1, auto=True
-        )
-        crop_scale: tuple[float, float] = setting(
-            (0.08, 1.0),
-            "area of the random crops, share of the image (official)",
-            above=0,
-            high=1,
-            ordered=True,
-        )
-        flip: float = setting(0.5, "probability of a horizontal flip (official: 0.5)", low=0, high=1)
-
-    defaults: ClassVar[Mapping[str, Any]] = {
-        "optim.reference_batch": 256,
-        "schedule.warmup_lr": 0.0,
-        "schedule.min_lr": 0.0,
-        "schedule.cosine_after_warmup": True,
-    }
+        blur: float = settings.share(AUTO, "probability of blur; auto: 0.5, or 0 up to 64 px (official)")
+        crop_scale: tuple[float, float] = settings.crop_scale(0.08)
+        flip: float = settings.flip()
 
     def __init__(self, config: Config, encoder: Encoder, info: Info) -> None:
         super().__init__(config, encoder, info)
-        width, hidden = encoder.width, config.hidden or encoder.width
-        self.head = nn.Sequential(
-            mlp([width, hidden, config.projection], batch_norm=True), BatchNorm1d(config.projection)
-        )
+        widths = [encoder.width, config.hidden or encoder.width, config.projection]
+        self.head = nn.Sequential(mlp(widths, batch_norm=True), BatchNorm1d(config.projection))
         self.head[1].bias.requires_grad_(False)  # the official last norm scales and does not shift
-        strength = config.strength
-        self.photometry = Photometry(
-            brightness=0.8 * strength,
-            contrast=0.8 * strength,
-            saturation=0.8 * strength,
-            hue=0.2 * strength,
-            blur=config.blur,
-        )
+        contrast, hue = 0.8 * config.strength, 0.2 * config.strength
+        colours = Photometry(contrast, contrast, contrast, hue, blur=config.blur)
+        self.views = two_views("simclr", one_crop(config, info.size), colours)
 
     @staticmethod
-    def resolve(config: Config, family: str, info: Info) -> dict[str, tuple[Any, str]]:
-        """Values for the settings left at auto, each with its reason."""
-        small = info.size <= 64
+    def resolve(config: Config, family: str, info: Info) -> Choices:
+        small = info.size <= SMALL
         reason = f"the paper's for {'small' if small else 'large'} images: {info.size} px"
-        augmentation = {
+        choices: Choices = {
             "strength": (0.5 if small else 1.0, reason),
             "blur": (0.0 if small else 0.5, reason),
         }
         if family != "cnn":
-            return augmentation
+            return choices
         sgd = "usual for a CNN and small batches; recipes hold the paper's LARS"
-        return {**augmentation, "optim.name": ("sgd", sgd), "optim.lr": (0.12, sgd)}
+        return choices | optimizer(sgd, name="sgd", lr=0.12)
 
-    def transform(self) -> Transform:
-        crop = RandomResizedCrop(self.info.size, self.config.crop_scale, flip=self.config.flip)
-        return Views(first=crop, second=crop)
-
-    def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
-        crops = [View(self.photometry, batch[name], f"simclr.{name}") for name in ("first", "second")]
-        views = photographed(crops, batch["index"], clock.seed, clock.epoch)
+    def forward(self, batch: Batch, clock: Clock) -> Outputs:
+        views = self.views(batch, clock.seed, clock.epoch)
         vectors = self.encoder.vector(torch.cat(views))  # [2 B, D]
-        logits, partner = similarities(self.head(vectors), self.config.temperature)
+        logits, partner = batch_logits(self.head(vectors), self.config.temperature)
         loss = F.cross_entropy(logits, partner)
         return {
             "loss": loss,
@@ -120,26 +85,3 @@ class SimCLR(Method):
             "accuracy": (logits.argmax(1) == partner).float().mean(),
             "embedding": vectors.detach(),
         }
-
-    def panels(self, batch: Batch) -> dict[str, Tensor]:
-        """The image and two draws of what happens to its colours; crops are the workers' business."""
-        image, index = batch["image"], batch["index"]
-        drawn = {name: self.photometry(image, index, 0, 0, f"simclr.{name}") for name in ("first", "second")}
-        return {"image": image, **drawn}
-
-
-def similarities(vectors: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Each view against the views of all processes: logits [2 B, 2 W B] and the column of its partner [2 B].
-
-    vectors: [2 B, d], first the B first views, then the second views in the same order. A view is never
-    compared with itself: that logit is -inf. In float32, as exp(1 / 0.1) is near float16's end.
-    """
-    with torch.autocast(vectors.device.type, enabled=False):
-        unit = F.normalize(vectors.float(), dim=1)
-        first, second = unit.chunk(2)
-        every = torch.cat([collectives.gather_with_gradient(first), collectives.gather_with_gradient(second)])
-        logits = unit @ every.T / temperature
-    count = len(first)
-    mine = collectives.rank() * count + torch.arange(count, device=vectors.device)
-    own = torch.cat([mine, mine + len(every) // 2])
-    return logits.scatter(1, own[:, None], -torch.inf), own.roll(count)

@@ -11,12 +11,17 @@ from pathlib import Path
 import pytest
 
 import sslkit
-from sslkit.core.moved import MOVED, RENAMED
+from sslkit.core.moved import MOVED, RENAMED, SPLIT
 
 OLD = [
     "augment", "augment.geometry", "augment.photometry", "backbones", "blocks", "config", "data.picture",
     "data.sources.ImageSet", "distributed", "errors", "initialization", "keyed", "timm_models",
 ]  # fmt: skip
+BLOCKS = [
+    "BatchNorm1d", "BatchNorm2d", "PixelDecoder", "mlp", "momentum_copy", "momentum_update_", "repeat_mask",
+    "rising_momentum", "share_statistics_", "shuffled",
+]  # fmt: skip
+"""What models/blocks.py held."""
 METHOD = '''"""A method as version 0.1 had it."""
 
 from dataclasses import dataclass
@@ -47,6 +52,24 @@ def test_an_old_name_is_the_new_module(old: str) -> None:
     assert all(getattr(module, name) is getattr(there, name) for name in names)
     for before, after in RENAMED.get(old, {}).items():
         assert getattr(module, before) is getattr(there, after)
+    with pytest.raises(AttributeError):
+        _ = module.nothing_of_this_name
+
+
+@pytest.mark.parametrize("old", list(SPLIT))
+def test_an_old_name_has_what_several_new_modules_have(old: str) -> None:
+    for name in [name for name in sys.modules if name == old]:
+        del sys.modules[name]
+    with pytest.warns(DeprecationWarning, match=f"^{old} is {' or '.join(SPLIT[old])} now$"):
+        module = import_module(old)
+    for name in BLOCKS:
+        assert [
+            place
+            for place in SPLIT[old]
+            if getattr(import_module(place), name, None) is getattr(module, name)
+        ]
+    for before, after in RENAMED.get(old, {}).items():
+        assert getattr(module, before) is getattr(module, after)
     with pytest.raises(AttributeError):
         _ = module.nothing_of_this_name
 

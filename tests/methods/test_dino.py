@@ -19,8 +19,9 @@ from sslkit.core.errors import UserError
 from sslkit.data.images.picture import Picture
 from sslkit.data.sources.image_set import open_images
 from sslkit.methods.base import Clock, Info
-from sslkit.methods.dino import DINO, Head, cross_entropy
+from sslkit.methods.dino import DINO
 from sslkit.models.encoder import Encoder
+from sslkit.models.heads import Prototypes
 from sslkit.training.loop.engine import train
 from sslkit.training.loop.optim import CosineSchedule, build_optimizer, parameter_groups
 
@@ -49,18 +50,17 @@ def random(*shape: int, seed: int = 2) -> Tensor:
 
 
 def batch_for(method: DINO, count: int = 4) -> dict[str, Tensor]:
-    sides = {"local": method.local_size}
     crops = {
-        name: random(count, 3, *2 * [sides.get(kind, method.info.size)], seed=number)
-        for number, (name, kind) in enumerate(method.views.items())
+        name: random(count, 3, *2 * [crop.size], seed=number)
+        for number, (name, crop) in enumerate(method.views.crops.items())
     }
     return {**crops, "index": torch.arange(count)}
 
 
 def photographed(method: DINO, batch: dict[str, Tensor]) -> list[Tensor]:
     return [
-        method.photometry[kind](batch[name], batch["index"], CLOCK.seed, CLOCK.epoch, f"dino.{name}")
-        for name, kind in method.views.items()
+        colours(batch[name], batch["index"], CLOCK.seed, CLOCK.epoch, f"dino.{name}")
+        for name, colours in method.views.photometry.items()
     ]
 
 
@@ -99,30 +99,7 @@ def test_answers_that_say_nothing_cost_log_k(outputs: int, expected: float) -> N
     assert out["kl"].item() == pytest.approx(0, abs=1e-5)
 
 
-def test_a_sure_teacher_and_a_student_that_knows_nothing() -> None:
-    logits = torch.zeros(2, 5, 10, dtype=torch.float64)
-    logits[:, :, 3] = 1
-    nothing = torch.zeros(10, 5, 10, dtype=torch.float64).log_softmax(2)
-    loss = cross_entropy(nothing, (logits / 0.04).softmax(2))
-    assert loss.item() == pytest.approx(2.302585092994046, abs=1e-9)
-
-
-@pytest.mark.parametrize(("views", "terms"), [(10, 18), (8, 14), (2, 2)])
-def test_the_loss_is_the_mean_over_pairs_of_different_crops(views: int, terms: int) -> None:
-    student = random(views, 3, 7).double().log_softmax(2)
-    teacher = random(2, 3, 7, seed=3).double().softmax(2)
-    pairs = [
-        -(teacher[q, image] * student[v, image]).sum()
-        for q in range(2)
-        for v in range(views)
-        if v != q
-        for image in range(3)
-    ]
-    assert len(pairs) == 3 * terms
-    assert cross_entropy(student, teacher).item() == pytest.approx(sum(pairs).item() / len(pairs), rel=1e-12)
-
-
-def official_head(head: Head, vectors: Tensor) -> Tensor:
+def official_head(head: Prototypes, vectors: Tensor) -> Tensor:
     """The head with torch's own weight normalisation."""
     last = nn.Linear(head.direction.shape[1], len(head.direction), bias=False)
     last = nn.utils.parametrizations.weight_norm(last)
@@ -237,20 +214,11 @@ def test_a_colder_teacher_is_surer() -> None:
 # ------------------------------------------------------------------------------------- head, optimizer
 
 
-def test_rows_have_length_one_and_logits_are_cosines() -> None:
-    method = worn(make())
-    assert not method.student_head.length.requires_grad
-    head = Head(12, method.config)
-    with torch.no_grad():
-        head.direction.mul_(3)
-        assert torch.allclose(head.rows().norm(dim=1), torch.ones(64))
-        logits = head(100 * random(50, 12))
-    assert logits.abs().max() <= 1 + 1e-6
-    free = make(norm_last_layer=False).student_head
-    assert free.length.requires_grad
-    with torch.no_grad():
-        free.length.mul_(2)
-    assert torch.allclose(free.rows().norm(dim=1), torch.full((64,), 2.0))
+def test_only_the_student_s_rows_may_have_lengths() -> None:
+    assert not worn(make()).student_head.length.requires_grad
+    free = make(norm_last_layer=False)
+    assert free.student_head.length.requires_grad
+    assert not free.teacher_head.length.requires_grad
 
 
 def test_the_head_is_the_official_one() -> None:
@@ -388,9 +356,10 @@ def test_crop_areas_are_those_that_are_set() -> None:
 
 def test_colours_change_as_in_the_paper() -> None:
     method = make("vit_tiny_patch16_224", 224, None)
-    assert [method.photometry[kind].blur for kind in ("first", "second", "local")] == [1.0, 0.1, 0.5]
-    assert [method.photometry[kind].solarize for kind in ("first", "second", "local")] == [0.0, 0.2, 0.0]
-    for photometry in method.photometry.values():
+    views = method.views.photometry
+    assert [views[name].blur for name in ("first", "second", "local1", "local8")] == [1.0, 0.1, 0.5, 0.5]
+    assert [views[name].solarize for name in ("first", "second", "local1")] == [0.0, 0.2, 0.0]
+    for photometry in views.values():
         jitter = (photometry.brightness, photometry.contrast, photometry.saturation, photometry.hue)
         assert (*jitter, photometry.jitter, photometry.grayscale) == (0.4, 0.4, 0.2, 0.1, 0.8, 0.2)
         assert photometry.blur_sigma == (0.1, 2.0)

@@ -11,8 +11,9 @@ from helpers import batch_of, unfreshened
 from torch import Tensor, nn
 
 from sslkit.core.errors import UserError
+from sslkit.losses.targets import patchify
 from sslkit.methods.base import Clock, Info
-from sslkit.methods.mae import MAE, masked_error, patch_statistics, patchify, unpatchify, visible_count
+from sslkit.methods.mae import MAE, visible_count
 from sslkit.models.encoder import Encoder
 from sslkit.training.loop.engine import train
 from sslkit.training.loop.optim import CosineSchedule, parameter_groups
@@ -35,34 +36,10 @@ def random(*shape: int) -> Tensor:
 # ---------------------------------------------------------------------------------------------- patches
 
 
-def test_patchify_has_the_card_s_order_and_an_inverse() -> None:
-    image = torch.arange(48.0).reshape(1, 3, 4, 4)
-    patches = patchify(image, 2)
-    assert patches.shape == (1, 4, 12)
-    assert patches[0, 0].tolist() == [0, 16, 32, 1, 17, 33, 4, 20, 36, 5, 21, 37]
-    assert patches[0, 1, :3].tolist() == [2, 18, 34]  # the next patch of the row
-    assert torch.equal(unpatchify(patches, 2), image)
-    wide = random(2, 3, 8, 24)
-    assert torch.equal(unpatchify(patchify(wide, 4), 2), wide)
-
-
 @pytest.mark.parametrize(("patches", "visible"), [(196, 49), (256, 64), (64, 16)])
 def test_visible_counts(patches: int, visible: int) -> None:
     assert visible_count(patches, 0.75) == visible
     assert visible_count(64, 0.9) == 6  # rounded down
-
-
-def test_deviation_is_the_unbiased_one_with_the_official_epsilon() -> None:
-    patches = random(2, 5, 12)
-    mean, deviation = patch_statistics(patches)
-    for picture in range(2):
-        for place in range(5):
-            values = patches[picture, place].tolist()
-            average = sum(values) / 12
-            variance = sum((value - average) ** 2 for value in values) / 11
-            assert mean[picture, place].item() == pytest.approx(average, rel=1e-5)
-            assert deviation[picture, place].item() == pytest.approx(math.sqrt(variance + 1e-6), rel=1e-5)
-    assert patch_statistics(torch.ones(1, 1, 12))[1].item() == pytest.approx(1e-3)
 
 
 @pytest.mark.parametrize(("patch", "expected"), [(4, 0.979167), (16, 0.998698)])
@@ -73,14 +50,6 @@ def test_zero_prediction_costs_what_the_card_says(patch: int, expected: float) -
 
 
 # ------------------------------------------------------------------------------------------------- loss
-
-
-def test_the_loss_is_the_mean_over_hidden_patches() -> None:
-    target = torch.tensor([[[1.0, 1], [2, 2], [3, 3], [4, 4]]])
-    hidden = torch.tensor([[False, True, False, True]])
-    assert masked_error(torch.zeros_like(target), target, hidden).item() == 10.0
-    garbage = torch.where(hidden[..., None], target, 1e6)
-    assert masked_error(garbage, target, hidden).item() == 0.0
 
 
 def test_masks_hide_all_patches_but_those_the_encoder_sees() -> None:

@@ -15,7 +15,7 @@ from sslkit.core.distributed import collectives
 from sslkit.frequency import spectral_error
 from sslkit.frequency.losses import Reduction
 from sslkit.methods import TEMPLATE, card, names, short_name
-from sslkit.models.blocks import BatchNorm1d
+from sslkit.models.norm import BatchNorm1d
 from sslkit.testing.contract import BACKBONES, compare_processes
 from sslkit.testing.contract.two_processes import BACKBONE
 

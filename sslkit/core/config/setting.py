@@ -70,10 +70,11 @@ def setting(
     pairs: bool = False,
 ) -> Any:
     """A dataclass field: default, one sentence, its option, range (`above` is exclusive), if it may be
-    "auto", if it is a pair whose first number must not be above the second, or one or two whose first must be
-    below it.
+    "auto", as whatever has AUTO as default, if it is a pair whose first number must not be above the second,
+    or one or two whose first must be below it.
     """
     limits = {"above": above, "low": low, "high": high, "ordered": ordered, "pairs": pairs}
+    auto = auto or (isinstance(default, str) and default == AUTO)
     known = {"help": help, "default": default, "flag": flag, **limits, "auto": auto}
     return field(default=default, metadata=known)
 

@@ -19,7 +19,7 @@ from sslkit.core.files import replacing
 from sslkit.data.sources.image_set import ImageSet
 from sslkit.methods import load, short_name
 from sslkit.methods.base import Clock, Method
-from sslkit.models.blocks import share_statistics_
+from sslkit.models.norm import share_statistics_
 from sslkit.models.weights import load_encoder, load_into, tensors_for
 from sslkit.training.loop.acceleration import sample
 from sslkit.training.loop.batch_norm_check import cure_of_one, fewest_at_once, refuse_one_value
