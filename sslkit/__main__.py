@@ -17,11 +17,11 @@ def main() -> None:
 
         run()
     except KeyboardInterrupt:
-        _leave(told=False)
+        _leave(announced=False)
     except SystemExit as ended:
         untold = getattr(ended, "untold", False)
         if ended.code == INTERRUPTED:
-            _leave(told=not untold)
+            _leave(announced=not untold)
         if untold:
             _tell()
         raise
@@ -34,12 +34,12 @@ def _interrupt(number: int, frame: object) -> None:
     """
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):  # type: ignore[attr-defined]
-            _leave(told=False)
+            _leave(announced=False)
         frame = frame.f_back  # type: ignore[attr-defined]
     raise KeyboardInterrupt
 
 
-def _leave(told: bool) -> None:
+def _leave(announced: bool) -> None:
     """End the process, without the interpreter's own end.
 
     That dies of SIGINT, not with 130, when the exception has passed a text that was executed, as dataclasses
@@ -50,7 +50,7 @@ def _leave(told: bool) -> None:
     from contextlib import suppress
 
     signal(SIGINT, SIG_IGN)
-    if not told:
+    if not announced:
         _tell()
     with suppress(BaseException):  # nothing may keep it from ending
         atexit._run_exitfuncs()

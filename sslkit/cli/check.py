@@ -62,7 +62,7 @@ def _lines(audit: Audit) -> list[str]:
     )
     lines = [f"{counted(len(seen.images), 'image')}: {of} ({audit.rate:.0f} images/s)"]
     lines += [f"  {kind:<20} {count:>9,}" for kind, count in seen.kinds.most_common()]
-    lines += [f"{name} = {visible(told)}" for name, told in audit.numbers.facts().items()]
+    lines += [f"{name} = {visible(text)}" for name, text in audit.numbers.facts().items()]
     lines += ["short side, pixels", *_bars(audit.histogram())]
     if audit.classes:
         (most, *_, least) = audit.classes.items()

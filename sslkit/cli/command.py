@@ -47,10 +47,10 @@ def of_settings(flags: Mapping[str, str], sections: Mapping[str, type]) -> dict[
     fields = {
         f"{name}.{item.name}": item for name, part in sections.items() for item in dataclasses.fields(part)
     }
-    return {flag: _told(fields[key].metadata) for flag, key in flags.items()}
+    return {flag: _default_text(fields[key].metadata) for flag, key in flags.items()}
 
 
-def _told(metadata: Mapping[str, Any]) -> str:
+def _default_text(metadata: Mapping[str, Any]) -> str:
     """ "auto: as many as fit", "default: 0: all", "default: 10m", "default: random": a field's own words.
 
     Nothing for switches.

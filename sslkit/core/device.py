@@ -117,10 +117,10 @@ def cpu_bfloat16(root: Path = Path("/")) -> bool | None:
         root: where `proc` is.
     """
     try:
-        told = (root / "proc/cpuinfo").read_text(encoding="utf-8")
+        cpuinfo = (root / "proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return None
-    flags = re.search(r"^flags\s*:(.*)$", told, re.MULTILINE)
+    flags = re.search(r"^flags\s*:(.*)$", cpuinfo, re.MULTILINE)
     return any(name in flags[1].split() for name in ("avx512_bf16", "amx_bf16")) if flags else None
 
 

@@ -52,8 +52,8 @@ class Range:
         """`limits` as JSON and TOML hold them."""
         return self.limits if isinstance(self.limits, str) else list(self.limits)
 
-    def told(self) -> str:
-        """In words: "[0, 4095]"."""
+    def in_words(self) -> str:
+        """As text: "[0, 4095]"."""
         if isinstance(self.limits, str):
             return self.limits
         named = [f"[{low:.9g}, {high:.9g}]" for low, high in pairs(self.limits)]
@@ -80,7 +80,7 @@ def parse_range(limits: Any, nodata: Any = ()) -> Range:
     return Range(tuple(float(number) for number in limits), numbers)
 
 
-def given(limits: str | Sequence[float]) -> Limits:
+def parse_limits(limits: str | Sequence[float]) -> Limits:
     """A range as people give it: "0,4095", "[0, 4095]", "full", or numbers.
 
     Raises:

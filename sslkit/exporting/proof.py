@@ -149,7 +149,7 @@ def provenance(source: str | Path, encoder: Encoder) -> dict[str, str]:
     """Metadata of an exported file: who wrote it, from which method and data, as far as is known."""
     facts = {"sslkit": __version__, "backbone": encoder.name, "source": Path(source).name}
     if encoder.range.known:
-        facts["range"] = encoder.range.told()
+        facts["range"] = encoder.range.in_words()
     if _is_model_name(source) or is_foreign(source):
         return facts
     file = encoder_file(Path(source))

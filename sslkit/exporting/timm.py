@@ -92,7 +92,7 @@ def _numbers_told(encoder: Encoder) -> str:
     scaled = f"(numpy.array(Image.open(FILE), float) - {low:.9g}) / {high - low:.9g}"
     none = f"; no data: {list(encoder.range.nodata)}" if encoder.range.nodata else ""
     return (
-        f"\n# Of more than 8 bits: data.range = {encoder.range.told()}{none}\n"
+        f"\n# Of more than 8 bits: data.range = {encoder.range.in_words()}{none}\n"
         "# import numpy\n"
         f"# image = Image.fromarray(numpy.uint8(255 * numpy.clip({scaled}, 0, 1) + 0.5)).convert('RGB')"
     )

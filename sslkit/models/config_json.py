@@ -125,11 +125,11 @@ def without_head(
     if not any(t.shape[:1] == (classes,) for name, t in tensors.items() if name.startswith(begins)):
         problem = f"{file} has no last layer ({named:.40}) of {classes:,} classes"
         raise UserError(problem, "was config.json edited?")
-    told = f"classifier of {counted(classes, 'class', 'classes')}; its last layer ({named}) is not taken"
+    note = f"classifier of {counted(classes, 'class', 'classes')}; its last layer ({named}) is not taken"
     own = config.get("model_args", {}).get("global_pool", config.get("global_pool", "avg"))
     if own not in ("avg", "fast", "", None):
-        told += f", and vectors are means where it pooled by {own!r:.40}"
-    return {name: tensor for name, tensor in tensors.items() if not name.startswith(begins)}, told
+        note += f", and vectors are means where it pooled by {own!r:.40}"
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(begins)}, note
 
 
 def _heads(config: dict[str, Any]) -> tuple[str, ...]:

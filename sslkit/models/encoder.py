@@ -188,8 +188,8 @@ def require_maps(encoder: Encoder) -> None:
     """
     shape = encoder.map_shape
     if len(shape) != 3 or shape[1] != shape[2]:
-        told = f" but {shape}" if shape else ""
-        problem = f"{encoder.name} at {encoder.size} px gives no square map{told}"
+        instead = f" but {shape}" if shape else ""
+        problem = f"{encoder.name} at {encoder.size} px gives no square map{instead}"
         raise UserError(problem, "take a ViT, ResNet, ConvNeXt or Swin, e.g. resnet50")
 
 

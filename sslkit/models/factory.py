@@ -112,12 +112,12 @@ def create_model(name: str, stem: Stem = "standard", **arguments: Any) -> Any:
             f"the weights of {name} can't be fetched: {first_line(problem)}", "is there a network?"
         ) from problem
     except Exception as problem:  # hundreds of classes by as many authors: any kind may come
-        told = ", ".join(
+        sizes = ", ".join(
             f"{key} {value}" for key, value in arguments.items() if key in ("img_size", "patch_size")
         )
         raise UserError(
-            f"backbone {name} can't be built{f' with {told}' if told else ''}: {first_line(problem)}",
-            "try another --size" if told else "sslkit models lists others",
+            f"backbone {name} can't be built{f' with {sizes}' if sizes else ''}: {first_line(problem)}",
+            "try another --size" if sizes else "sslkit models lists others",
         ) from problem
     if stem == "small":
         shrink_stem_(model, name)

@@ -53,7 +53,7 @@ def folder_of(file: Path) -> Path:
     return above.parent if above.name == CHECKPOINTS else file.parent
 
 
-def told(file: Path) -> str:
+def unfinished_notice(file: Path) -> str:
     """The sentence about weights that are those of a checkpoint."""
     step = int(file.parent.name.rpartition("-")[2])
     return f"{folder_of(file)} has not ended: the weights are those of its newest checkpoint, step {step:,}"

@@ -44,7 +44,7 @@ from sslkit.models.foreign import (
     refuse_transformers,
 )
 from sslkit.models.input_size import check_size
-from sslkit.models.unfinished import newest_file, open_unfinished, told
+from sslkit.models.unfinished import newest_file, open_unfinished, unfinished_notice
 
 ENCODER_FILE = "encoder.safetensors"
 EXPORT_FILE = "model.safetensors"  # the name timm and the Hugging Face hub look for
@@ -95,7 +95,7 @@ def load_encoder(
         console.facts(found.facts(blocks[0].attn.num_heads if blocks is not None else 0))
         return encoder
     if (unfinished := open_unfinished(Path(source))) is not None:
-        console.say(told(unfinished.file))
+        console.say(unfinished_notice(unfinished.file))
         return _from_folder(unfinished.file, unfinished.config, unfinished.tensors, size)
     file = encoder_file(Path(source))
     read_config(file.parent)  # another library's folder is refused before its tensors are read

@@ -73,7 +73,7 @@ class Inputs:
         self._images, self._radius, self._size, self._seed = tuple(images), radius, size, seed
 
     def prepare(self) -> None:
-        """Load method and images now: what is wrong with them is told before anything is written."""
+        """Load method and images now: what is wrong with them is an error before anything is written."""
         _ = self.method if self.has_method else self.encoder, self.originals
 
     @cached_property

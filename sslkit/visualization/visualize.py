@@ -11,7 +11,7 @@ from sslkit.core.console import SILENT, Console
 from sslkit.core.errors import UserError, nearest
 from sslkit.core.paths import refuse_unwritable, writable
 from sslkit.data.sources.folders import mark_drawn
-from sslkit.models.unfinished import newest_file, told
+from sslkit.models.unfinished import newest_file, unfinished_notice
 from sslkit.visualization.figures.style import save_figure
 from sslkit.visualization.inputs import COUNT, LIMIT, Inputs
 from sslkit.visualization.kinds import KIND_GROUPS, KINDS, refusal
@@ -59,7 +59,7 @@ def visualize(
     _check_folder(folder)
     if wanted != ["curves"]:
         if subject.run is not None and (newest := newest_file(subject.run.path)) is not None:
-            console.say(told(newest))
+            console.say(unfinished_notice(newest))
         subject.prepare()
     figures = _drawn(wanted, subject, named=bool(kinds))
     written = []

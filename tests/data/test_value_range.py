@@ -17,7 +17,7 @@ import sslkit
 from sslkit.core.config.build import read
 from sslkit.core.console import SILENT, Console
 from sslkit.core.errors import UserError
-from sslkit.core.value_range import BYTES, FULL, Range, given, parse_range
+from sslkit.core.value_range import BYTES, FULL, Range, parse_limits, parse_range
 from sslkit.data.audit.audit import audit
 from sslkit.data.images.numbers import Numbers
 from sslkit.data.images.range_estimate import own_range
@@ -275,14 +275,14 @@ def test_packs_of_two_ranges_are_refused_with_a_cure_that_works(tmp_path: Path) 
 )
 def test_a_range_mistyped_is_refused(text: str, reason: str) -> None:
     with pytest.raises(UserError, match=reason) as error:
-        given(text)
+        parse_limits(text)
     assert error.value.hint == "--range 0,4095 for twelve bits"
 
 
 def test_a_range_as_it_is_given() -> None:
-    assert given("0,4095") == given("[0, 4095]") == given((0, 4095)) == (0.0, 4095.0)
-    assert given("-1024,3071") == (-1024.0, 3071.0)
-    assert given("full") == "full"
+    assert parse_limits("0,4095") == parse_limits("[0, 4095]") == parse_limits((0, 4095)) == (0.0, 4095.0)
+    assert parse_limits("-1024,3071") == (-1024.0, 3071.0)
+    assert parse_limits("full") == "full"
 
 
 def test_a_range_that_nothing_would_be_read_by_is_refused(tmp_path: Path) -> None:

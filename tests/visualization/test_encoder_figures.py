@@ -33,7 +33,13 @@ from sslkit.visualization.figures.attention_maps import (
     rolled,
     watch_attention,
 )
-from sslkit.visualization.figures.embedding_map import apart, image_map, limits, principal, projections
+from sslkit.visualization.figures.embedding_map import (
+    image_map,
+    limits,
+    principal,
+    projections,
+    without_overlap,
+)
 from sslkit.visualization.figures.first_layer import first_filters, frequency_response
 from sslkit.visualization.figures.layers import block_maps, relative_amplitude
 from sslkit.visualization.figures.neighbours import Neighbour, neighbours
@@ -261,7 +267,7 @@ def test_principal_is_numpys_and_apart_leaves_room() -> None:
     left, values, _ = np.linalg.svd(vectors - vectors.mean(0), full_matrices=False)
     assert np.allclose(np.abs(points), np.abs(left[:, :2] * values[:2]), atol=1e-4)
     assert shares == pytest.approx((values[:2] ** 2 / (values**2).sum()).tolist(), rel=1e-5)
-    chosen = apart(points, 2.0)
+    chosen = without_overlap(points, 2.0)
     assert chosen[0] == 0
     rest = set(range(30)) - set(chosen)
     gaps = np.abs(points[:, None] - points[None]).max(-1)

@@ -139,8 +139,8 @@ def read(path_or_recipe: str, recipes: Path = RECIPES) -> dict[str, Any]:
     try:
         return completed(loads(read_text(path)))
     except (ValueError, RecursionError, OSError) as problem:  # TOML, UTF-8, or numbers of 5,000 digits
-        told = f"{path} is not readable TOML: {problem}"
-        raise UserError(told, "sslkit methods mfm --toml prints a valid one") from None
+        message = f"{path} is not readable TOML: {problem}"
+        raise UserError(message, "sslkit methods mfm --toml prints a valid one") from None
 
 
 def read_again(path_or_recipe: str, recipes: Path = RECIPES) -> dict[str, Any]:
@@ -155,8 +155,8 @@ def loads(text: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for section, entries in tomllib.loads(text).items():
         if not isinstance(entries, dict):
-            told = f"setting {section!r} stands outside a section"
-            raise UserError(told, "write it under [data], [optim], …")
+            message = f"setting {section!r} stands outside a section"
+            raise UserError(message, "write it under [data], [optim], …")
         values |= {f"{section}.{key}": value for key, value in entries.items()}
     return values
 

@@ -84,7 +84,7 @@ class Model:
         flag=flag("--init", "Start from these weights.", "SOURCE"),
     )
     checkpointing: bool = setting(
-        False, "keep only the inputs of blocks and compute the rest again: less memory, one more pass forward"
+        False, "keep only the inputs of blocks and compute the rest again: less memory, one more forward pass"
     )
     memory_format: Literal["channels_last", "contiguous"] = setting(
         AUTO,
@@ -116,7 +116,7 @@ class Optim:
         auto=True,
     )
     weight_decay_end: float = setting(
-        AUTO, "where a cosine over the run takes the weight decay; auto: it stays", low=0, auto=True
+        AUTO, "weight decay at the end of the run, approached by a cosine; auto: constant", low=0, auto=True
     )
     decay_norms: bool = setting(False, "biases and norms have weight decay too (MoCo)")
     betas: tuple[float, float] = setting((0.9, 0.999), "AdamW's decay rates", low=0, high=0.99999)
@@ -187,7 +187,7 @@ class Run:
     )
     compile: bool = setting(
         False,
-        "translate the backbone by torch.compile; the first steps wait for it",
+        "compile the backbone by torch.compile; the first steps take longer",
         flag=flag("--compile", "torch.compile: a minute first, then faster steps."),
     )
     log_every: int = lines_setting()
@@ -198,5 +198,5 @@ class Run:
         flag=flag("--pictures", "Reconstructions written over the run."),
     )
     loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = setting(
-        (), "also tell the figures to tensorboard, wandb or mlflow"
+        (), "also log the figures to tensorboard, wandb or mlflow"
     )

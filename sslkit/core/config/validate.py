@@ -63,9 +63,9 @@ def _expected(key: str, hint: Any, metadata: Mapping[str, Any]) -> str:
         words.append(f"of {low:g} or more")
     text = " ".join(words) + (", or auto" if words and metadata.get("auto") and not typed else "")
     default = metadata.get("default")
-    told = "" if default in (None, "", ()) else f"the default is {default}"
-    told = f"leave it out: {told}" if typed and told else told
-    return "; ".join(filter(None, (text, told)))
+    advice = "" if default in (None, "", ()) else f"the default is {default}"
+    advice = f"leave it out: {advice}" if typed and advice else advice
+    return "; ".join(filter(None, (text, advice)))
 
 
 def _typed(key: str, value: Any, hint: Any, auto: bool = False) -> Any:

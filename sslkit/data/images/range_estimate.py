@@ -41,10 +41,10 @@ class RangeEstimate(NamedTuple):
 
     def facts(self) -> dict[str, str]:
         """Lines about it for people; none where no file has more than 8 bits."""
-        told = {"data.range": f"{self.range.told()}  ({self.reason})"} if self.range.known else {}
+        lines = {"data.range": f"{self.range.in_words()}  ({self.reason})"} if self.range.known else {}
         if self.range.nodata:
-            told["data.nodata"] = f"{[float(f'{n:.9g}') for n in self.range.nodata]}  ({self.fills})"
-        return told
+            lines["data.nodata"] = f"{[float(f'{n:.9g}') for n in self.range.nodata]}  ({self.fills})"
+        return lines
 
 
 NONE = RangeEstimate(BYTES)
@@ -149,9 +149,9 @@ def _limits(seen: _Seen) -> tuple[float, float, str]:
     """(low, high, why) by the rule at the top of this file."""
     if not seen.low <= seen.high:  # not one number that stands for something
         return 0.0, 1.0, "no numbers but for those of no data"
-    told = f"numbers {seen.low:.9g} to {seen.high:.9g}"
+    reason = f"numbers {seen.low:.9g} to {seen.high:.9g}"
     if unit := _unit(seen):
-        return *unit, told
+        return *unit, reason
     low, high = seen.low, seen.high
     bottom, top = np.percentile(np.concatenate(seen.some), (TAIL, 100 - TAIL)).tolist()
     reach = (top - bottom) / 2
@@ -159,11 +159,11 @@ def _limits(seen: _Seen) -> tuple[float, float, str]:
         low = low if bottom - low <= reach else bottom
         high = high if high - top <= reach else top
     if (low, high) != (seen.low, seen.high):
-        told += f", {TAIL:g} % at an end left out"
+        reason += f", {TAIL:g} % at an end left out"
     if -high / 256 <= low <= high / 4:
         low = 0.0
     bits = next((bits for bits in _BITS if 0.75 * 2**bits < high + 1 <= 2**bits), 0) if seen.whole else 0
     if low >= 0 and bits:
-        high, told = 2.0**bits - 1, f"{told}: {bits} bits"
+        high, reason = 2.0**bits - 1, f"{reason}: {bits} bits"
     low, high = (float(f"{end:.9g}") for end in (low, high))
-    return (low, high, told) if low < high else (low, low + 1, told)
+    return (low, high, reason) if low < high else (low, low + 1, reason)

@@ -32,26 +32,26 @@ def allow_open_files() -> None:
 
 def small() -> str:
     """Whichever of the two is small, as a remark behind a cure; else empty."""
-    told = []
+    remarks = []
     if (room := shared_memory()) is not None and room < _SMALL:
-        told.append(f"/dev/shm has only {room / 2**20:.0f} MB (docker: --shm-size=2g)")
+        remarks.append(f"/dev/shm has only {room / 2**20:.0f} MB (docker: --shm-size=2g)")
     if (files := open_files()) is not None and files < _FEW:
-        told.append(f"only {files} files may be open (ulimit -n {4 * _FEW})")
-    return "".join(f"; {one}" for one in told)
+        remarks.append(f"only {files} files may be open (ulimit -n {4 * _FEW})")
+    return "".join(f"; {one}" for one in remarks)
 
 
 def needed(batch: Any, workers: int, prefetch: int) -> str:
     """What batches like this one take while the workers are ahead, where it is more than there is."""
     tensors, ahead = list(_tensors(batch)), workers * prefetch
     size, count = ahead * sum(one.nbytes for one in tensors), ahead * len(tensors) + _OWN
-    told = []
+    needs = []
     if (room := shared_memory()) is not None and size > room:
-        told.append(
+        needs.append(
             f"{size / 2**20:.0f} MB of /dev/shm, which has {room / 2**20:.0f} (docker: --shm-size=2g)"
         )
     if (files := open_files()) is not None and count > files:
-        told.append(f"{count} open files, of which {files} are allowed (ulimit -n {4 * _FEW})")
-    return " and ".join(told)
+        needs.append(f"{count} open files, of which {files} are allowed (ulimit -n {4 * _FEW})")
+    return " and ".join(needs)
 
 
 def shared_memory() -> int | None:

@@ -123,8 +123,8 @@ def unbroken(loader: Callable[[int], DataLoader[Any]], console: Console) -> Gene
 
 def _tell_needed(batch: Any, loader: DataLoader[Any], console: Console) -> None:
     """Before the first step: what is too small for all batches on their way, in one line."""
-    if told := limits.needed(batch, loader.num_workers, loader.prefetch_factor or 1):
-        console.warn(f"batches from {loader.num_workers} processes take up to {told}", "fewer --workers")
+    if needs := limits.needed(batch, loader.num_workers, loader.prefetch_factor or 1):
+        console.warn(f"batches from {loader.num_workers} processes take up to {needs}", "fewer --workers")
 
 
 def _pass(loader: DataLoader[Any]) -> Generator[Any, None, None]:

@@ -75,8 +75,8 @@ def pack_range(names: Names) -> Range | None:
     made = {folder: known for folder in sorted(folders) if (known := _made_by(folder)) is not None}
     if len(set(made.values())) > 1:
         (one, first), *_, (other, last) = made.items()
-        told = f"{one} was made by data.range = {first.told()}, {other} by {last.told()}"
-        raise UserError(told, "train on one of them, or make both again with the same --range")
+        problem = f"{one} was made by data.range = {first.in_words()}, {other} by {last.in_words()}"
+        raise UserError(problem, "train on one of them, or make both again with the same --range")
     return next(iter(made.values()), None)
 
 

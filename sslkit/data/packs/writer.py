@@ -28,7 +28,7 @@ from sslkit.core.config.setting import AUTO
 from sslkit.core.console import SILENT, Console
 from sslkit.core.errors import UserError
 from sslkit.core.paths import make_folder, refuse_full, refuse_unwritable
-from sslkit.core.value_range import given
+from sslkit.core.value_range import parse_limits
 from sslkit.data.images.decode import MIN_SIDE
 from sslkit.data.loading.workers import usable_cores
 from sslkit.data.packs import reader
@@ -88,7 +88,7 @@ def pack(
     Raises:
         UserError: nothing to pack, `out` exists, a setting out of range; the disk is full (code 1).
     """
-    limits = AUTO if range is None else given(range)
+    limits = AUTO if range is None else parse_limits(range)
     if range is not None and not settings.size:
         raise UserError(
             "--range: images are copied with the numbers they have",

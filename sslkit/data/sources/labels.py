@@ -172,8 +172,8 @@ def _open_table(source: str, seed: int) -> tuple[ImageSet, ImageSet]:
     trained = _labelled(row for row in rows if row["split"] in training)
     first, second = _divide(source, trained, held_out, seed)
     others = sorted(set(known) - training - chosen)
-    told = ", ".join(f"split {name!r} ({counted(splits[name], 'image')})" for name in others)
-    return replace(first, notes=(*said, *([f"not used: {told}"] if told else []))), second
+    unused = ", ".join(f"split {name!r} ({counted(splits[name], 'image')})" for name in others)
+    return replace(first, notes=(*said, *([f"not used: {unused}"] if unused else []))), second
 
 
 def _labelled(rows: Iterable[dict[str, str]]) -> _Labelled:

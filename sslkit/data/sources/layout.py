@@ -262,9 +262,9 @@ class _Reader:
     def _unused(self, used: set[str | None], *parts: Part | None) -> str:
         """Folders and images beside the parts, with their numbers."""
         beside = [self._named(name) for name in self.tree.children(self.root) if name not in used]
-        told = [f"{folder} ({counted(self.tree.total[folder], 'image')})" for folder in beside]
+        unused = [f"{folder} ({counted(self.tree.total[folder], 'image')})" for folder in beside]
         loose = sum(self.tree.direct.get(f, 0) for f in {self.root, *(part.folder for part in parts if part)})
-        return ", ".join(told + ([f"{counted(loose, 'image')} in no class folder"] if loose else []))
+        return ", ".join(unused + ([f"{counted(loose, 'image')} in no class folder"] if loose else []))
 
 
 def _listed(names: Sequence[str]) -> str:

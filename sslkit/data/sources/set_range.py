@@ -9,7 +9,7 @@ from typing import Any
 from sslkit.core import rng
 from sslkit.core.config.setting import AUTO
 from sslkit.core.console import Console, visible
-from sslkit.core.value_range import BYTES, Range, given
+from sslkit.core.value_range import BYTES, Range, parse_limits
 from sslkit.data.images.decode import UnreadableImage
 from sslkit.data.images.numbers import Numbers
 from sslkit.data.images.range_estimate import RangeEstimate, own_range
@@ -51,8 +51,8 @@ def with_range(images: ImageSet, own: Range, console: Console) -> ImageSet:
     if own != BYTES:
         return replace(images, range=own)
     found = find_range(images)
-    for name, told in found.facts().items():
-        console.say(f"{name} = {told}")
+    for name, text in found.facts().items():
+        console.say(f"{name} = {text}")
     return replace(images, range=found.range)
 
 
@@ -74,12 +74,12 @@ def asked_range(own: Range, limits: str | Sequence[float] | None, source: str, c
     """
     if limits is None:
         return own
-    asked = replace(own, limits=given(limits))
+    asked = replace(own, limits=parse_limits(limits))
     if own.known and own != asked:
         # No error: files that were converted meanwhile (12 bits scaled to 16) need another range to look as
         # they did in training.
-        trained = f"{visible(source)} was trained on numbers by data.range = {own.told()}"
-        console.warn(f"{trained}, and sees them by {asked.told()}")
+        trained = f"{visible(source)} was trained on numbers by data.range = {own.in_words()}"
+        console.warn(f"{trained}, and sees them by {asked.in_words()}")
     return asked
 
 

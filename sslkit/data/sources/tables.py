@@ -129,13 +129,13 @@ def _text(file: str) -> str:
 def _parsed(table: str, text: str) -> Rows:
     """Rows by column; `path`, `label` and `split` are known in any case of letters."""
     lines = io.StringIO(text, newline="")
-    told = re.fullmatch(r"sep=(.)\s*", lines.readline())  # a spreadsheet's own first line
-    if not told:
+    declared = re.fullmatch(r"sep=(.)\s*", lines.readline())  # a spreadsheet's own first line
+    if not declared:
         lines.seek(0)
     start = lines.tell()
     header = next((line for line in lines if line.strip()), "")
     lines.seek(start)
-    separator = told[1] if told else _separator(header)
+    separator = declared[1] if declared else _separator(header)
     spaced = all(cell.startswith(" ") for cell in header.split(separator)[1:])  # "path, label"
     try:
         reader = csv.reader(lines, delimiter=separator, skipinitialspace=spaced)

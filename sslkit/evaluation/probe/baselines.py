@@ -97,12 +97,9 @@ def refuse_ranges(entries: Sequence[ProbeRow], images: ImageSet, flag: str) -> N
     ranges = {entry.one.range: entry.name for entry in entries if entry.one.range != BYTES}
     if len(ranges) > 1 and find_range(images).range.known:
         (first, one), (second, other), *_ = ranges.items()
-        told = (
-            f"{nearby(one)} reads numbers by data.range = {first.told()}, {nearby(other)} by {second.told()}"
-        )
-        raise UserError(
-            f"{flag} shows all sources the same images: {told}", "probe them one by one, or give --range"
-        )
+        problem = f"{flag} shows all sources the same images: {nearby(one)} reads numbers by "
+        problem += f"data.range = {first.in_words()}, {nearby(other)} by {second.in_words()}"
+        raise UserError(problem, "probe them one by one, or give --range")
 
 
 def _against(

@@ -142,7 +142,8 @@ class ProbeResult:
         for level in self.levels:
             images = counted(level.shots, "image")
             found += [
-                f"after {images} per class: {told}{level.caution}" for told in _headlines(level.comparisons)
+                f"after {images} per class: {headline}{level.caution}"
+                for headline in _headlines(level.comparisons)
             ]
         if self.local:
             found += _headlines(self.local.comparisons)

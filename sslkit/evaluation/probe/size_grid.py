@@ -116,5 +116,5 @@ def _pass(
             for readout, vectors in one(images).items()
         }
 
-    told = f"grid {kinds} {names}"
-    return FeaturePass(f"{name} at {encoder.size} px", encoder, read, told, encoder.size, precision)
+    description = f"grid {kinds} {names}"
+    return FeaturePass(f"{name} at {encoder.size} px", encoder, read, description, encoder.size, precision)

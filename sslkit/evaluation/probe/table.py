@@ -121,8 +121,8 @@ def to_markdown(result: ProbeResult) -> str:
 
 
 def _leaks(leaks: Leaks) -> str:
-    told = f"Validation images that are in training too: {len(leaks.copies)}, almost: {len(leaks.near)}"
-    return told + (", left out." if leaks.excluded and leaks.count else ".")
+    text = f"Validation images that are in training too: {len(leaks.copies)}, almost: {len(leaks.near)}"
+    return text + (", left out." if leaks.excluded and leaks.count else ".")
 
 
 def robust_lines(robust: RobustnessResult) -> list[str]:

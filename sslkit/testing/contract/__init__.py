@@ -47,5 +47,5 @@ def reason(case: Case, check: str) -> str:
     try:
         CHECKS[check](case)
     except Exception as problem:  # what a method raises is an outcome of its test
-        return case.told(problem)
+        return case.describe(problem)
     return ""

@@ -132,7 +132,7 @@ class Case:
         self.train(method, FIRST)
         return method
 
-    def told(self, problem: Exception) -> str:
+    def describe(self, problem: Exception) -> str:
         """An exception in one line, with the line of the method's file that it came through."""
         if isinstance(problem, Broken | UserError):
             return str(problem)

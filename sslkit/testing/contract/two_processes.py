@@ -51,18 +51,18 @@ def _process(rank: int, names: Sequence[str], folder: str) -> dict[str, str]:
         reasons = {
             name: _difference(alone[name], nudged[name], _attempt(case)) for name, case in cases.items()
         }
-        told: list[dict[str, str]] = [{}] * WORLD
-        dist.all_gather_object(told, reasons)
+        gathered: list[dict[str, str]] = [{}] * WORLD
+        dist.all_gather_object(gathered, reasons)
     finally:
         collectives.end_group()
-    return {name: told[0][name] or told[1][name] for name in names}
+    return {name: gathered[0][name] or gathered[1][name] for name in names}
 
 
 def _attempt(case: Case, nudge: float = 0.0) -> dict[str, Tensor] | str:
     try:
         return _step(case, nudge)
     except Exception as problem:  # an outcome of the test; what raises here raises in the other process too
-        return case.told(problem)
+        return case.describe(problem)
 
 
 def _step(case: Case, nudge: float) -> dict[str, Tensor]:

@@ -77,14 +77,17 @@ def confusion_matrix(counts: Tensor, classes: tuple[str, ...]) -> Figure:
     columns = names + (["others"] if len(chosen) < len(classes) else [])
     percent = 100 * table.double() / total.clamp_min(1)[:, None]
     right, count = int(counts.diagonal().sum()), int(counts.sum())
-    told = [f"top-1 {100 * right / max(count, 1):.1f} % of {counted(count, 'image')}"]
-    told += [some] if len(chosen) < len(classes) else [counted(len(classes), "class", "classes")]
+    about = [f"top-1 {100 * right / max(count, 1):.1f} % of {counted(count, 'image')}"]
+    about += [some] if len(chosen) < len(classes) else [counted(len(classes), "class", "classes")]
 
     cell = 0.42 if len(chosen) <= NUMBERED else 0.24
     label = 0.45 + 0.075 * max(map(len, columns))
     wide, high = max(cell * len(columns), 2.4), max(cell * len(names), 2.4)
     sheet = Sheet(
-        max(label + wide + 1.5, 6.0), 1.0 + high + label + 0.2, "Which classes are confused", " · ".join(told)
+        max(label + wide + 1.5, 6.0),
+        1.0 + high + label + 0.2,
+        "Which classes are confused",
+        " · ".join(about),
     )
     axes = sheet.axes(MARGIN + label, 0.95, wide, high)
     drawn = axes.imshow(percent.numpy(), cmap="Blues", vmin=0, vmax=100, aspect="auto")

@@ -166,14 +166,14 @@ def _thumbnails(axes: Axes, places: Points, thumbnails: Callable[[int], Tensor])
     left, right = axes.get_xlim()
     inches = places * _SIDE / (right - left)
     seen = np.flatnonzero(_inside(axes, places))
-    for index in map(int, seen[apart(inches[seen], _THUMBNAIL * 1.06)]):
+    for index in map(int, seen[without_overlap(inches[seen], _THUMBNAIL * 1.06)]):
         picture = thumbnails(index).clamp(0, 1).permute(1, 2, 0).numpy()
         # OffsetImage counts in points: 1/72 inch a pixel at zoom 1.
         image = OffsetImage(picture, zoom=72 * _THUMBNAIL / picture.shape[0])
         axes.add_artist(AnnotationBbox(image, tuple(places[index]), frameon=False, pad=0))
 
 
-def apart(places: Points, least: float) -> list[int]:
+def without_overlap(places: Points, least: float) -> list[int]:
     """Positions of points, in their order, each at least `least` away from all before, in x or in y."""
     chosen: list[int] = []
     for index, place in enumerate(places):

@@ -121,8 +121,8 @@ def shots_curves(result: ProbeResult) -> Figure:
     The last point is all training images, whose mean number per class it stands at.
     """
     rows = {row.name: row for row in result.rows}
-    told = "bars: deviation of the draws; last: all images"
-    sheet = _curve_sheet(result, "Accuracy over labels", told, len(rows))
+    note = "bars: deviation of the draws; last: all images"
+    sheet = _curve_sheet(result, "Accuracy over labels", note, len(rows))
     mean = result.counts["train"] / result.counts["classes"]
     for axes, name in _plots(sheet, "labelled images per class"):
         for order, row in enumerate(rows.values()):
@@ -158,8 +158,8 @@ def grid_curves(result: ProbeResult) -> Figure:
     for cell in result.grid:
         lines.setdefault((cell.source, cell.normalization), []).append(cell)
     sources = list(dict.fromkeys(source for source, _ in lines))
-    told = "ring: the model's own; bars: 95 % intervals"
-    sheet = _curve_sheet(result, "Input size and normalisation", told, len(lines))
+    note = "ring: the model's own; bars: 95 % intervals"
+    sheet = _curve_sheet(result, "Input size and normalisation", note, len(lines))
     styles = {"own": "-", "ImageNet": (0, (6, 2)), "none": (0, (2, 2))}
     for axes, name in _plots(sheet, "side of the images, pixels"):
         for order, ((source, kind), cells) in enumerate(lines.items()):

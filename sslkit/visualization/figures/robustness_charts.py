@@ -43,7 +43,7 @@ def corruption_bars(result: RobustnessResult) -> Figure:
     if not result.plan.severities:
         raise ValueError("robustness: no corruption was measured, nothing to draw")
     shown = ", ".join(str(severity) for severity in result.plan.severities)
-    sheet = Sheet(11.0, _PLOT + 2.2, "Common corruptions", _told(result, f"severities {shown}"))
+    sheet = Sheet(11.0, _PLOT + 2.2, "Common corruptions", _subtitle(result, f"severities {shown}"))
     axes = sheet.plot(MARGIN + 0.5, 0.9, 10.0, _PLOT, "", "accuracy, %")
     width = 0.8 / len(result.rows)
     places = np.arange(len(CORRUPTIONS)) + np.repeat(np.arange(len(GROUPS)) * 0.5, [3, 4, 4, 4])
@@ -84,7 +84,7 @@ def radius_curves(result: RobustnessResult) -> Figure:
     if not result.plan.radii:
         raise ValueError("robustness: no filter was measured, nothing to draw")
     height = _PLOT + 1.75 + LEGEND * math.ceil(len(result.rows) / 3)
-    sheet = Sheet(8.2, height, "Filtered images", _told(result, "dashed: clean"))
+    sheet = Sheet(8.2, height, "Filtered images", _subtitle(result, "dashed: clean"))
     for place, (title, attribute) in enumerate(
         (("Frequencies below the radius", "low_pass"), ("Frequencies from the radius on", "high_pass"))
     ):
@@ -117,8 +117,8 @@ def heat_maps(result: RobustnessResult) -> Figure:
     height = 0.85 + (2 if baselines else 1) * (CELL + spacing) + (0.2 if baselines else 0)
     wide = column(len(maps)) + 0.25 * len(maps) + 1.0
     norm = format_number(result.plan.wave_norm)
-    told = [f"norm {norm} a channel, ±{axis[-1]} cycles", _images(result)]
-    sheet = Sheet(max(wide, 6.2), height, "Error under single-frequency noise", " · ".join(told))
+    parts = [f"norm {norm} a channel, ±{axis[-1]} cycles", _images(result)]
+    sheet = Sheet(max(wide, 6.2), height, "Error under single-frequency noise", " · ".join(parts))
     low = min(float(found.min()) for found in maps.values())
     high = max(float(found.max()) for found in maps.values())
     lefts = {name: column(order) + 0.25 * order for order, name in enumerate(maps)}
@@ -146,9 +146,9 @@ def attack_curves(result: RobustnessResult) -> Figure:
     """Accuracy under FGSM and PGD over epsilon. Raises ValueError without attacks."""
     if not result.plan.epsilons:
         raise ValueError("robustness: no attack was measured, nothing to draw")
-    told = _told(result, f"PGD of {counted(result.plan.steps, 'step')}")
+    subtitle = _subtitle(result, f"PGD of {counted(result.plan.steps, 'step')}")
     height = _PLOT + 1.55 + LEGEND * len(result.rows)
-    sheet = Sheet(6.2, height, "Attacks that know the classifier", told)
+    sheet = Sheet(6.2, height, "Attacks that know the classifier", subtitle)
     axes = sheet.plot(MARGIN + 0.5, 0.95, 5.1, _PLOT, "largest change of a value, 1/255", "accuracy, %")
     strengths = (0.0, *result.plan.epsilons)
     for order, row in enumerate(result.rows):
@@ -186,7 +186,7 @@ def _names_below(axes: Axes, height: float, count: int) -> None:
     )
 
 
-def _told(result: RobustnessResult, more: str) -> str:
+def _subtitle(result: RobustnessResult, more: str) -> str:
     return f"{_images(result)}, {result.side} px · {more}"
 
 

@@ -79,8 +79,8 @@ def compare_figure(runs: Sequence[Compared]) -> Figure:
 
 
 def _about(runs: Sequence[Compared]) -> str:
-    told = f"the same {len(runs[0].images)} images" if len(runs[0].images) > 1 else "the same image"
-    return told + ("" if _alike(runs) else "; losses have different units, so each is relative to its first")
+    text = f"the same {len(runs[0].images)} images" if len(runs[0].images) > 1 else "the same image"
+    return text + ("" if _alike(runs) else "; losses have different units, so each is relative to its first")
 
 
 def _alike(runs: Sequence[Compared]) -> bool:

@@ -63,12 +63,12 @@ def arms(found: Arms) -> str:
         means = [_mean(column, spread) for column, spread in zip(columns, found.spreads, strict=False)]
         rows.append(["mean", *means, *([_total(found)] if found.scratch else [])])
     header = ["", OURS.capitalize(), *([OTHERS.capitalize(), "Difference"] if found.scratch else [])]
-    told = "Top-1 in % of fine-tunings with the same images and budget"
+    caption = "Top-1 in % of fine-tunings with the same images and budget"
     if len(found.seeds) > 1:
-        told += "; mean ± deviation over the seeds" + (
+        caption += "; mean ± deviation over the seeds" + (
             ", and difference ± half its 95 % interval" if found.scratch else ""
         )
-    return table(told, header, rows) + (drawn(seed_plot(found), TEXT) if found.scratch else "")
+    return table(caption, header, rows) + (drawn(seed_plot(found), TEXT) if found.scratch else "")
 
 
 def seed_plot(found: Arms) -> Figure:

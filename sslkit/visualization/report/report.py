@@ -144,8 +144,8 @@ def training(page: Page) -> str:
     last = page.metrics[-1] if page.metrics else {}
     share = float(last.get("epoch") or 0) / page.config.schedule.epochs
     batch = page.config.run.batch_size // page.config.run.devices
-    told = run_section.health(page.metrics, page.width, min(share, 1.0), batch)
-    return told + (drawn(curves(page.metrics), KINDS["curves"].text) if share else "")
+    health = run_section.health(page.metrics, page.width, min(share, 1.0), batch)
+    return health + (drawn(curves(page.metrics), KINDS["curves"].text) if share else "")
 
 
 def predictions(page: Page) -> str:

@@ -47,8 +47,8 @@ def keep_probe(result: ProbeResult, run: Path, console: Console) -> None:
         write_result(result, instead)
         console.say(f"{run} can't be written: the result lies in {instead}")
     except UserError as problem:
-        told = f"{run} can't be written, nor can the working folder: {problem.message}"
-        console.warn(told, "--out names another place")
+        message = f"{run} can't be written, nor can the working folder: {problem.message}"
+        console.warn(message, "--out names another place")
 
 
 def add_to_report(run: Path, name: str, document: Mapping[str, Any], console: Console) -> None:

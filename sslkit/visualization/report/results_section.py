@@ -48,8 +48,8 @@ def headlines(document: Document) -> str:
 def probe_section(document: Document, run: Path) -> str:
     """Accuracy of frozen features beside the baselines, and each comparison behind the verdict."""
     counts = document.get("counts", {})
-    told = [str(sentence) for sentence in document.get("headlines") or ()]
-    others = [sentence for sentence in _sentences(document, "verdicts") if sentence not in told]
+    first = [str(sentence) for sentence in document.get("headlines") or ()]
+    others = [sentence for sentence in _sentences(document, "verdicts") if sentence not in first]
     rows = document.get("rows", [])
     read = any("knn_readout" in row for row in rows)
     header = ["Features"]
@@ -132,11 +132,11 @@ def robustness_section(document: Document) -> str:
     header = ["Source", "Clean", "Corrupted", "mCE", "Corrupted, difference", "Baseline"]
     seeds = document.get("seeds", 1)
     means = f", means over {seeds} seeds" if seeds != 1 else ""
-    told = (
+    note = (
         f"Accuracy in % on {_counted(document.get('count'), 'image')}{means}; mCE: mean corruption error, "
         "100 is the baseline's. An interval that holds 0 does not show a difference."
     )
-    parts = [table("Accuracy on changed images", header, rows), paragraph(told, "about") if rows else ""]
+    parts = [table("Accuracy on changed images", header, rows), paragraph(note, "about") if rows else ""]
     try:
         stored = robustness_figures(RobustnessResult.of_document(document))
         figures = {kind: draw() for kind, draw in stored.items()}
@@ -255,10 +255,10 @@ def _with_margin(row: Document, name: str, margin: str = "_interval") -> str:
     return _number(row.get(name)) + (f" ± {own:.1f}" if isinstance(own, int | float) else "")
 
 
-def _read(row: Document, name: str, told: bool) -> list[str]:
+def _read(row: Document, name: str, with_readout: bool) -> list[str]:
     """The accuracy, and what was read for it."""
     source = str(row.get(f"{name}_readout", ""))
-    return [_with_margin(row, name), *([TITLES.get(source, source)] if told else [])]
+    return [_with_margin(row, name), *([TITLES.get(source, source)] if with_readout else [])]
 
 
 def _counted(number: Any, *noun: str) -> str:

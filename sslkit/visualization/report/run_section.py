@@ -133,8 +133,8 @@ def over_time(
         epoch = f", epoch {int(step) / per_epoch:.1f}" if per_epoch else ""
         shown.append(picture(part, f"Step {int(step)}{epoch}" + (f": {made}" if made else "")))
     where = ("Every row: ",) if tasks and len(tasks) == 1 else ("Upper rows: ", "lower rows: ")
-    told = "; ".join(place + task for place, task in zip(where, (tasks or {}).values(), strict=False))
-    about = paragraph(f"{told}.", "about") if told else ""
+    text = "; ".join(place + task for place, task in zip(where, (tasks or {}).values(), strict=False))
+    about = paragraph(f"{text}.", "about") if text else ""
     return f'{about}<div class="grid">{"".join(shown)}</div>' if shown else ""
 
 
@@ -162,13 +162,13 @@ def settings_section(config: PretrainConfig) -> str:
         for section in (config.method, config.data, config.model, config.optim, config.schedule, config.run)
         for key, value, meta in configuration.settings(section, _section_name(config, section))
     ]
-    told = "Every setting is the default of the method, or was chosen for the images and the machine."
+    text = "Every setting is the default of the method, or was chosen for the images and the machine."
     first = table(
         "Settings that differ from the defaults", ["Setting", "Here", "Default"], different, "words"
     )
     header = ["Setting", "Here", "Default", "Meaning"]
     caption = "All settings; auto: chosen for the images and the machine, or given"
-    return (first or paragraph(told)) + details("All settings", table(caption, header, everything, "words"))
+    return (first or paragraph(text)) + details("All settings", table(caption, header, everything, "words"))
 
 
 def commands(run: Path, about: Mapping[str, Any]) -> str:
@@ -199,7 +199,7 @@ def commands(run: Path, about: Mapping[str, Any]) -> str:
 
 def files(run: Path, about: Mapping[str, Any]) -> str:
     """Where everything lies, and what made it."""
-    rows = [[name, _size(run / name), told] for name, told in _FILES.items() if (run / name).exists()]
+    rows = [[name, _size(run / name), meaning] for name, meaning in _FILES.items() if (run / name).exists()]
     versions = about.get("versions", {})
     made = ", ".join(f"{name} {version}" for name, version in versions.items())
     where = {"Folder": str(run.absolute()), **({"Versions": made} if made else {})}
