@@ -145,7 +145,7 @@ def _heads(config: dict[str, Any]) -> tuple[str, ...]:
 def timm_config(encoder: Encoder) -> dict[str, Any]:
     """What `timm.create_model("local-dir:FOLDER", pretrained=True)` reads as config.json.
 
-    timm has no argument for the small stem and knows no range: those stand in a section of ours.
+    timm has no argument for the small stem and knows no range: those stand in the section "sslkit".
     """
     side = encoder.size
     own: dict[str, Any] = {"range": encoder.range.setting()}

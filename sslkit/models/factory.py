@@ -98,8 +98,8 @@ def create_model(name: str, stem: Stem = "standard", **arguments: Any) -> Any:
         )
     if stem == "small" and "patch_size" in arguments:
         raise UserError(
-            f"{name} with the small stem and patches of {arguments['patch_size']} px: stems are of ResNets, "
-            "patches of ViTs",
+            f"{name} with the small stem and patches of {arguments['patch_size']} px: stems are for ResNets, "
+            "patches for ViTs",
             "-s model.stem=standard, or -b resnet18",
         )
     if "distilled" in name and is_vit(name):

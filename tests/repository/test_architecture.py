@@ -218,6 +218,23 @@ def test_a_stranger_finds_the_file() -> None:
         assert name in top, f"{file} does not define {name}"
 
 
+def test_the_page_names_what_exists() -> None:
+    """docs/architecture.md: every file and `room.module.name` is there, and decisions are few."""
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    words = set(re.findall(r"`([\w./]+)`", page))
+    files = {word for word in words if word.endswith(".py")}
+    names = {word for word in words - files if word.split(".")[0] in FLOOR and word.count(".") > 1}
+    assert len(files) > 15
+    assert names
+    for file in files:
+        assert (ROOT / file).is_file() or list(PACKAGE.rglob(file)), f"no file {file}"
+    for word in names:
+        module, _, name = word.rpartition(".")
+        tree = tree_of(PACKAGE / f"{module.replace('.', '/')}.py")
+        assert name in {getattr(node, "name", "") for node in tree.body}, f"no {word}"
+    assert page.split("## Decisions")[1].count("\n- **") <= 40, "the reason for one line belongs to that line"
+
+
 def committed() -> list[Path]:
     """Text that belongs to the project, wherever it was unpacked."""
     folders = ("sslkit", "tests", "docs", "benchmarks", "examples", ".ci")

@@ -32,7 +32,7 @@ _ANSWER = 5.0  # seconds for the others to say that they are there
 
 
 class Lost(UserError):
-    """Another process is gone, or has said nothing for the whole time-out."""
+    """Another process is gone, or has not answered for the whole time-out."""
 
 
 class Group:

@@ -34,7 +34,7 @@ class Scenes:
     """Images and the classes of their maps' cells, in raster order."""
 
     images: Tensor  # uint8 [M, 3, S, S]
-    cells: Tensor  # int64 [M, g²], -1 where a cell is of no class
+    cells: Tensor  # int64 [M, g²], -1 where a cell has no class
     index: Tensor  # int64 [M]: positions in what they were made of
 
 
@@ -79,7 +79,7 @@ def fit_cells(reader: Reader, scenes: Scenes, classes: int, seed: int) -> Linear
     Cells of one image are alike: with some on either side the weakest penalty would look best.
 
     Raises:
-        UserError: no cell is of a class.
+        UserError: no cell has a class.
     """
     chosen = _drawn(scenes.cells >= 0, seed)
     if not chosen.any():

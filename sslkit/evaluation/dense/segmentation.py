@@ -30,7 +30,7 @@ from sslkit.evaluation.dense.cells import Scenes, Tally
 from sslkit.evaluation.metrics.scores import confusion
 
 _NONE = 255
-"""The value of a pixel that is of no class."""
+"""The value of a pixel without a class."""
 
 _BATCH = 64
 

@@ -93,7 +93,7 @@ def nearest_neighbours(
 
     Args:
         vectors: float [N, D]; queries: float [M, D].
-        k: cut to what there is.
+        k: at most as many as there are.
         own: int64 [M], the positions of the queries themselves in `vectors`; these are no neighbours.
 
     Yields:

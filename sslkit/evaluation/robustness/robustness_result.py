@@ -228,7 +228,7 @@ def show_robustness(result: RobustnessResult, console: Console) -> None:
 
 
 def title(result: RobustnessResult) -> str:
-    """What the table is of."""
+    """The table's title."""
     means = f", means over {result.seeds} seeds" if result.seeds > 1 else ""
     return f"robustness on {counted(result.count, 'image')}, accuracy in %{means}"
 

@@ -56,7 +56,7 @@ class ForeignWeights:
 
 
 def is_foreign(source: str | Path) -> bool:
-    """A file of a kind that others write; a safetensors file with a config.json beside it is ours."""
+    """Whether another program wrote the file; a safetensors file with a config.json beside it is ours."""
     path = Path(source)
     own = path.suffix == ".safetensors" and (path.parent / "config.json").is_file()
     return path.suffix in (*PICKLES, ".safetensors") and path.is_file() and not own

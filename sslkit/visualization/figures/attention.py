@@ -19,7 +19,7 @@ TOP, PLOT = 0.85, 2.2
 def attention(images: Tensor, maps: AttentionMaps, name: str) -> Figure:
     """Each image, its rollout and the heads of the last block; below, the distance of every block's heads.
 
-    images: float [B, 3, H, W] in [0, 1], those that `maps` are of.
+    images: float [B, 3, H, W] in [0, 1], the images of `maps`.
     """
     heads = maps.heads.shape[1]
     shown = min(heads, _HEADS)

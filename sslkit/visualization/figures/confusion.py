@@ -40,7 +40,7 @@ _NAME = 22  # letters of a class name that are shown
 def draw_confusion(folder: Path) -> list[Path]:
     """pictures/confusion.png and pictures/reliability.png of a fine-tuning's folder.
 
-    Its tables are final, so pictures that are there already are of them, and stay.
+    The tables are final, so pictures that exist already show them, and stay.
 
     Raises:
         UserError: the folder lacks the tables.

@@ -55,7 +55,7 @@ def write_result(result: ProbeResult, folder: Path, pictures: Path | None = None
     """probe.json, table.md and PNG files; those of an earlier probe are replaced, each as a whole.
 
     Pictures that this result has no figures for would contradict it, and are removed. Those with a number,
-    such as `robust-waves-2.png`, are of `visualize`, which somebody asked for, and stay.
+    such as `robust-waves-2.png`, come from `visualize`, and stay.
 
     Args:
         pictures: folder of the PNG files, where it is another one.

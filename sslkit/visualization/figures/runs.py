@@ -140,7 +140,7 @@ def _styled(run: Compared) -> list[tuple[str, Tensor]]:
 
 
 def _entries(runs: Sequence[Compared]) -> list[Line2D]:
-    """A colour for every run, then a style for what the spectra are of."""
+    """A colour for every run, then a line style for each kind of picture."""
     entries = [Line2D([], [], color=colour_of(order), label=_label(run)) for order, run in enumerate(runs)]
     for place, style in enumerate(STYLES):
         names = dict.fromkeys(_styled(run)[place][0] for run in runs if len(run.pictures) > place)

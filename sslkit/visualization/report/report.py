@@ -220,7 +220,7 @@ def _stored(run: Path) -> dict[str, Any]:
 
 
 def _judged(page: Page, name: str, write: Callable[[Mapping[str, Any]], str]) -> str:
-    """A result's part of the page; a document that is not like ours is named instead."""
+    """A result's part of the page; a document of another form is named instead."""
     document = page.results.get(name)
     if not document:
         return ""

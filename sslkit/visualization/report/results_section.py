@@ -1,6 +1,6 @@
 """Report sections about evaluation results: probe, fine-tuning, robustness, from the commands' documents.
 
-Keys that a document lacks are left out, those it has beyond ours are ignored.
+Keys that a document lacks are left out, unknown ones are ignored.
 """
 
 from __future__ import annotations

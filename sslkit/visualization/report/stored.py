@@ -44,7 +44,7 @@ def robustness_figures(result: RobustnessResult) -> dict[str, Callable[[], Figur
 
 
 def draw_robustness(result: RobustnessResult, folder: Path) -> None:
-    """`robustness_figures` as PNG files of their kinds' names; what is there already stays."""
+    """`robustness_figures` as PNG files named by kind; files that exist stay."""
     for kind, figure in robustness_figures(result).items():
         save_missing(figure, folder / f"{kind}.png")
 
