@@ -41,7 +41,8 @@ def side(options: dict[str, Any]) -> None:
     from sslkit.core.config.build import build_pretrain
     from sslkit.methods import card
     from sslkit.training.loop import acceleration
-    from sslkit.training.pretrain.throughput import prepare_bench
+    from sslkit.training.loop.throughput import ThroughputBench
+    from sslkit.training.pretrain.bench import prepare_job
 
     torch.set_num_threads(options["threads"])
     if not options["fast"]:  # torch's own gradients of depthwise convolutions
@@ -59,7 +60,9 @@ def side(options: dict[str, Any]) -> None:
     }
     from sslkit.core.console import Console
 
-    bench = prepare_bench(build_pretrain(options["method"], known.Config, values), Console(quiet=True))
+    console = Console(quiet=True)
+    job = prepare_job(build_pretrain(options["method"], known.Config, values), console)
+    bench = ThroughputBench(job, console)
     bench.model(1, warm=2)
     print("ready", flush=True)
     for line in sys.stdin:

@@ -25,7 +25,7 @@ from sslkit.training.pretrain.config import pretrain_config
 
 if TYPE_CHECKING:
     from sslkit.testing.doctor import Finding
-    from sslkit.training.pretrain.rates import DryRun, Rates
+    from sslkit.training.loop.rates import DryRun, Rates
 
 
 def pretrain(
@@ -93,7 +93,7 @@ def dry_run(
     """What `pretrain` with the same words would take, from a few timed steps; writes nothing."""
     given = {name: value for name, value in flags.items() if value is not None}
     wanted = pretrain_config(data, method, config, settings, given)
-    from sslkit.training.pretrain.throughput import dry_run as run
+    from sslkit.training.pretrain.bench import dry_run as run
 
     return run(wanted, console)
 
@@ -110,7 +110,7 @@ def bench(
     """The settings, and images per second of loader, bare backbone, model and all, from `steps` of each."""
     given = {name: value for name, value in flags.items() if value is not None}
     wanted = pretrain_config(data, method, config, settings, given)
-    from sslkit.training.pretrain.throughput import measure
+    from sslkit.training.pretrain.bench import measure
 
     return measure(wanted, console, steps)
 
@@ -163,12 +163,27 @@ def finetune(
 
     given = [None if value is None else str(value) for value in (source, data)]
     result = run(*given, console=console, **options)
+    if environment.number() > 0:
+        return result
     draw_runs([one.folder for one in result.runs], console)
     if result.robustness is not None:
         draw_robustness(result.robustness, result.folder / "pictures")
     if not result.scratch:
         add_to_report(Path(source or result.source), "finetune", result.to_document(), console)
     return result
+
+
+def finetune_dry_run(
+    source: str | Path | None = None,
+    data: str | Path | None = None,
+    console: Console = SILENT,
+    **options: Any,
+) -> DryRun:
+    """What `finetune` with the same words would take, from a few timed steps; writes nothing."""
+    from sslkit.finetuning.finetune import dry_run as run
+
+    given = [None if value is None else str(value) for value in (source, data)]
+    return run(*given, console=console, **options)
 
 
 def export(

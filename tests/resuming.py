@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from sslkit.core.config.build import PretrainConfig
 from sslkit.core.console import Console
+from sslkit.training.loop.signals import Interrupted
 from sslkit.training.pretrain.pretrain import pretrain
-from sslkit.training.pretrain.session import Interrupted
 
 # The last two look back over the steps of one process.
 TIMED = ("images_per_s", "wait", "saving", "rank", "std")

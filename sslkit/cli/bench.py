@@ -13,7 +13,7 @@ from sslkit.core.config.build import SECTIONS
 from sslkit.core.console import Console
 
 if TYPE_CHECKING:
-    from sslkit.training.pretrain.rates import Rates
+    from sslkit.training.loop.rates import Rates
 
 SIDES = {
     "loader": "loader only",

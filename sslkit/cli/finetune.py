@@ -45,6 +45,7 @@ def finetune(
         str | None,
         typer.Option("--resume", metavar="RUN", help="Continue a run or a comparison; goes alone."),
     ] = None,
+    dry_run: options.DryRun = False,
     config: options.Config = None,
     settings: options.Settings = None,
     quiet: options.Quiet = False,
@@ -59,17 +60,15 @@ def finetune(
     from sslkit import api
 
     console = Console(quiet, json)
-    result = api.finetune(
-        source,
-        data,
-        console=console,
-        config=config,
-        settings=settings or [],
-        baseline=baseline,
-        seeds=None if seeds is None else _numbers(seeds),
-        resume=resume,
-        **given,
-    )
+    words = {"config": config, "settings": settings or [], "baseline": baseline, "console": console, **given}
+    words["seeds"] = None if seeds is None else _numbers(seeds)
+    if dry_run:
+        if resume is not None:
+            raise UserError("--dry-run looks at a run before it begins", "leave out --resume")
+        found = api.finetune_dry_run(source, data, **words)
+        console.result("\n".join(found.lines()), found.to_document())
+        return
+    result = api.finetune(source, data, resume=resume, **words)
     console.result(str(result.folder), result.to_document())
 
 

@@ -18,6 +18,9 @@ Method = Annotated[
         autocompletion=completion.methods,
     ),
 ]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Time a few steps, say what the run would take, write nothing.")
+]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only results, warnings and errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Results as JSON on stdout.")]
 Config = Annotated[

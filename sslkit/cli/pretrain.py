@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -13,10 +13,6 @@ from sslkit.core.config.build import SECTIONS
 from sslkit.core.console import Console, command
 from sslkit.core.errors import UserError
 from sslkit.training.pretrain.config import METHOD, PRETRAIN_FLAGS
-
-if TYPE_CHECKING:
-    from sslkit.training.pretrain.rates import DryRun
-
 
 EXAMPLES = (
     "sslkit pretrain photos/ --dry-run               # what would it take?",
@@ -37,9 +33,7 @@ def pretrain(
         typer.Argument(help="Folders, .txt lists, .csv tables, or fractal:N (generated)."),
     ] = None,
     method: options.Method = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Time a few steps, say what the run would take, write nothing.")
-    ] = False,
+    dry_run: options.DryRun = False,
     resume: Annotated[
         str | None,
         typer.Option("--resume", metavar="RUN", help="Continue a run; alone, or with --epochs: longer."),
@@ -68,8 +62,8 @@ def pretrain(
     if dry_run:
         if resume is not None:
             raise UserError("--dry-run looks at a run before it begins", "leave out --resume")
-        rehearsal = api.dry_run(*(data or []), **words)
-        console.result("\n".join(_lines(rehearsal)), rehearsal.to_document())
+        found = api.dry_run(*(data or []), **words)
+        console.result("\n".join(found.lines()), found.to_document())
         return
     run = api.pretrain(
         *(data or []),
@@ -82,18 +76,3 @@ def pretrain(
     console.say(f"  {command('sslkit', 'probe', run)} LABELLED-IMAGES      # did it help?")
     console.say(f"  {command('sslkit', 'export', run)}                     # a file that timm opens")
     console.result(str(run), {"run": str(run)})
-
-
-def _lines(rehearsal: DryRun) -> list[str]:
-    """A rehearsal as text."""
-    rates = rehearsal.rates
-    return [
-        f"loader alone  {rates.loader:8.1f} images/s",
-        f"model alone   {rates.model:8.1f} images/s",
-        f"together      {rates.whole:8.1f} images/s, {rates.wait:.1%} of the time waiting for images",
-        f"memory        {rates.memory / 2**30:8.2f} GB at most",
-        f"whole run     {rehearsal.hours:8.2f} hours, {rehearsal.steps:,} steps",
-        f"disk          {rehearsal.disk / 2**30:8.2f} GB",
-        rates.source,
-        rehearsal.limit,
-    ]

@@ -66,17 +66,22 @@ def resolve(config: FinetuneConfig, given: Facts) -> tuple[FinetuneConfig, dict[
             f"--batch-size {given.count} or less",
         )
     per_epoch = given.count // batch
-    epochs = choice("schedule.epochs", *_epochs(given.count, per_epoch))
+    number, reason = _epochs(given.count, per_epoch)
+    reason = "a first guess; the clock decides" if config.run.max_time else reason
+    epochs = choice("schedule.epochs", number, reason)
     choice("schedule.warmup_epochs", round(epochs / USUAL_WARMUP, 2), "5 of 100 epochs, as in the paper")
+    choice("run.micro_batch", 0, "the whole batch, or what fits a GPU")
     choice("run.log_every", max(1, epochs * per_epoch // 100), "about a hundred lines a run")
     _resolve_optim(choice, given, batch)
     _resolve_augment(choice, given, epochs * per_epoch * batch)
     mixes = choice.config.augment.mix_probability and max(
         choice.config.augment.mixup, choice.config.augment.cutmix
     )
-    if mixes and (batch % 2 or config.run.micro_batch % 2):
+    devices, micro_batch = config.run.devices, choice.config.run.micro_batch
+    if mixes and (batch // devices % 2 or micro_batch % 2):
+        given_to = f"run.batch_size {batch}" + (f" on {devices} devices" if devices > 1 else "")
         raise UserError(
-            f"run.batch_size {batch}, run.micro_batch {config.run.micro_batch}: mixing needs even numbers",
+            f"{given_to}, run.micro_batch {micro_batch}: mixing needs even numbers",
             "or --set augment.mix_probability=0",
         )
     return choice.config, choice.reasons

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -59,6 +60,7 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.mixing, self.frozen = model, mixing, frozen
+        self.multiple = 2 if mixing.enabled else 1  # images are mixed in pairs, those of a micro-batch too
         self.best = copy.deepcopy(model).requires_grad_(False) if keep_best else None
         if frozen:
             freeze_(model, encoder.family)
@@ -223,7 +225,7 @@ def refuse_one_at_once(
 ) -> None:
     """A UserError where one image at once is too few for the network's batch norms."""
     run, size = config.run, config.data.size
-    if fewest_at_once(run.batch_size, run.micro_batch) > 1:
+    if fewest_at_once(run.batch_size, run.micro_batch, run.devices) > 1:
         return
     mixing = Mixing(replace(config.augment, mix_probability=0.0), classes)
     labels = torch.zeros(1, dtype=torch.int64)
@@ -236,7 +238,7 @@ def refuse_one_at_once(
         clock,
         device,
         run.precision,
-        cure_of_one(run.batch_size, micro="-s run.micro_batch="),
+        cure_of_one(run.batch_size, run.devices),
     )
 
 
@@ -253,3 +255,16 @@ def predicted(
         with torch.inference_mode(), autocast(device, precision):
             logits = classifier.logits(to_device({"image": views}, device)["image"])
         yield logits.float().softmax(dim=1).cpu(), index
+
+
+def evaluation_seconds(
+    classifier: Classifier, images: ImageSet, config: FinetuneConfig, device: torch.device
+) -> float:
+    """What an image takes in `predicted`, from one batch."""
+    few = images.subset(range(min(EVALUATION_BATCH, len(images))))
+    classifier.eval()
+    began = time.perf_counter()
+    for _ in predicted(classifier, few, config.data.size, device, config.run.precision, workers=0):
+        pass
+    classifier.train()
+    return (time.perf_counter() - began) / len(few)

@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 from sslkit.core.config import build as configuration
 from sslkit.core.console import Console, command, nearby
@@ -35,10 +34,9 @@ from sslkit.finetuning.config import FinetuneConfig, from_values
 from sslkit.finetuning.result import FinetuneResult
 
 FILE = "robustness.json"
-_Found = TypeVar("_Found", FinetuneResult, Comparison)
 
 
-def with_robustness(found: _Found, console: Console) -> _Found:
+def with_robustness(found: FinetuneResult | Comparison, console: Console) -> FinetuneResult | Comparison:
     """The result with what its config.toml asks for: measured once, then read from its file."""
     if not _settings(found.folder).robustness.measure:
         return found

@@ -15,13 +15,10 @@ from sslkit.core.config.setting import (
     EPOCHS,
     LEARNING_RATE,
     OUT,
-    SAVE_EVERY,
     SEED,
     SIZE,
-    device_setting,
     flag,
     flags_of,
-    lines_setting,
     nodata_setting,
     precision_setting,
     range_setting,
@@ -195,7 +192,7 @@ class Robustness:
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(configuration.TrainingRun):
     out: str = setting(
         AUTO,
         "the run's folder; never an existing one; auto: the next free runs/finetune-BACKBONE-N",
@@ -204,26 +201,10 @@ class Run:
     )
     batch_size: int = setting(
         AUTO,
-        "images per optimizer step; auto: 16 to 256, for about 50 steps an epoch",
+        "images per optimizer step, over all devices; auto: 16 to 256, for about 50 steps an epoch",
         low=1,
         auto=True,
         flag=BATCH_SIZE,
-    )
-    micro_batch: int = setting(
-        0,
-        "images at once in memory; 0: the whole batch",
-        low=0,
-        flag=flag("--micro-batch", "Images at once in memory."),
-    )
-    keep: Literal["last", "best"] = setting(
-        "last",
-        "weights of the last epoch, or of the best one on a fifth of the training images",
-        flag=flag("--keep", "last, or best: the epoch that is best on a fifth of the training images."),
-    )
-    save_every: str = setting(
-        "10m",
-        "time between checkpoints (30s, 10m, 2h), or epochs (5e), or steps (500)",
-        flag=SAVE_EVERY,
     )
     seed: int = setting(
         0,
@@ -231,9 +212,12 @@ class Run:
         low=0,
         flag=SEED,
     )
-    device: str = device_setting()
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = precision_setting()
-    log_every: int = lines_setting()
+    keep: Literal["last", "best"] = setting(
+        "last",
+        "weights of the last epoch, or of the best one on a fifth of the training images",
+        flag=flag("--keep", "last, or best: the epoch that is best on a fifth of the training images."),
+    )
 
 
 @dataclass(frozen=True)
@@ -284,6 +268,7 @@ def finetune_config(
     for name in given:
         if name not in FLAGS:
             raise UserError(f"finetune has no setting {name!r}", nearest(name, FLAGS))
+    configuration.refuse_two_lengths(given)
     typed = {name: FLAGS[name] for name in given}
     wanted = from_values(
         {

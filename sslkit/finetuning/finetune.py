@@ -6,36 +6,49 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, NamedTuple
 
 from sslkit.core.config import build as configuration
 from sslkit.core.config.setting import AUTO
 from sslkit.core.console import SILENT, Console, command, nearby
-from sslkit.core.device import pick_device, pick_precision
+from sslkit.core.device import pick_device
+from sslkit.core.distributed import collectives, environment, processes
 from sslkit.core.errors import UserError, nearest_path
-from sslkit.core.paths import claim_folder, make_folder, next_folder, refuse_full
-from sslkit.core.value_range import BYTES, Range
-from sslkit.data.images.range_estimate import RangeEstimate
-from sslkit.data.sources.image_set import ImageSet
-from sslkit.data.sources.set_range import find_range
+from sslkit.core.paths import claim_folder, make_folder
 from sslkit.evaluation.probe.shots import MOST_SEEDS
-from sslkit.finetuning.auto import USUAL_WARMUP, Facts, resolve
-from sslkit.finetuning.classifier import build_model, refuse_one_at_once
+from sslkit.finetuning.classifier import evaluation_seconds
 from sslkit.finetuning.classifier_robustness import lacks_robustness, with_robustness
-from sslkit.finetuning.comparison import COMPARISON_FILE, SCRATCH, Comparison, begin, compare_arms, read_arms
+from sslkit.finetuning.comparison import (
+    COMPARISON_FILE,
+    SCRATCH,
+    Arm,
+    Comparison,
+    begin,
+    compare_arms,
+    read_arms,
+)
 from sslkit.finetuning.config import FinetuneConfig, finetune_config, from_values
-from sslkit.finetuning.result import FinetunePlan, FinetuneResult, announce_finetuning, write_beginning
+from sslkit.finetuning.prepare import FinetunePlan, job_of, prepare, product_bytes, refuse
+from sslkit.finetuning.result import FinetuneResult, announce_finetuning, image_facts, write_beginning
 from sslkit.finetuning.session import FinetuneSession
-from sslkit.finetuning.splits import open_splits
-from sslkit.models.encoder import Encoder
-from sslkit.models.weights import load_encoder
-from sslkit.training.pretrain.auto import interval
-from sslkit.training.pretrain.intervals import refuse_longer_than_run
-from sslkit.training.run import checkpoint
-from sslkit.training.run.folder import ROOM, RUNS, RunFolder, begun, refuse_place
-from sslkit.training.run.lock import locked
+from sslkit.training.loop.launch import launch
+from sslkit.training.loop.rates import DryRun
+from sslkit.training.loop.throughput import refuse_devices, time_run
+from sslkit.training.run.folder import RunFolder, begun, refuse_place
+from sslkit.training.run.lock import held
+from sslkit.training.run.resume_check import newest_state, settings_of
+
+
+class Request(NamedTuple):
+    """What was asked for: one run, or a comparison of several."""
+
+    config: FinetuneConfig
+    baseline: bool = False
+    seeds: tuple[int, ...] = ()  # of a comparison
+
+    @property
+    def runs(self) -> int:
+        return max(1, len(self.seeds)) * (2 if self.baseline else 1)
 
 
 def finetune(
@@ -59,7 +72,7 @@ def finetune(
         settings: "section.key=value" texts, as after --set.
         baseline: "scratch": the same budget from random weights as well, compared on the same images.
         seeds: repeat with each of these instead of one.
-        resume: continue this run or comparison instead; nothing else is needed or allowed.
+        resume: continue this run or comparison instead; nothing else is needed, only `devices` is allowed.
         flags: the words of finetune_config.FLAGS, e.g. `epochs=50, scratch=True`; None means not given.
 
     Returns:
@@ -71,92 +84,199 @@ def finetune(
     """
     given = {name: value for name, value in flags.items() if value is not None}
     if resume is not None:
+        devices = given.pop("devices", None)
         if source or data or config or settings or baseline or seeds or given:
             raise UserError(
                 "--resume goes alone: the run knows its own settings",
                 command("sslkit", "finetune", "--resume", resume),
             )
-        return _resumed(Path(resume), console)
+        return _robust(_resume(Path(resume), console, devices), console)
+    asked = _request(source, data, config, settings, baseline, seeds, given)
+    if asked.config.run.devices > 1 and not environment.placed():
+        sent = (settings_of(asked.config), asked.baseline, asked.seeds, console.choice)
+        return _robust(launch(_begin_here, sent, asked.config.run.devices, "finetune"), console)
+    return _robust(_begin(asked, console), console)
+
+
+def dry_run(
+    source: str | None = None,
+    data: str | None = None,
+    *,
+    config: str | Path | None = None,
+    settings: Sequence[str] = (),
+    baseline: str | None = None,
+    seeds: Sequence[int] | None = None,
+    console: Console = SILENT,
+    **flags: Any,
+) -> DryRun:
+    """What `finetune` with the same words would take, from a few timed steps; writes nothing."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    asked = _request(source, data, config, settings, baseline, seeds, given)
+    refuse_devices(asked.config.run)
+    refuse_place(asked.config.run.out)
+    plan = prepare(_arm_config(asked), console)
+    refuse(plan, console, asked.runs)
+    announce_finetuning(plan, console)
+    epochs, parts = plan.config.schedule.epochs, plan.parts
+    looks = len(parts.validation) + epochs * len(parts.held_out or ())
+    seconds = looks * evaluation_seconds(plan.classifier, parts.validation, plan.config, plan.device)
+    return time_run(job_of(plan), console, product_bytes(plan), asked.runs, seconds)
+
+
+def _request(
+    source: str | None,
+    data: str | None,
+    config: str | Path | None,
+    settings: Sequence[str],
+    baseline: str | None,
+    seeds: Sequence[int] | None,
+    given: dict[str, Any],
+) -> Request:
+    """The words of `finetune`, checked."""
     if not source or not data:
         raise UserError("finetune needs SOURCE and DATA", "sslkit finetune runs/mfm-…-1 labelled/")
-    wanted = _anchored(
-        finetune_config(source, data, None if config is None else str(config), settings, given)
-    )
-    refuse_place(wanted.run.out)
-    if baseline or seeds:
-        _refuse_comparison(wanted, baseline, seeds, "seed" in given)
-        return _compared(wanted, bool(baseline), seeds or [wanted.run.seed], console)
-    plan = make_finetune_plan(wanted, console)
-    _refuse(plan, console)
-    return _begun(plan, _new_folder(plan, wanted.run.out == AUTO), console)
+    name = None if config is None else str(config)
+    wanted = _anchored(finetune_config(source, data, name, settings, given))
+    if not (baseline or seeds):
+        return Request(wanted)
+    _refuse_comparison(wanted, baseline, seeds, "seed" in given)
+    return Request(wanted, bool(baseline), tuple(seeds or [wanted.run.seed]))
 
 
-def _refuse(plan: FinetunePlan, console: Console, runs: int = 1) -> None:
-    """What a new run, or so many, can't do with these images and on this disk. Raises UserError."""
-    refuse_longer_than_run(plan.config, len(plan.parts.training), USUAL_WARMUP, console)
-    classes = len(plan.parts.training.classes)
-    refuse_one_at_once(plan.model, plan.encoder, plan.config, classes, plan.device)
-    # Checkpoints go when a run is complete; of several, the classifiers stay.
-    weights = sum(tensor.nbytes for tensor in plan.model.state_dict().values())
-    needed = checkpoint.bytes_needed(plan.model, plan.config.optim.name) + (runs - 1) * weights
-    refuse_full(Path(plan.config.run.out), needed, "checkpoints and classifiers", ROOM)
+def _arm_config(asked: Request) -> FinetuneConfig:
+    """The configuration of the one run, or of a comparison's first."""
+    run = asked.config.run
+    return replace(asked.config, run=replace(run, seed=asked.seeds[0] if asked.seeds else run.seed))
 
 
-def _new_folder(plan: FinetunePlan, chosen: bool) -> Path:
+# --------------------------------------------------------------------------------------------- one run
+
+
+def _begin(asked: Request, console: Console) -> FinetuneResult | Comparison:
+    """From nothing to the scores, in this process or as one of several."""
+    with _joined(asked.config):
+        processes.run_on_first(lambda: refuse_place(asked.config.run.out))
+        plan = prepare(_arm_config(asked), console)
+        processes.run_on_first(lambda: refuse(plan, console, asked.runs))
+        path = processes.run_on_first(lambda: _new_folder(plan, asked))
+        return _continued(path, console) if asked.seeds else _begun(plan, path, console)
+
+
+def _begin_here(
+    values: dict[str, Any], baseline: bool, seeds: tuple[int, ...], choice: tuple[bool, bool]
+) -> FinetuneResult | Comparison:
+    """`_begin` in a process of its own, with what can be sent there."""
+    return _begin(Request(from_values(values), baseline, seeds), Console(*choice))
+
+
+def _new_folder(plan: FinetunePlan, asked: Request) -> Path:
     """The folder that is made now; where its name was chosen here, the number may be another one by now."""
-    path = Path(plan.config.run.out)
-    return claim_folder(path.parent, path.name.rpartition("-")[0]) if chosen else make_folder(path)
+    path, chosen = Path(plan.config.run.out), asked.config.run.out == AUTO
+    path = claim_folder(path.parent, path.name.rpartition("-")[0]) if chosen else make_folder(path)
+    if asked.seeds:
+        with begun(RunFolder(path)):
+            begin(path, asked.config, asked.baseline, asked.seeds)
+    return path
 
 
-def make_finetune_plan(wanted: FinetuneConfig, console: Console = SILENT) -> FinetunePlan:
-    """Everything resolved, opened and built; nothing is written. Raises UserError."""
-    device = pick_device(wanted.run.device)
-    interval(wanted.run.save_every)
-    parts = open_splits(wanted)
-    if wanted.robustness.measure and len(parts.validation) < 2:
-        raise UserError("--robust needs two validation images at least", "add images, or leave out --robust")
-    size = None if wanted.data.size == AUTO else wanted.data.size
-    encoder = load_encoder(wanted.model.source, size, wanted.run.seed, console=console)
-    scratch = wanted.model.scratch or wanted.model.source.startswith("random/")
-    parameters = sum(parameter.numel() for parameter in encoder.parameters())
-    numbers = _range(wanted, encoder.range, parts.training)
-    encoder.range, parts = numbers.range, parts.by(numbers.range)
-    on_cpu = device.type == "cpu"
-    given = Facts(len(parts.training), encoder.family, encoder.size, scratch, on_cpu, parameters, numbers)
-    config, reasons = resolve(wanted, given)
-    config = _placed(config, encoder, device)
-    model, found, new = build_model(
-        encoder,
-        len(parts.training.classes),
-        config.data.size,
-        scratch=scratch,
-        drop_path=config.model.drop_path,
-        seed=config.run.seed,
-    )
-    return FinetunePlan(config, reasons, encoder, model, found, new, parts, device, scratch)
+def _begun(plan: FinetunePlan, path: Path, console: Console, whole: Path | None = None) -> FinetuneResult:
+    """A run from its first step, in its new folder."""
+    run = RunFolder(path, writes=collectives.rank() == 0)
+    plan = replace(plan, config=replace(plan.config, run=replace(plan.config.run, out=str(path))))
+
+    def write() -> None:
+        with begun(run):
+            write_beginning(plan, run)
+
+    processes.run_on_first(write)
+    with _held(path, console, whole):
+        session = FinetuneSession(plan, run, console, whole)
+        announce_finetuning(plan, console)
+        return session.train(0)
 
 
-def _range(wanted: FinetuneConfig, known: Range, training: ImageSet) -> RangeEstimate:
-    """The range of the images: as set, that of the source, or their own where it knows none."""
-    data = wanted.data
-    if data.range == AUTO and known != BYTES:
-        nodata = known.nodata if data.nodata == AUTO else data.nodata
-        return RangeEstimate(Range(known.limits, nodata), "the source's", "the source's")
-    return find_range(training, data.range, data.nodata)
+def _resume(path: Path, console: Console, devices: int | None) -> FinetuneResult | Comparison:
+    """What of a run or a comparison is missing, in this process or in several."""
+    several = (path / COMPARISON_FILE).is_file()
+    if not several:
+        facts = _open(path).facts
+        if facts.get("status") == "completed":
+            return FinetuneResult.of_document(facts["result"], path)
+    config = from_values(configuration.read(str(path / "config.toml")))
+    count = devices or config.run.devices
+    if count > 1 and not environment.placed():
+        found: FinetuneResult | Comparison = launch(
+            _resume_here, (str(path), console.choice), count, "finetune"
+        )
+        return found
+    with _joined(config):
+        return _continued(path, console) if several else _resumed(path, console)
 
 
-def _placed(config: FinetuneConfig, encoder: Encoder, device: torch.device) -> FinetuneConfig:
-    """The machine's choices: device, precision, attacks, and a folder that does not exist yet."""
-    out = config.run.out
-    if out == AUTO:
-        out = str(next_folder(RUNS, f"finetune-{encoder.name.split('.')[0]}"))
-    precision = pick_precision(config.run.precision, device)
-    attacks = device.type != "cpu" if config.robustness.attacks == AUTO else config.robustness.attacks
-    return replace(
-        config,
-        run=replace(config.run, device=str(device), precision=precision, out=out),
-        robustness=replace(config.robustness, attacks=attacks),
-    )
+def _resume_here(path: str, choice: tuple[bool, bool]) -> FinetuneResult | Comparison:
+    """`_resume` in a process of its own, with what can be sent there."""
+    return _resume(Path(path), Console(*choice), None)
+
+
+def _open(path: Path) -> RunFolder:
+    """A fine-tuning of which something is missing. Raises UserError: it is none, or complete."""
+    if not (path / "run.json").is_file() or not (path / "config.toml").is_file():
+        cure = nearest_path(path, "give finetune's own folder")
+        raise UserError(f"{path} is not a run: no run.json and config.toml there", cure)
+    run = RunFolder(path)
+    if run.facts.get("kind") != "finetune":
+        raise UserError(f"{path} is not a fine-tuning", command("sslkit", "pretrain", "--resume", path))
+    if run.facts.get("status") == "completed" and not lacks_robustness(path):
+        raise UserError(
+            f"{path} is already complete", "its figures are in run.json, its predictions in predictions.csv"
+        )
+    return run
+
+
+def _resumed(path: Path, console: Console, whole: Path | None = None) -> FinetuneResult:
+    """A run from its newest checkpoint on."""
+    run = RunFolder(path, writes=collectives.rank() == 0)
+    with _held(path, console, whole):
+        before = from_values(configuration.read(str(path / "config.toml")))
+        plan = prepare(replace(before, run=replace(before.run, out=str(path))), console)
+        then = run.facts.get("data", {}).get("fingerprint"), run.facts.get("validation")
+        if then != (plan.parts.training.fingerprint, image_facts(plan.parts.validation)):
+            raise UserError(f"the images have changed since {path} began", "restore them, or begin anew")
+        session = FinetuneSession(plan, run, console, whole)
+        start = session.restore(*newest_state(run, before, console))
+        if start > session.clock.steps:
+            problem = f"{path} is at step {start} of now only {session.clock.steps}"
+            raise UserError(problem, "more schedule.epochs")
+        run.forget_after(start)
+        run.update(status="running")
+        console.say(f"resuming {path} at step {start} of {session.clock.steps}")
+        return session.train(start)
+
+
+def _robust(found: FinetuneResult | Comparison, console: Console) -> FinetuneResult | Comparison:
+    """The result with its robustness, if that was asked for: work of one process, the others have ended."""
+    if environment.number() > 0:
+        return found
+    with _held(found.folder, console):
+        return with_robustness(found, console)
+
+
+@contextmanager
+def _joined(config: FinetuneConfig) -> Iterator[None]:
+    """Together with the other processes inside, if this one was started as one of several."""
+    device = pick_device(config.run.device)
+    with processes.joined(device, config.run.patience), processes.watched(lambda: 0):
+        yield
+
+
+@contextmanager
+def _held(path: Path, console: Console, whole: Path | None = None) -> Iterator[None]:
+    """The run's lock and log, for the process that writes."""
+    if environment.number() > 0:
+        yield
+        return
+    with held(path, console, f"make room, then: {command('sslkit', 'finetune', '--resume', whole or path)}"):
+        yield
 
 
 def _anchored(config: FinetuneConfig) -> FinetuneConfig:
@@ -170,55 +290,6 @@ def _anchored(config: FinetuneConfig) -> FinetuneConfig:
         data=replace(config.data, source=absolute(config.data.source)),
         model=replace(config.model, source=absolute(config.model.source)),
     )
-
-
-def _begun(plan: FinetunePlan, path: Path, console: Console, whole: Path | None = None) -> FinetuneResult:
-    """A run from its first step, in its new folder."""
-    run = RunFolder(path)
-    plan = replace(plan, config=replace(plan.config, run=replace(plan.config.run, out=str(path))))
-    with begun(run):
-        write_beginning(plan, run)
-    with _held(run.path, console, whole):
-        session = FinetuneSession(plan, run, console, whole)
-        announce_finetuning(plan, console)
-        return with_robustness(session.go(), console)
-
-
-def _resumed(path: Path, console: Console, whole: Path | None = None) -> FinetuneResult | Comparison:
-    if (path / COMPARISON_FILE).is_file():
-        return _continued(path, console)
-    if not (path / "run.json").is_file() or not (path / "config.toml").is_file():
-        cure = nearest_path(path, "give finetune's own folder")
-        raise UserError(f"{path} is not a run: no run.json and config.toml there", cure)
-    run = RunFolder(path)
-    if run.facts.get("kind") != "finetune":
-        raise UserError(f"{path} is not a fine-tuning", command("sslkit", "pretrain", "--resume", path))
-    if run.facts.get("status") == "completed" and not lacks_robustness(path):
-        raise UserError(
-            f"{path} is already complete", "its figures are in run.json, its predictions in predictions.csv"
-        )
-    with _held(path, console, whole):
-        if run.facts.get("status") == "completed":
-            return with_robustness(FinetuneResult.of_document(run.facts["result"], path), console)
-        values = configuration.read(str(path / "config.toml"))
-        plan = make_finetune_plan(from_values({**values, "run.out": str(path)}), console)
-        session = FinetuneSession(plan, run, console, whole)
-        start = session.restore()
-        run.update(status="running")
-        console.say(f"resuming {path} at step {start} of {session.clock.steps}")
-        return with_robustness(session.go(start), console)
-
-
-@contextmanager
-def _held(path: Path, console: Console, whole: Path | None = None) -> Iterator[None]:
-    """The run's lock and log; what the disk refuses ends the run in one line."""
-    try:
-        with locked(path, console), console.copied_to(path / "log.txt"):
-            yield
-    except OSError as problem:
-        cure = command("sslkit", "finetune", "--resume", whole or path)
-        reason = problem.strerror or problem
-        raise UserError(f"{problem.filename or path}: {reason}", f"make room, then: {cure}", code=1) from None
 
 
 # ---------------------------------------------------------------------------------------- several runs
@@ -245,18 +316,6 @@ def _refuse_comparison(
         )
 
 
-def _compared(
-    wanted: FinetuneConfig, baseline: bool, seeds: Sequence[int], console: Console
-) -> FinetuneResult | Comparison:
-    """All runs of a comparison, in one folder. The first is planned before anything is written."""
-    first = make_finetune_plan(replace(wanted, run=replace(wanted.run, seed=seeds[0])), console)
-    _refuse(first, console, len(seeds) * (2 if baseline else 1))
-    path = _new_folder(first, wanted.run.out == AUTO)
-    with begun(RunFolder(path)):
-        begin(path, wanted, baseline, seeds)
-    return _continued(path, console)
-
-
 def _continued(path: Path, console: Console) -> Comparison:
     """Every run of a comparison that is not complete yet, then the comparison."""
     with _held(path, console):
@@ -268,10 +327,17 @@ def _continued(path: Path, console: Console) -> Comparison:
             wanted = from_values({**values, **own})
             weights = SCRATCH if arm.scratch else nearby(wanted.model.source)
             console.say(f"{number} of {len(arms)}: {weights}, seed {arm.seed}")
-            if arm.result() is not None:
-                console.say(f"  complete in {arm.folder}")
-            elif arm.begun():
-                _resumed(arm.folder, console, path)
-            else:
-                _begun(make_finetune_plan(wanted, console), make_folder(arm.folder), console, path)
-        return with_robustness(compare_arms(path, arms, console), console)
+            _complete(arm, wanted, path, console)
+        return processes.run_on_first(lambda: compare_arms(path, arms, console))
+
+
+def _complete(arm: Arm, wanted: FinetuneConfig, whole: Path, console: Console) -> None:
+    """One run of a comparison, as far as it is missing."""
+    complete, begun = processes.run_on_first(lambda: (arm.result() is not None, arm.begun()))
+    if complete:
+        console.say(f"  complete in {arm.folder}")
+    elif begun:
+        _resumed(arm.folder, console, whole)
+    else:
+        plan = prepare(wanted, console)
+        _begun(plan, processes.run_on_first(lambda: make_folder(arm.folder)), console, whole)

@@ -1,4 +1,4 @@
-"""Fine-tuning before and after: its plan, its result, what it tells people, the files it leaves."""
+"""Fine-tuning before and after: its result, what it tells people, the files it leaves."""
 
 from __future__ import annotations
 
@@ -18,13 +18,11 @@ from sslkit.evaluation.metrics.significance import of_images
 from sslkit.evaluation.robustness.robustness_result import RobustnessResult
 from sslkit.finetuning.classifier_files import write_classifier
 from sslkit.finetuning.config import FinetuneConfig
+from sslkit.finetuning.prepare import FinetunePlan
 from sslkit.finetuning.splits import Splits, write_splits, write_table
 from sslkit.methods.base import Info
-from sslkit.models.encoder import Encoder
-from sslkit.models.weights import Loaded
-from sslkit.training.loop.optim import learning_rate
 from sslkit.training.run.folder import RunFolder, describe
-from sslkit.training.run.progress import tell_reasons
+from sslkit.training.run.progress import facts_of, tell_reasons
 from sslkit.version import __version__
 
 
@@ -70,29 +68,10 @@ def _names(kind: FinetuneResult | type[FinetuneResult], *but: str) -> list[str]:
     return [field.name for field in fields(kind) if field.name not in but]
 
 
-@dataclass(frozen=True)
-class FinetunePlan:
-    """What will be done, and with what: everything that is known before the first step."""
-
-    config: FinetuneConfig  # without auto
-    reasons: dict[str, str]  # of what was auto
-    encoder: Encoder
-    model: nn.Module  # with the encoder's weights
-    found: Loaded
-    new: tuple[str, ...]  # tensors that start afresh
-    parts: Splits
-    device: torch.device
-    scratch: bool  # the source gave only its architecture
-
-
 def announce_finetuning(plan: FinetunePlan, console: Console) -> None:
     """Everything resolved, before the first step."""
     config, found, parts = plan.config, plan.found, plan.parts
-    batch, optim, schedule = config.run.batch_size, config.optim, config.schedule
     unused = len(plan.encoder.model.state_dict()) - found.taken
-    peak = learning_rate(optim.lr, batch, optim.reference_batch)
-    steps = counted(len(parts.training) // batch, "step")
-    warmup = f"{schedule.warmup_epochs:g} of warm-up"
     source = nearby(config.model.source)
     console.say(f"sslkit {__version__} finetune: {plan.encoder.name} from {source}")
     console.facts(
@@ -101,11 +80,7 @@ def announce_finetuning(plan: FinetunePlan, console: Console) -> None:
             "weights": f"{found.taken} tensors loaded, {len(plan.new)} new, {unused} not used"
             + (" (from scratch)" if found.taken == 0 else f"; new: {', '.join(plan.new)}"),
             "learns": "the head alone; the encoder is frozen" if config.model.freeze else "the whole network",
-            "device": f"{config.run.device}, {config.run.precision}, "
-            f"{counted(config.data.workers, 'worker')} reading",
-            "schedule": f"{counted(schedule.epochs, 'epoch')} × {steps}, {warmup}",
-            "lr": f"{optim.lr:g} per {optim.reference_batch} images → {peak:.3g} at batch {batch}",
-            "run": config.run.out,
+            **facts_of(config, len(parts.training) // config.run.batch_size),
         }
     )
     for line in parts.training.left_out.lines():

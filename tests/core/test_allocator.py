@@ -14,7 +14,7 @@ from types import MappingProxyType
 import pytest
 
 from sslkit.core import allocator
-from sslkit.training.pretrain.launch import launch
+from sslkit.training.loop.launch import launch
 
 BLOCK = 40 * 2**20
 PAGES = BLOCK // os.sysconf("SC_PAGE_SIZE")

@@ -20,10 +20,9 @@ from sslkit.core.console import Console
 from sslkit.core.device import autocast, idle_within, pick_device, pick_precision, to_device
 from sslkit.core.distributed import collectives, processes
 from sslkit.core.errors import UserError
-from sslkit.training.loop import generators
-from sslkit.training.pretrain import pretrain, session
-from sslkit.training.pretrain.auto import Resolved
-from sslkit.training.pretrain.session import Session
+from sslkit.training.loop import generators, session
+from sslkit.training.loop.job import agreed
+from sslkit.training.loop.session import Session
 from sslkit.training.run import checkpoint
 
 CPU = torch.device("cpu")
@@ -102,8 +101,8 @@ def test_several_processes_write_no_number_into_config_toml(
     config = tiny("run")
     config = replace(config, run=replace(config.run, device="cuda:1"))
     monkeypatch.setattr(collectives, "world_size", lambda: world)
-    agreed = pretrain._agreed(Resolved(config, None, {}))  # type: ignore[arg-type]
-    assert (agreed.config.run.device, agreed.config.run.devices) == (written, world)
+    run = agreed(config.run)
+    assert (run.device, run.devices) == (written, world)
 
 
 # ------------------------------------------------------------------------------------------- what is saved

@@ -85,7 +85,7 @@ def run_json(run: Path) -> dict[str, Any]:
 
 def metrics(run: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("images_per_s", "wait")} for line in lines]
+    return [{k: v for k, v in line.items() if k not in ("images_per_s", "wait", "saving")} for line in lines]
 
 
 def rows_of(table: Path) -> list[dict[str, str]]:

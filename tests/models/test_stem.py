@@ -24,9 +24,9 @@ from sslkit.finetuning.classifier_files import write_classifier
 from sslkit.methods import card
 from sslkit.models.encoder import Encoder, require_maps
 from sslkit.models.weights import Architecture, architecture, header_of, load_encoder, write_encoder
+from sslkit.training.loop.signals import Interrupted
 from sslkit.training.pretrain.auto import resolve
 from sslkit.training.pretrain.pretrain import pretrain, resume
-from sslkit.training.pretrain.session import Interrupted
 from sslkit.training.run.folder import load_method, read_configuration
 
 SMALL = {"model.backbone": "resnet18", "model.stem": "small", "model.patch_size": 0}

@@ -164,7 +164,7 @@ def test_after_three_failed_saves_the_run_stops_and_can_be_resumed(tiny: Tiny) -
 
 def test_a_run_saved_in_the_background_is_the_same(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU a save is done in the step; here it is made to happen as on a GPU."""
-    from sslkit.training.pretrain import session
+    from sslkit.training.loop import session
 
     whole = pretrain(tiny("whole"))
     monkeypatch.setattr(session, "Writer", lambda folder, background, console: Writer(folder, True, console))

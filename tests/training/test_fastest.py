@@ -21,9 +21,9 @@ from sslkit.core.device import cpu_bfloat16
 from sslkit.methods import TEMPLATE, card
 from sslkit.training.pretrain import fastest
 from sslkit.training.pretrain.auto import Resolved, resolve
+from sslkit.training.pretrain.bench import prepare_job
 from sslkit.training.pretrain.fastest import Trial, decided, open_ways
 from sslkit.training.pretrain.pretrain import pretrain, resume
-from sslkit.training.pretrain.throughput import prepare_bench
 from sslkit.training.pretrain.timed import FEW, Way, timed
 
 CPU = torch.device("cpu")
@@ -220,7 +220,7 @@ def test_a_rehearsal_tells_the_same(tiny: Tiny, monkeypatch: pytest.MonkeyPatch)
     found = Trial(4, dict(zip(ALL, [0.2, 0.1, 0.3, 0.3], strict=True)))
     monkeypatch.setattr(fastest, "tried", lambda *_: found)
     own = {"model.backbone": "test_convnext", "model.patch_size": 0, "run.precision": "auto"}
-    config = prepare_bench(tiny("run", **own), SILENT).config
+    config = prepare_job(tiny("run", **own), SILENT).config
     assert (config.run.precision, config.model.memory_format) == (F, PLAIN)
 
 

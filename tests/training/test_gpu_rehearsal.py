@@ -29,7 +29,7 @@ LIMITS = {  # ViT-S/16, 256 × 224 px: launches, of which outside the encoder, G
     "dino": (2450, 510, 75, 34),
 }
 WAITING = {  # files whose lines may wait, and not once a step: before the first, at log lines, with a save
-    "training/pretrain/beginning.py",
+    "training/pretrain/prepare.py",
     "training/run/checkpoint.py",  # --resume
     "frequency/masks.py",  # kept
     "training/loop/health.py",

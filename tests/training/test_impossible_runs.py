@@ -20,8 +20,8 @@ from sslkit.core.errors import UserError
 from sslkit.methods.base import Clock
 from sslkit.training.loop.batch_norm_check import cure_of_one, fewest_at_once, refuse_one_value
 from sslkit.training.loop.engine import accumulated
+from sslkit.training.loop.intervals import refuse_longer_than_run
 from sslkit.training.loop.out_of_memory import OutOfMemory
-from sslkit.training.pretrain.intervals import refuse_longer_than_run
 from sslkit.training.pretrain.pretrain import pretrain
 
 QUICK = ["--size", "32", "--workers", "0", "--device", "cpu", "--precision", "float32", "-q"]
@@ -145,7 +145,7 @@ def test_cures_of_one_image_at_once() -> None:
     assert cure_of_one(1) == "--batch-size 2 or more"
     assert cure_of_one(4, 4) == "--batch-size 8 or more"
     assert cure_of_one(8) == "--micro-batch 2"
-    assert cure_of_one(7, micro="-s run.micro_batch=") == "-s run.micro_batch=0"
+    assert cure_of_one(7) == "--micro-batch 0"
 
 
 class Normed(nn.Module):

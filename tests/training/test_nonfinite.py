@@ -281,15 +281,27 @@ def test_another_runtime_error_is_not_swallowed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "whole", "minimum", "expected"),
-    [(8, 8, 1, 4), (7, 7, 1, 4), (2, 8, 1, 1), (4, 7, 2, None), (7, 7, 3, 4), (8, 8, 5, None), (5, 9, 2, 3)],
+    ("size", "whole", "minimum", "multiple", "expected"),
+    [
+        (8, 8, 1, 1, 4),
+        (7, 7, 1, 1, 4),
+        (2, 8, 1, 1, 1),
+        (4, 7, 2, 1, None),
+        (7, 7, 3, 1, 4),
+        (8, 8, 5, 1, None),
+        (5, 9, 2, 1, 3),
+        (6, 12, 1, 2, 2),  # 3 would be a half, and no pairs
+        (2, 8, 1, 2, None),
+    ],
 )
-def test_halves_leave_no_part_too_small(size: int, whole: int, minimum: int, expected: int | None) -> None:
+def test_halves_leave_no_part_too_small(
+    size: int, whole: int, minimum: int, multiple: int, expected: int | None
+) -> None:
     if expected is None:
         with pytest.raises(UserError):
-            smaller(size, whole, minimum)
+            smaller(size, whole, minimum, multiple)
     else:
-        assert smaller(size, whole, minimum) == expected
+        assert smaller(size, whole, minimum, multiple) == expected
 
 
 def test_a_run_says_it_notes_it_and_keeps_it(

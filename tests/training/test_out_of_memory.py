@@ -23,10 +23,10 @@ from sslkit.finetuning.finetune import finetune
 from sslkit.methods import TEMPLATE
 from sslkit.methods.base import Clock
 from sslkit.methods.mfm import MFM
+from sslkit.training.loop import launch
 from sslkit.training.loop.engine import Step, train
 from sslkit.training.loop.optim import CosineSchedule
 from sslkit.training.loop.out_of_memory import OutOfMemory, images_at_once, note_at_once
-from sslkit.training.pretrain import launch
 from sslkit.training.pretrain.pretrain import pretrain, resume
 from sslkit.training.run.folder import RunFolder
 

@@ -24,7 +24,8 @@ from sslkit.core.errors import UserError
 from sslkit.core.paths import next_folder
 from sslkit.methods import card
 from sslkit.models.weights import load_encoder
-from sslkit.training.pretrain.auto import interval, resolve
+from sslkit.training.loop.intervals import interval
+from sslkit.training.pretrain.auto import resolve
 from sslkit.training.pretrain.config import pretrain_config
 from sslkit.training.pretrain.pretrain import pretrain
 from sslkit.training.run.folder import RunFolder, build_method, load_method, read_configuration

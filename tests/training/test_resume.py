@@ -22,8 +22,8 @@ from sslkit.core.config import build as configuration
 from sslkit.core.config.build import PretrainConfig
 from sslkit.core.console import Console
 from sslkit.core.errors import UserError
+from sslkit.training.loop.signals import Interrupted
 from sslkit.training.pretrain.pretrain import pretrain, resume
-from sslkit.training.pretrain.session import Interrupted
 
 Tiny = Callable[..., PretrainConfig]
 

@@ -216,7 +216,13 @@ def test_compiled_encoders_keep_names_and_gradients() -> None:
     accelerate_(method, changed(case.ready.config, run_compile=True), CPU)
     found = gradients(method, case.batch)
     assert list(method.state_dict()) == names
-    assert sum(piece._compiled_call_impl is not None for piece in pieces(method.encoder)) > 2
+    assert (
+        sum(
+            piece._compiled_call_impl is not None
+            for piece in pieces(method.encoder.model, method.encoder.family)
+        )
+        > 2
+    )
     for parameter, value in expected.items():
         torch.testing.assert_close(found[parameter], value, rtol=1e-4, atol=1e-6)
 

@@ -19,9 +19,10 @@ from sslkit.core.errors import UserError
 from sslkit.methods import card
 from sslkit.models.encoder import Encoder
 from sslkit.training.loop.flops import counted_flops, known_peak
+from sslkit.training.loop.rates import Rates
+from sslkit.training.loop.throughput import ThroughputBench
+from sslkit.training.pretrain.bench import prepare_job
 from sslkit.training.pretrain.pretrain import pretrain
-from sslkit.training.pretrain.rates import Rates
-from sslkit.training.pretrain.throughput import prepare_bench
 
 SMALL = ["-b", "test_vit", "--size", "32", "--batch-size", "4", "--workers", "0", "--precision", "float32"]
 
@@ -152,7 +153,7 @@ def test_a_dry_run_reads_files_where_the_run_would(
 def test_loader_and_whole_read_from_what_is_kept(
     cache: str, photos: Path, tiny: Callable[..., PretrainConfig]
 ) -> None:
-    bench = prepare_bench(tiny("none", **{"data.cache": cache}), SILENT)
+    bench = ThroughputBench(prepare_job(tiny("none", **{"data.cache": cache}), SILENT), SILENT)
     for path in photos.rglob("*.png"):
         path.unlink()
     for side in (bench.loader, bench.whole):

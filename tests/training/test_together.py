@@ -28,8 +28,8 @@ from sslkit.data.loading.loader import KeyedBatches
 from sslkit.methods import TEMPLATE, card
 from sslkit.methods.base import Clock
 from sslkit.training.loop.acceleration import agreed_micro_batch
+from sslkit.training.loop.launch import _judged, launch
 from sslkit.training.loop.signals import Interrupted
-from sslkit.training.pretrain.launch import _judged, launch
 
 pytestmark = pytest.mark.slow  # each launch imports torch in every process
 

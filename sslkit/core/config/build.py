@@ -27,6 +27,7 @@ from sslkit.core.config.sections import Model as Model
 from sslkit.core.config.sections import Optim as Optim
 from sslkit.core.config.sections import Run as Run
 from sslkit.core.config.sections import Schedule as Schedule
+from sslkit.core.config.sections import TrainingRun as TrainingRun
 from sslkit.core.config.setting import AUTO as AUTO
 from sslkit.core.config.setting import setting as setting
 from sslkit.core.config.validate import checked
@@ -105,6 +106,12 @@ def refuse_unknown(values: Mapping[str, Any], sections: Mapping[str, type]) -> N
             raise UserError(problem, f"{RETIRED[key]}, or delete the line, if the run may go on without it")
         # Refused even if another version knows it: a typo must not pass for a setting of that.
         raise UserError(f"unknown setting {key!r}", nearest(key, known))
+
+
+def refuse_two_lengths(flags: Mapping[str, Any]) -> None:
+    """Raises UserError where two flags say how long to train."""
+    if {"epochs", "max_time"} <= set(flags):
+        raise UserError("--epochs and --max-time both say how long to train", "give one of them")
 
 
 def settings(section: Any, prefix: str) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:

@@ -147,7 +147,9 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
+    """What pre-training and fine-tuning both have in their section `run`."""
+
     out: str = setting(
         AUTO,
         "the run's folder; never an existing one; auto: the next free runs/METHOD-BACKBONE-N",
@@ -191,12 +193,16 @@ class Run:
         flag=flag("--compile", "torch.compile: a minute first, then faster steps."),
     )
     log_every: int = lines_setting()
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = setting(
+        (), "also log the figures to tensorboard, wandb or mlflow"
+    )
+
+
+@dataclass(frozen=True)
+class Run(TrainingRun):
     pictures: int = setting(
         4,
         "how often, over the run, reconstructions are written",
         low=0,
         flag=flag("--pictures", "Reconstructions written over the run."),
-    )
-    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = setting(
-        (), "also log the figures to tensorboard, wandb or mlflow"
     )

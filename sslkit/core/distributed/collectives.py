@@ -69,6 +69,12 @@ def gather_with_gradient(rows: Tensor) -> Tensor:
     return gathered
 
 
+def broadcast_(tensor: Tensor) -> None:
+    """Make it the first process's, in every process."""
+    if world_size() > 1:
+        dist.broadcast(tensor, src=0)
+
+
 def all_reduce_sum(values: Tensor) -> Tensor:
     """The sum over the processes, with gradient."""
     if world_size() == 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,40 +15,55 @@ from sslkit.core.config.build import PretrainConfig
 from sslkit.core.device import to_device
 from sslkit.core.distributed import collectives, processes
 from sslkit.core.errors import UserError, first_line
-from sslkit.data.loading.loader import pretraining_loader
+from sslkit.data.loading.loader import ViewTransform, pretraining_loader
 from sslkit.data.sources.image_set import ImageSet
-from sslkit.methods.base import Batch, Clock, Method
+from sslkit.methods.base import Batch, Clock
 from sslkit.models.encoder import Encoder, lay_out_
 from sslkit.models.input_size import breaks_channels_last
 from sslkit.training.loop.depthwise import take_fast_gradients_
 from sslkit.training.loop.engine import accumulated, split
-from sslkit.training.loop.out_of_memory import smaller
-from sslkit.training.pretrain.auto import Resolved
+from sslkit.training.loop.job import Job
+from sslkit.training.loop.out_of_memory import least, smaller
 
 _SHARE = 0.9
 """Of the free memory of a GPU that one step may take; fragmentation and other programs need the rest."""
 
 
 def accelerate_(network: nn.Module, config: PretrainConfig, device: torch.device) -> None:
-    """The fastest convolutions, and what is asked of every encoder: `model.checkpointing` and `run.compile`.
+    """What is asked of every encoder: `speed_up_`, `model.memory_format` and `model.checkpointing`.
 
     Names, weights and results stay; a copy made before (a teacher) is an encoder of its own.
 
     Raises:
         UserError: the backbone can't be checkpointed or laid out so, or nothing can be compiled here.
     """
-    encoders = [module for module in network.modules() if isinstance(module, Encoder)]
-    search_convolutions(device)
-    for encoder in encoders:
+    for encoder in [module for module in network.modules() if isinstance(module, Encoder)]:
         _lay_out(encoder, config.model.memory_format, device)
-    if device.type == "cpu" and config.run.precision == "bfloat16" and not config.run.compile:
-        for encoder in encoders:
-            take_fast_gradients_(encoder.model)
-    for encoder in encoders if config.model.checkpointing else []:
-        encoder.checkpoint_activations_()
-    if config.run.compile:
+        if config.model.checkpointing:
+            encoder.checkpoint_activations_()
+        speed_up_(encoder.model, encoder.family, config.run, device)
+
+
+def speed_up_(model: nn.Module, family: str, run: Any, device: torch.device) -> None:
+    """The fastest convolutions, and `run.compile`.
+
+    Args:
+        model: timm's.
+        family: of its encoder.
+        run: the section of that name.
+
+    Raises:
+        UserError: nothing can be compiled here.
+    """
+    if (
+        device.type == "cuda"
+    ):  # let cuDNN time its algorithms once for each size: sizes stay while a run trains
+        torch.backends.cudnn.benchmark = True
+    if device.type == "cpu" and run.precision == "bfloat16" and not run.compile:
+        take_fast_gradients_(model)
+    if run.compile:
         require_compiler(device)
-        for piece in (piece for encoder in encoders for piece in pieces(encoder)):
+        for piece in pieces(model, family):
             piece.compile()  # in place: the module keeps its name, class and state
 
 
@@ -60,23 +76,18 @@ def _lay_out(encoder: Encoder, memory_format: str, device: torch.device) -> None
         lay_out_(encoder.model, torch.channels_last if last else torch.contiguous_format)
 
 
-def search_convolutions(device: torch.device) -> None:
-    """Let cuDNN time its algorithms once for each size of convolution: sizes stay while a run trains."""
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
-
-
-def pieces(encoder: Encoder) -> Iterator[nn.Module]:
+def pieces(model: nn.Module, family: str) -> Iterator[nn.Module]:
     """The modules of a backbone that are compiled: a ViT's blocks, which share one program, or whole stages.
 
     Not the model itself: methods enter it by several doors (`forward_features`, tokens, a masked map).
     """
-    for child in encoder.model.children():
-        blocks = encoder.family == "vit" and isinstance(child, nn.Sequential | nn.ModuleList)
+    for child in model.children():
+        blocks = family == "vit" and isinstance(child, nn.Sequential | nn.ModuleList)
         parts = child.children() if blocks else [child]
         yield from (part for part in parts if any(True for _ in part.parameters()))
 
 
+@cache
 def require_compiler(device: torch.device) -> None:
     """Compile something tiny, with its gradient, to know.
 
@@ -91,36 +102,29 @@ def require_compiler(device: torch.device) -> None:
         raise UserError(f"--compile: nothing can be compiled here: {first_line(problem)}", cure) from None
 
 
-def fitted(ready: Resolved, method: Method, images: ImageSet, device: torch.device) -> Resolved:
+def fitted(job: Job) -> Job:
     """`run.micro_batch = auto` with the number that fits; on the CPU that is the whole batch.
 
     Raises:
         UserError: not even the smallest part fits, or batch norms of several GPUs share their statistics and
             would wait for one that has run out of memory.
     """
-    if "run.micro_batch" not in ready.reasons or device.type == "cpu":
-        return ready
-    config, part = ready.config, ready.config.run.batch_size // collectives.world_size()
-    if collectives.world_size() > 1 and config.model.sync_norm:
+    if "run.micro_batch" not in job.reasons or job.device.type == "cpu":
+        return job
+    config, part = job.config, job.config.run.batch_size // collectives.world_size()
+    if collectives.world_size() > 1 and getattr(config.model, "sync_norm", False):
         raise UserError("--micro-batch auto can't be tried with model.sync_norm", "--micro-batch N")
-    batch = to_device(sample(method, images, part), device)
-    found = agreed_micro_batch(method, batch, Clock(0, 1, 1, config.run.seed), config, device)
-    reason = f"{found or 'all'} of {part} fit {torch.cuda.get_device_name(device)}"
+    batch = to_device(sample(job.images, job.transform, part), job.device)
+    found = agreed_micro_batch(job.network, batch, Clock(0, 1, 1, config.run.seed), config, job.device)
+    reason = f"{found or 'all'} of {part} fit {torch.cuda.get_device_name(job.device)}"
     run = replace(config.run, micro_batch=found)
-    return Resolved(replace(config, run=run), ready.info, {**ready.reasons, "run.micro_batch": reason})
+    return replace(job, config=replace(config, run=run), reasons={**job.reasons, "run.micro_batch": reason})
 
 
-def sample(method: Method, images: ImageSet, count: int) -> Batch:
+def sample(images: ImageSet, transform: ViewTransform, count: int) -> Batch:
     """A batch of the first image's views, again and again."""
     batches = pretraining_loader(
-        method.dataset(images),
-        method.transform(),
-        batch_size=1,
-        seed=0,
-        start_step=0,
-        steps=1,
-        steps_per_epoch=1,
-        workers=0,
+        images, transform, batch_size=1, seed=0, start_step=0, steps=1, steps_per_epoch=1, workers=0
     )
     with closing(batches):
         one = next(batches)
@@ -131,9 +135,7 @@ def sample(method: Method, images: ImageSet, count: int) -> Batch:
     }
 
 
-def agreed_micro_batch(
-    method: Any, batch: Batch, clock: Clock, config: PretrainConfig, device: torch.device
-) -> int:
+def agreed_micro_batch(method: Any, batch: Batch, clock: Clock, config: Any, device: torch.device) -> int:
     """`fitting_micro_batch` in every process by itself; the smallest number of all, which they share."""
     whole = len(batch["index"])
     with collectives.single_process():
@@ -142,9 +144,7 @@ def agreed_micro_batch(
     return 0 if smallest == whole else smallest
 
 
-def fitting_micro_batch(
-    method: Any, batch: Batch, clock: Clock, config: PretrainConfig, device: torch.device
-) -> int:
+def fitting_micro_batch(method: Any, batch: Batch, clock: Clock, config: Any, device: torch.device) -> int:
     """Images at once in memory for `run.micro_batch = auto`, by one forward and backward pass; 0: all.
 
     The batch is halved until a part of it trains, on CUDA with room for the optimizer's state and a margin.
@@ -162,13 +162,13 @@ def fitting_micro_batch(
     method.train()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         while not _trains(method, split(batch, size)[0], clock, config, device):
-            size = smaller(size, whole, getattr(method, "minimum_batch", 1))
+            size = smaller(size, whole, *least(method))
     method.load_state_dict(state)
     method.train(training)
     return 0 if size == whole else size
 
 
-def _trains(method: Any, part: Batch, clock: Clock, config: PretrainConfig, device: torch.device) -> bool:
+def _trains(method: Any, part: Batch, clock: Clock, config: Any, device: torch.device) -> bool:
     """Whether one part goes forward and backward within the memory."""
     cuda, room = device.type == "cuda", 0
     if cuda:

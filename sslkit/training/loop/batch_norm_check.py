@@ -63,8 +63,8 @@ def one_value(problem: Exception) -> bool:
     return _TORCH_SAYS in str(problem)
 
 
-def cure_of_one(batch: int, devices: int = 1, micro: str = "--micro-batch ") -> str:
-    """What to type for two images at once; `micro`: how the command takes images at once in memory."""
+def cure_of_one(batch: int, devices: int = 1) -> str:
+    """What to type for two images at once."""
     if batch // devices == 1:
         return f"--batch-size {2 * devices} or more"
-    return f"{micro}{0 if batch // devices % 2 else 2}"
+    return f"--micro-batch {0 if batch // devices % 2 else 2}"

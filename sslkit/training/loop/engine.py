@@ -105,7 +105,7 @@ def train(
             while (outputs := accumulated(module, parts, now, device, precision, scaler)) is None:
                 optimizer.zero_grad(set_to_none=True)
                 buffers.restore_()
-                micro_batch = fewer(len(parts[0]["index"]), whole, getattr(method, "minimum_batch", 1), now)
+                micro_batch = fewer(len(parts[0]["index"]), whole, method, now)
                 parts = split(moved, micro_batch)
             if scaler is not None:
                 scaler.unscale_(optimizer)

@@ -27,21 +27,30 @@ class OutOfMemory(UserError):
         self.at_once = at_once
 
 
-def smaller(size: int, whole: int, minimum: int) -> int:
+def least(network: Any) -> tuple[int, int]:
+    """The fewest images at once that a network takes, and the number of which they must be a multiple."""
+    return getattr(network, "minimum_batch", 1), getattr(network, "multiple", 1)
+
+
+def smaller(size: int, whole: int, minimum: int, multiple: int = 1) -> int:
     """About half of `size` images at once, such that no part of a batch of `whole` is under `minimum`.
+
+    Args:
+        multiple: each part must be one of this number: 2 where images are mixed in pairs.
 
     Raises:
         OutOfMemory: there is no such number.
     """
     for half in range(-(-size // 2), max(minimum, 1) - 1, -1):
-        if half < size and (whole % half == 0 or whole % half >= minimum):
+        fits = half < size and not half % multiple
+        if fits and (whole % half == 0 or whole % half >= minimum):
             return half
     raise OutOfMemory(
         f"out of memory with {size} of {whole} images at once, and fewer are impossible", processes.LESS
     )
 
 
-def fewer(size: int, whole: int, minimum: int, clock: Clock) -> int:
+def fewer(size: int, whole: int, network: Any, clock: Clock) -> int:
     """`smaller` in the middle of a run.
 
     Raises:
@@ -50,7 +59,7 @@ def fewer(size: int, whole: int, minimum: int, clock: Clock) -> int:
     """
     here = processes.here(clock.step + 1)
     try:
-        half = smaller(size, whole, minimum)
+        half = smaller(size, whole, *least(network))
     except OutOfMemory as none:
         raise OutOfMemory(here + none.message, none.hint) from None
     if collectives.world_size() > 1:

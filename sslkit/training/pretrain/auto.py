@@ -5,14 +5,12 @@ The choices are for people with 1,000 to 100,000 images and one GPU or none; rec
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import torch
 
 from sslkit.core.config.auto_resolver import AutoResolver
 from sslkit.core.config.build import PretrainConfig
-from sslkit.core.config.sections import Run
 from sslkit.core.config.setting import AUTO
 from sslkit.core.device import pick_precision
 from sslkit.core.errors import UserError
@@ -193,45 +191,3 @@ def _kind(backbone: str, size: int, stem: Stem) -> str:
 
 def _plain(backbone: str) -> str:
     return backbone.split(".")[0]
-
-
-def interval(text: str) -> tuple[float, str]:
-    """ "10m" → (600, "seconds"); also s, h; "5e" → (5, "epochs"); "500" → (500, "steps").
-
-    Raises:
-        UserError: none of these, or not positive.
-    """
-    if (found := _amount(text)) is None:
-        problem = f"--save-every (run.save_every): {text!r} is not an interval"
-        raise UserError(problem, "--save-every 10m, or 30s, 2h, 5e (epochs), 500 (steps)")
-    return found
-
-
-def refuse_times(run: Run) -> None:
-    """A UserError for `save_every` or `max_time` that is none, before anything is read."""
-    interval(run.save_every)
-    if run.max_time:
-        seconds_of(run.max_time)
-
-
-def _amount(text: str) -> tuple[float, str] | None:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhe]?)", text.strip())
-    if match is None or float(match[1]) <= 0:
-        return None
-    number, unit = float(match[1]), match[2]
-    if unit in ("s", "m", "h"):
-        return number * {"s": 1, "m": 60, "h": 3600}[unit], "seconds"
-    return number, "epochs" if unit == "e" else "steps"
-
-
-def seconds_of(text: str) -> float:
-    """ "8h" → 28,800.
-
-    Raises:
-        UserError: not a time.
-    """
-    found = _amount(text)
-    if found is None or found[1] != "seconds":
-        cure = "--max-time 8h, or 30s, 30m: a number with its unit"
-        raise UserError(f"--max-time (run.max_time): {text!r} is not a time", cure)
-    return found[0]

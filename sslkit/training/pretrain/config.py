@@ -38,8 +38,7 @@ def pretrain_config(
     for flag in flags or {}:
         if flag not in PRETRAIN_FLAGS:
             raise UserError(f"pretrain has no option {flag!r}", nearest(flag, PRETRAIN_FLAGS))
-    if {"epochs", "max_time"} <= set(flags or {}):
-        raise UserError("--epochs and --max-time both say how long to train", "give one of them")
+    configuration.refuse_two_lengths(flags or {})
     given = {PRETRAIN_FLAGS[flag]: _text(value) for flag, value in (flags or {}).items()}
     values = {**known.facts.get("defaults", {}), **file, **assigned, **given}
     if data:

@@ -18,7 +18,7 @@ from sslkit.core.config.build import PretrainConfig
 from sslkit.core.console import Console
 from sslkit.core.errors import UserError
 from sslkit.methods.base import Clock
-from sslkit.training.pretrain.beginning import write_settings
+from sslkit.training.pretrain.prepare import write_settings
 from sslkit.training.run.folder import RunFolder
 
 JUDGEMENTS = ("probe.json", "finetune.json", "table.md")

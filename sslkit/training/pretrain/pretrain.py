@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,26 +13,35 @@ import torch
 from sslkit.core.config import build as configuration
 from sslkit.core.config.build import PretrainConfig
 from sslkit.core.console import SILENT, Console, command
-from sslkit.core.device import kind, pick_device
+from sslkit.core.device import pick_device
 from sslkit.core.distributed import collectives, environment, processes
 from sslkit.core.errors import UserError
 from sslkit.core.paths import refuse_full
 from sslkit.data.sources.image_set import ImageSet
 from sslkit.methods import card
-from sslkit.methods.base import Method
 from sslkit.training.loop.acceleration import accelerate_, fitted
-from sslkit.training.pretrain.auto import USUAL_WARMUP, Resolved, refuse_times, resolve
-from sslkit.training.pretrain.beginning import built, check, held, start_weights, started, write_settings
-from sslkit.training.pretrain.fastest import measured
+from sslkit.training.loop.intervals import refuse_times
+from sslkit.training.loop.job import Job
+from sslkit.training.loop.launch import launch
+from sslkit.training.pretrain.announce import announce
+from sslkit.training.pretrain.auto import Resolved, resolve
 from sslkit.training.pretrain.image_range import open_with_range
-from sslkit.training.pretrain.intervals import refuse_longer_than_run
-from sslkit.training.pretrain.launch import launch
 from sslkit.training.pretrain.lengthen import lengthen, refuse_epochs, refuse_fewer, with_epochs
-from sslkit.training.pretrain.session import Session
+from sslkit.training.pretrain.prepare import (
+    built,
+    check,
+    job_of,
+    prepare,
+    shared,
+    start_weights,
+    started,
+    write_settings,
+)
+from sslkit.training.pretrain.session import PretrainSession
 from sslkit.training.run import checkpoint
 from sslkit.training.run.folder import ROOM, RunFolder, begun, describe, read_configuration, refuse_place
-from sslkit.training.run.progress import announce
-from sslkit.training.run.resume_check import image_changes, list_images, setting_changes, settings_of
+from sslkit.training.run.lock import held
+from sslkit.training.run.resume_check import image_changes, list_images, newest_state, settings_of
 
 
 def pretrain(config: PretrainConfig, console: Console = SILENT, overwrite: bool = False) -> Path:
@@ -50,21 +61,27 @@ def pretrain(config: PretrainConfig, console: Console = SILENT, overwrite: bool 
     refuse_times(config.run)
     with processes.joined(device, config.run.patience), processes.watched(lambda: 0):
         processes.run_on_first(lambda: refuse_place(config.run.out, overwrite))
-        images, numbers = open_with_range(config)
-        config = _anchored(config)
-        ready = _agreed(resolve(config, len(images), images.native_side(), device, numbers))
-        check(ready, console)
-        refuse_longer_than_run(ready.config, len(images), USUAL_WARMUP, console)
-        ready = measured(ready, device, console)
-        method = _prepared(ready, images, device, console)
-        ready = fitted(ready, method, images, device)
-        needed = checkpoint.bytes_needed(method, ready.config.optim.name)
-        processes.run_on_first(lambda: refuse_full(Path(ready.config.run.out), needed, "checkpoints", ROOM))
-        path = processes.run_on_first(lambda: _begun(ready, images, device, overwrite))
-        ready, run = _placed(ready, path), RunFolder(path, writes=collectives.rank() == 0)
-        with held(run, console):
-            announce(ready, method, images, console)
-            return Session(ready, method, images, run, device, console).go(start=0)
+        ready, images = prepare(config, device, console)
+        method = started(ready, images, device, console)
+        accelerate_(method, ready.config, device)
+        job = fitted(job_of(ready, method, images, device))
+        needed = checkpoint.bytes_needed(method, job.config.optim.name)
+        processes.run_on_first(lambda: refuse_full(Path(job.config.run.out), needed, "checkpoints", ROOM))
+        path = processes.run_on_first(lambda: _begun(ready, job, images, overwrite))
+        job, run = _placed(job, path), RunFolder(path, writes=collectives.rank() == 0)
+        with _held(run, console):
+            announce(replace(ready, config=job.config, reasons=dict(job.reasons)), method, images, console)
+            return PretrainSession(job, images, run, console).train(start=0)
+
+
+@contextmanager
+def _held(run: RunFolder, console: Console) -> Iterator[None]:
+    """The run's lock and log, for the process that writes."""
+    if not run.writes:
+        yield
+        return
+    with held(run.path, console, "make room, or mend the folder"):
+        yield
 
 
 def _pretrain_here(values: dict[str, Any], choice: tuple[bool, bool], overwrite: bool) -> str:
@@ -74,32 +91,23 @@ def _pretrain_here(values: dict[str, Any], choice: tuple[bool, bool], overwrite:
     return str(pretrain(config, Console(*choice), overwrite))
 
 
-def _begun(ready: Resolved, images: ImageSet, device: torch.device, overwrite: bool) -> Path:
+def _begun(ready: Resolved, job: Job, images: ImageSet, overwrite: bool) -> Path:
     """The run's new folder, with what stands there before the first step."""
-    out = Path(ready.config.run.out)
-    if "run.out" in ready.reasons:  # its number was free a while ago; this takes the one that is free now
+    out = Path(job.config.run.out)
+    if "run.out" in job.reasons:  # its number was free a while ago; this takes the one that is free now
         run = RunFolder.claim(out.parent, out.name.rpartition("-")[0])
     else:
         run = RunFolder.create(out, overwrite)
     with begun(run):
-        run.update(status="running", **describe(images, ready.info, device))
-        write_settings(run.path, _placed(ready, run.path).config)
+        run.update(status="running", **describe(images, ready.info, job.device))
+        write_settings(run.path, _placed(job, run.path).config)
         list_images(images, run.path)
     return run.path
 
 
-def _placed(ready: Resolved, path: Path) -> Resolved:
+def _placed(job: Job, path: Path) -> Job:
     """The same in this folder."""
-    config = ready.config
-    return replace(ready, config=replace(config, run=replace(config.run, out=str(path))))
-
-
-def _agreed(ready: Resolved) -> Resolved:
-    """The same configuration in every process, and how many there are; each one's GPU is its own affair."""
-    config, world = ready.config, collectives.world_size()
-    device = kind(config.run.device) if world > 1 else config.run.device
-    run = replace(config.run, out=processes.broadcast_object(config.run.out), devices=world, device=device)
-    return replace(ready, config=replace(config, run=run))
+    return replace(job, config=replace(job.config, run=replace(job.config.run, out=str(path))))
 
 
 def resume(
@@ -132,7 +140,7 @@ def resume(
     device = pick_device(config.run.device)
     with processes.joined(device, config.run.patience), processes.watched(lambda: 0):
         run.writes = collectives.rank() == 0
-        with held(run, console):
+        with _held(run, console):
             return _resumed(run, config, device, console, allow_data_change, epochs)
 
 
@@ -155,19 +163,13 @@ def _resumed(
     if images.fingerprint != data["fingerprint"]:
         processes.run_on_first(lambda: _accept_images(run, images, console, allow_data_change))
     # Settings newer than the run are resolved now.
-    ready = _agreed(resolve(config, len(images), data["native"], device, numbers))
+    ready = shared(resolve(config, len(images), data["native"], device, numbers))
     check(ready, console)
-    found, notices = processes.run_on_first(lambda: checkpoint.newest(run.path / "checkpoints"))
-    for notice in notices:
-        console.warn(notice)
-    state = checkpoint.read_state(found) if found else {}
-    for change in setting_changes(state.get("config", {}), settings_of(before)):
-        console.warn(f"config.toml has changed since step {state['step']}: {change}")
+    found, state = newest_state(run, before, console)
     method = built(ready, device)
     accelerate_(method, ready.config, device)
-    session = Session(ready, method, images, run, device, console)
-    session.go_on_from(state)
-    start = checkpoint.restore(found, method, session.optimizer)["step"] if found else 0
+    session = PretrainSession(job_of(ready, method, images, device), images, run, console)
+    start = session.restore(found, state)
     refuse_fewer(run, start, session.clock, epochs)
     if found is None:
         start_weights(ready, method, images, console)
@@ -176,7 +178,7 @@ def _resumed(
     run.forget_after(start)
     run.update(status="running")
     console.say(f"resuming {run.path} at step {start} of {session.clock.steps}")
-    return session.go(start)
+    return session.train(start)
 
 
 def _accept_images(run: RunFolder, images: ImageSet, console: Console, allowed: bool) -> None:
@@ -190,16 +192,3 @@ def _accept_images(run: RunFolder, images: ImageSet, console: Console, allowed: 
     console.warn(said)
     run.update(data={**run.facts["data"], "count": len(images), "fingerprint": images.fingerprint})
     list_images(images, run.path)
-
-
-def _anchored(config: PretrainConfig) -> PretrainConfig:
-    """Sources as absolute paths, so that the run can be resumed and looked at from anywhere."""
-    sources = tuple(str(Path(s).absolute()) if Path(s).exists() else s for s in config.data.sources)
-    return replace(config, data=replace(config.data, sources=sources))
-
-
-def _prepared(ready: Resolved, images: ImageSet, device: torch.device, console: Console) -> Method:
-    """The method on its device with the weights it starts from."""
-    method = started(ready, images, device, console)
-    accelerate_(method, ready.config, device)
-    return method

@@ -94,7 +94,8 @@ def steps_of(asked: Mapping[str, Any]) -> tuple[Callable[[Way, int], None], int]
     method: Any = build_method(config, Info(**asked["info"])).to(device).train()
     # Gradients that one precision needs leave the other as it is.
     accelerate_(method, replace(config, run=replace(config.run, precision="bfloat16")), device)
-    batch = to_device(sample(method, open_images(["fractal:1"]), asked["images"]), device)
+    images = method.dataset(open_images(["fractal:1"]))
+    batch = to_device(sample(images, method.transform(), asked["images"]), device)
     encoders = [module for module in method.modules() if isinstance(module, Encoder)]
     parts: dict[int, Batch] = {}
 

@@ -46,6 +46,21 @@ def locked(folder: Path, console: Console) -> Iterator[None]:
         (folder / LOCK_FILE).unlink(missing_ok=True)
 
 
+@contextmanager
+def held(folder: Path, console: Console, cure: str) -> Iterator[None]:
+    """The lock and log of a run's folder; what the disk refuses inside ends the run in one line.
+
+    Args:
+        cure: what to do about that.
+    """
+    try:
+        with locked(folder, console), console.copied_to(folder / "log.txt"):
+            yield
+    except OSError as problem:
+        reason = problem.strerror or problem
+        raise UserError(f"{problem.filename or folder}: {reason}", cure, code=1) from None
+
+
 def refuse_if_locked(folder: Path) -> None:
     """Nothing if no process, or one that is gone, holds the folder's lock.
 

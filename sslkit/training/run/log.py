@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
-from sslkit.core.config.build import PretrainConfig
 from sslkit.core.console import Bar, Console
 from sslkit.core.distributed import processes
 from sslkit.core.distributed.collectives import world_size
-from sslkit.methods.base import Clock, Method
+from sslkit.methods.base import Clock
 from sslkit.training.loop.engine import Step
 from sslkit.training.loop.health import Interval, advice, averaged
 from sslkit.training.loop.out_of_memory import note_at_once
@@ -26,6 +26,8 @@ class RunLog:
     """Log of one run: metrics, unreadable images, non-finite steps; rank 0 writes it.
 
     Args:
+        config: a PretrainConfig or FinetuneConfig without auto.
+        width: of the embeddings that the steps bring, if they do.
         count: images of the set.
         indices: the images of a step.
     """
@@ -33,15 +35,14 @@ class RunLog:
     def __init__(
         self,
         run: RunFolder,
-        config: PretrainConfig,
-        method: Method,
+        config: Any,
+        width: int,
         clock: Clock,
         count: int,
         console: Console,
         indices: Callable[[Step], list[int]],
     ) -> None:
-        self.run, self.config, self.console = run, config, console
-        self.width = method.encoder.width
+        self.run, self.config, self.width, self.console = run, config, width, console
         self.skipped = Skipped(run, count, config.data.max_bad)
         self.nonfinite = NonFinite(run, clock.steps, indices)
         self.micro_batch = config.run.micro_batch
@@ -69,22 +70,32 @@ class RunLog:
                 )
             self.full = True
 
-    def add(self, step: Step, bar: Bar) -> None:
-        """One step; at the end of a log interval its figures become a line. Raises what NonFinite raises."""
+    @contextmanager
+    def untimed(self) -> Iterator[None]:
+        """What happens inside is no training: rates leave its time out."""
+        began = time.monotonic()
+        yield
+        self.began += time.monotonic() - began
+
+    def add(self, step: Step, bar: Bar, more: Mapping[str, float]) -> None:
+        """One step; at the end of a log interval, or where there are `more` figures, they become a line.
+
+        Raises what NonFinite raises.
+        """
         self.unread += step.bad
         if self.unread and world_size() == 1:  # several processes tell each other with their other wishes
             self.tell_unread()
         self.figures.add(step)
         self.note(self.nonfinite.add, step)
         self._look_at_memory(step)
-        if step.clock.every(self.config.run.log_every):
-            self.close(step, bar)
+        if more or step.clock.every(self.config.run.log_every):
+            self.close(step, bar, more)
 
-    def close(self, step: Step, bar: Bar) -> None:
+    def close(self, step: Step, bar: Bar, more: Mapping[str, float] = MappingProxyType({})) -> None:
         """End the log interval with its line, if it holds steps: the clock may end a run within one."""
         if not self.figures.steps:
             return
-        line = self._line(step, time.monotonic() - self.began)
+        line = self._line(step, time.monotonic() - self.began, more)
         bar.advance(self.figures.steps, note=note(line))
         self.figures, self.began, self.saving = Interval(), time.monotonic(), 0.0
 
@@ -93,7 +104,7 @@ class RunLog:
         told, self.unread = processes.all_gather_objects(self.unread), []
         self.note(self.skipped.add, [entry for entries in told for entry in entries])
 
-    def _line(self, step: Step, seconds: float) -> dict[str, Any]:
+    def _line(self, step: Step, seconds: float, more: Mapping[str, float]) -> dict[str, Any]:
         """One line of metrics.jsonl, checked for sanity."""
         numbers, wait = averaged(processes.all_gather_objects((self.figures.figures(), self.figures.wait)))
         done = step.clock.step + 1
@@ -106,6 +117,7 @@ class RunLog:
             "wait": wait / seconds,
             "saving": self.saving / seconds,
             "skipped": len(self.skipped),
+            **more,
         }
         if self.micro_batch:
             line["micro_batch"] = self.micro_batch

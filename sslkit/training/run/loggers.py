@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 
-from sslkit.core.config.build import PretrainConfig, flat
+from sslkit.core.config.build import flat
 from sslkit.core.console import Console, without_strays
 from sslkit.core.errors import UserError, first_line
 from sslkit.training.loop.signals import Interrupted
@@ -58,7 +58,7 @@ class TensorBoard:
 
     identity = ""
 
-    def __init__(self, run: RunFolder, config: PretrainConfig, start: int, identity: str) -> None:
+    def __init__(self, run: RunFolder, config: Any, start: int, identity: str) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.where = str(run.path / "tensorboard")
@@ -85,7 +85,7 @@ class TensorBoard:
 class WandB:
     """A run of the project "sslkit" or WANDB_PROJECT; offline, in RUN/wandb, unless the user is logged in."""
 
-    def __init__(self, run: RunFolder, config: PretrainConfig, start: int, identity: str) -> None:
+    def __init__(self, run: RunFolder, config: Any, start: int, identity: str) -> None:
         import wandb
 
         self.identity = identity or uuid.uuid4().hex
@@ -122,7 +122,7 @@ class WandB:
 class MLflow:
     """A run of the experiment "sslkit" in the user's own store, or in mlflow.db beside the run's folder."""
 
-    def __init__(self, run: RunFolder, config: PretrainConfig, start: int, identity: str) -> None:
+    def __init__(self, run: RunFolder, config: Any, start: int, identity: str) -> None:
         from mlflow import MlflowClient
 
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # a new store tells of its tables
@@ -133,7 +133,7 @@ class MLflow:
         self.identity = identity or self._create(run, config, None if own else (beside / "mlflow").as_uri())
         self._client.update_run(self.identity, status="RUNNING")
 
-    def _create(self, run: RunFolder, config: PretrainConfig, files: str | None) -> str:
+    def _create(self, run: RunFolder, config: Any, files: str | None) -> str:
         from mlflow.entities import Param
 
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
@@ -161,7 +161,7 @@ class MLflow:
         )
 
 
-MAKERS: dict[str, Callable[[RunFolder, PretrainConfig, int, str], Logger]] = {
+MAKERS: dict[str, Callable[[RunFolder, Any, int, str], Logger]] = {
     "tensorboard": TensorBoard,
     "wandb": WandB,
     "mlflow": MLflow,
@@ -189,7 +189,7 @@ def has_key() -> bool:
 class Loggers:
     """The tools that one run is told to."""
 
-    def __init__(self, run: RunFolder, config: PretrainConfig, console: Console) -> None:
+    def __init__(self, run: RunFolder, config: Any, console: Console) -> None:
         self.run, self.config, self.console = run, config, console
         self._open: dict[str, Logger] = {}
         self._told = 0  # the last step that has been told, by this process or one before it

@@ -19,11 +19,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sslkit.core.config.build import PretrainConfig, flat
+from sslkit.core.config.build import flat
+from sslkit.core.console import Console
+from sslkit.core.distributed import processes
 from sslkit.core.errors import UserError
 from sslkit.core.files import replacing
 from sslkit.data.sources.image_set import ImageSet
 from sslkit.data.sources.names import common_folder
+from sslkit.training.run import checkpoint
+from sslkit.training.run.folder import RunFolder
 
 LISTING = "images.jsonl.gz"
 FIXED = (
@@ -44,10 +48,25 @@ File = tuple[str, int]
 """Absolute name of an image, and `file_bytes` of it."""
 
 
-def settings_of(config: PretrainConfig) -> dict[str, Any]:
-    """Every setting under its dotted key, in values that JSON holds."""
-    values: dict[str, Any] = json.loads(json.dumps({"method.name": config.method_name, **flat(config)}))
+def settings_of(config: Any) -> dict[str, Any]:
+    """Every setting of a PretrainConfig or FinetuneConfig under its dotted key, in values that JSON holds."""
+    name = {"method.name": config.method_name} if hasattr(config, "method_name") else {}
+    values: dict[str, Any] = json.loads(json.dumps({**name, **flat(config)}))
     return values
+
+
+def newest_state(run: RunFolder, config: Any, console: Console) -> tuple[Path | None, dict[str, Any]]:
+    """The newest whole checkpoint and its state.json, or (None, {}).
+
+    Says which checkpoints were damaged, and which settings of `config` have changed since.
+    """
+    found, notices = processes.run_on_first(lambda: checkpoint.newest(run.path / "checkpoints"))
+    for notice in notices:
+        console.warn(notice)
+    state = checkpoint.read_state(found) if found else {}
+    for change in setting_changes(state.get("config", {}), settings_of(config)):
+        console.warn(f"config.toml has changed since step {state['step']}: {change}")
+    return found, state
 
 
 def setting_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
@@ -62,7 +81,8 @@ def setting_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list
     if stuck := [told[key] for key in changed if key in FIXED]:
         raise UserError(
             f"config.toml is another network's than the checkpoint: {', '.join(stuck)}",
-            "undo that in config.toml, or begin a new run, with --init if the weights should go on",
+            "undo that in config.toml, or begin a new run"
+            + (", with --init if the weights should go on" if "model.init" in after else ""),
         )
     return list(told.values())
 

@@ -50,17 +50,18 @@ _front: Any = None  # in a process that was launched: the way to tell the one in
 _trains = False  # in such a process: whether it has come as far as the loop
 
 
-def launch(work: Callable[..., Any], arguments: tuple[Any, ...], count: int) -> Any:
+def launch(work: Callable[..., Any], arguments: tuple[Any, ...], count: int, verb: str = "pretrain") -> Any:
     """`work(*arguments)` in `count` processes; returns what the first of them returned.
 
     Args:
         work: a function of a module; it and its arguments are pickled.
+        verb: the command that goes on with a run.
 
     Raises:
         UserError: what the first process that failed has raised, or that one died.
         Interrupted: all were asked to stop, and did.
     """
-    context = _context()
+    context = _context(work.__module__)
     environment = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1"}
     environment["MASTER_PORT"] = _free_port()
     processes, ends = [], []
@@ -82,7 +83,7 @@ def launch(work: Callable[..., Any], arguments: tuple[Any, ...], count: int) -> 
         stop = Interrupted(128 + asked[0])
         stop.untold = "training" not in said
         raise stop
-    return _judged(outcomes, [process.exitcode for process in processes])
+    return _judged(outcomes, [process.exitcode for process in processes], verb)
 
 
 def say_writing() -> None:
@@ -103,12 +104,12 @@ def _say(word: str) -> None:
             _front.send((word, None))
 
 
-def _context() -> Any:
-    """New processes are forked from one that has only imported what they need: torch once, not each time."""
+def _context(module: str) -> Any:
+    """New processes are forked from one that has only imported the module: torch once, not each time."""
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sslkit.training.pretrain.pretrain"])
+    context.set_forkserver_preload(["sslkit.training.loop.session", module])
     return context
 
 
@@ -261,7 +262,7 @@ def _own_errors(outcomes: list[_Outcome | None]) -> list[Any]:
     return [error for error in errors if "lost contact" not in error[0]]
 
 
-def _judged(outcomes: list[_Outcome | None], codes: list[int | None]) -> Any:
+def _judged(outcomes: list[_Outcome | None], codes: list[int | None], verb: str = "pretrain") -> Any:
     """The first process's result, or what went wrong first: a death explains what the others then saw."""
     dead = [number for number, outcome in enumerate(outcomes) if outcome is None and codes[number] != 0]
     errors = [content for outcome in outcomes if outcome for kind, content in [outcome] if kind == "error"]
@@ -270,7 +271,7 @@ def _judged(outcomes: list[_Outcome | None], codes: list[int | None]) -> Any:
     if dead:
         code = codes[dead[0]] or 0
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-        cure = "sslkit pretrain --resume RUN goes on from the newest checkpoint"
+        cure = f"sslkit {verb} --resume RUN goes on from the newest checkpoint"
         raise UserError(f"process {dead[0]} of {len(codes)} {how}", cure, code=1)
     if errors:
         raise UserError(*errors[0])

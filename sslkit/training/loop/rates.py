@@ -1,4 +1,4 @@
-"""What `speed.py` has found out about a run, in figures."""
+"""What `throughput.py` has found out about a training, in figures."""
 
 from __future__ import annotations
 
@@ -67,6 +67,20 @@ class DryRun:
     hours: float  # decoding included
     disk: int  # bytes: checkpoints that stay and the one that is being written, the encoder, pictures
     limit: str
+
+    def lines(self) -> list[str]:
+        """For people."""
+        rates = self.rates
+        return [
+            f"loader alone  {rates.loader:8.1f} images/s",
+            f"model alone   {rates.model:8.1f} images/s",
+            f"together      {rates.whole:8.1f} images/s, {rates.wait:.1%} of the time waiting for images",
+            f"memory        {rates.memory / 2**30:8.2f} GB at most",
+            f"whole run     {self.hours:8.2f} hours, {self.steps:,} steps",
+            f"disk          {self.disk / 2**30:8.2f} GB",
+            rates.source,
+            self.limit,
+        ]
 
     def to_document(self) -> dict[str, Any]:
         own = {"steps": self.steps, "hours": self.hours, "disk": self.disk, "limit": self.limit}

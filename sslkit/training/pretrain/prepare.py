@@ -1,9 +1,8 @@
-"""How a run begins and goes on: what is refused, its method with its weights, its lock and its settings."""
+"""What a pre-training begins with: settings without auto, its images, and its method with its weights."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,11 +22,50 @@ from sslkit.models.norm import share_statistics_
 from sslkit.models.weights import load_encoder, load_into, tensors_for
 from sslkit.training.loop.acceleration import sample
 from sslkit.training.loop.batch_norm_check import cure_of_one, fewest_at_once, refuse_one_value
-from sslkit.training.pretrain.auto import Resolved
-from sslkit.training.run.folder import RunFolder, build_method
-from sslkit.training.run.lock import locked
+from sslkit.training.loop.intervals import refuse_longer_than_run
+from sslkit.training.loop.job import Job, agreed, refuse_uneven
+from sslkit.training.loop.optim import pretraining
+from sslkit.training.pretrain.auto import USUAL_WARMUP, Resolved, resolve
+from sslkit.training.pretrain.fastest import measured
+from sslkit.training.pretrain.image_range import open_with_range
+from sslkit.training.run.folder import build_method
 from sslkit.training.run.loggers import require
 from sslkit.version import __version__
+
+
+def prepare(config: PretrainConfig, device: torch.device, console: Console) -> tuple[Resolved, ImageSet]:
+    """Everything that is known, chosen and refused before the method is built; writes nothing.
+
+    Raises:
+        UserError: anything that can't work.
+    """
+    images, numbers = open_with_range(config)
+    # Sources as absolute paths, so that the run can be resumed and looked at from anywhere.
+    sources = tuple(str(Path(s).absolute()) if Path(s).exists() else s for s in config.data.sources)
+    config = replace(config, data=replace(config.data, sources=sources))
+    ready = shared(resolve(config, len(images), images.native_side(), device, numbers))
+    check(ready, console)
+    refuse_longer_than_run(ready.config, len(images), USUAL_WARMUP, console)
+    return measured(ready, device, console), images
+
+
+def shared(ready: Resolved) -> Resolved:
+    """The same configuration in every process."""
+    return replace(ready, config=replace(ready.config, run=agreed(ready.config.run)))
+
+
+def job_of(ready: Resolved, method: Method, images: ImageSet, device: torch.device) -> Job:
+    """The training of this method on these images."""
+    config = ready.config
+    return Job(
+        config,
+        ready.reasons,
+        method,
+        method.dataset(images),
+        method.transform(),
+        lambda clock: pretraining(method, config, clock),
+        device,
+    )
 
 
 def write_settings(path: Path, config: PretrainConfig) -> None:
@@ -38,28 +76,6 @@ def write_settings(path: Path, config: PretrainConfig) -> None:
         unfinished.write_text(configuration.dump(config, header), encoding="utf-8")
 
 
-@contextmanager
-def held(run: RunFolder, console: Console) -> Iterator[None]:
-    """The run's lock and log, for the process that writes."""
-    if not run.writes:
-        yield
-        return
-    with locked(run.path, console), console.copied_to(run.path / "log.txt"), _told_if_full(run.path):
-        yield
-
-
-@contextmanager
-def _told_if_full(path: Path) -> Iterator[None]:
-    """What the disk refuses outside the loop ends the run in one line."""
-    try:
-        yield
-    except OSError as problem:
-        reason = problem.strerror or str(problem)
-        raise UserError(
-            f"{problem.filename or path}: {reason}", "make room, or mend the folder", code=1
-        ) from None
-
-
 def check(ready: Resolved, console: Console) -> None:
     """Refuse what the method can't do with these images and batches; warn of what changes it."""
     name, run = short_name(ready.config.method_name), ready.config.run
@@ -68,9 +84,7 @@ def check(ready: Resolved, console: Console) -> None:
     if missing := method.needs - {"image"}:
         problem = f"{name} needs {', '.join(sorted(missing))} beside images"
         raise UserError(problem, "sslkit pretrain gives images alone; sslkit methods lists what others need")
-    if run.batch_size % run.devices:
-        problem = f"a batch of {run.batch_size} images can't be shared by {run.devices} processes alike"
-        raise UserError(problem, f"--batch-size {run.batch_size // run.devices * run.devices or run.devices}")
+    refuse_uneven(run)
     part = run.batch_size // run.devices
     memory, fewest = min(run.micro_batch or part, part), _fewest(run)
     if fewest < method.minimum_batch:
@@ -95,7 +109,7 @@ def started(ready: Resolved, images: ImageSet, device: torch.device, console: Co
     method = built(ready, device)
     start_weights(ready, method, images, console)
     if _fewest(ready.config.run) == 1:
-        run, one = ready.config.run, to_device(sample(method, images, 1), device)
+        run, one = ready.config.run, to_device(sample(method.dataset(images), method.transform(), 1), device)
         cure = cure_of_one(run.batch_size, run.devices)
         refuse_one_value(method, one, Clock(0, 1, 1, run.seed), device, run.precision, cure)
     return method

@@ -1,4 +1,4 @@
-"""Warm-ups and intervals that are longer than the run they belong to: told at the door, all of them at once.
+"""Times and intervals among the settings: what they mean, and those that are longer than the run.
 
 A recipe's warm-up is kept as it is written, so a much shorter run would be warm-up from its first step to its
 last, and end at a few percent of its rate.
@@ -7,15 +7,57 @@ last, and end at a few percent of its rate.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from sslkit.core.console import Console
 from sslkit.core.errors import UserError
-from sslkit.training.pretrain.auto import interval
 
 _COUNTS_EPOCHS = "epochs "
 """How the sentence of a method's setting begins that counts epochs."""
+
+
+def interval(text: str) -> tuple[float, str]:
+    """ "10m" → (600, "seconds"); also s, h; "5e" → (5, "epochs"); "500" → (500, "steps").
+
+    Raises:
+        UserError: none of these, or not positive.
+    """
+    if (found := _amount(text)) is None:
+        problem = f"--save-every (run.save_every): {text!r} is not an interval"
+        raise UserError(problem, "--save-every 10m, or 30s, 2h, 5e (epochs), 500 (steps)")
+    return found
+
+
+def refuse_times(run: Any) -> None:
+    """A UserError for `save_every` or `max_time` that is none, before anything is read."""
+    interval(run.save_every)
+    if run.max_time:
+        seconds_of(run.max_time)
+
+
+def _amount(text: str) -> tuple[float, str] | None:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhe]?)", text.strip())
+    if match is None or float(match[1]) <= 0:
+        return None
+    number, unit = float(match[1]), match[2]
+    if unit in ("s", "m", "h"):
+        return number * {"s": 1, "m": 60, "h": 3600}[unit], "seconds"
+    return number, "epochs" if unit == "e" else "steps"
+
+
+def seconds_of(text: str) -> float:
+    """ "8h" → 28,800.
+
+    Raises:
+        UserError: not a time.
+    """
+    found = _amount(text)
+    if found is None or found[1] != "seconds":
+        cure = "--max-time 8h, or 30s, 30m: a number with its unit"
+        raise UserError(f"--max-time (run.max_time): {text!r} is not a time", cure)
+    return found[0]
 
 
 class _Span(NamedTuple):
