@@ -68,10 +68,10 @@ def seconds(call: Callable[[], object], repeats: int = 3) -> tuple[float, float]
 
 def compare_times(root: str, cache: Path) -> None:
     os.environ["XDG_CACHE_HOME"] = os.devnull  # no folder: nothing is kept
-    plain, anew = seconds(lambda: walk(root)), seconds(lambda: listing.image_files(root))
+    plain, anew = seconds(lambda: walk(root)), seconds(lambda: listing.look_through(root))
     os.environ["XDG_CACHE_HOME"] = str(cache)
-    listing.image_files(root)
-    cached = seconds(lambda: listing.image_files(root))
+    listing.look_through(root)
+    cached = seconds(lambda: listing.look_through(root))
     fingerprint = seconds(lambda: open_images([root]).fingerprint)
     for name, (wall, work) in {
         "plain os.walk, sort, os.stat": plain,

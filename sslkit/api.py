@@ -19,8 +19,7 @@ from sslkit.core.config.build import PretrainConfig
 from sslkit.core.console import SILENT, Console, command
 from sslkit.core.distributed import environment
 from sslkit.core.errors import UserError
-from sslkit.core.files import beside
-from sslkit.core.paths import put, refuse_unwritable
+from sslkit.core.paths import check_free, refuse_unwritable, write_whole
 from sslkit.training.pretrain.config import pretrain_config
 
 if TYPE_CHECKING:
@@ -239,21 +238,15 @@ def check(
     """
     from sslkit.data.audit.audit import audit
 
-    if out is not None and (os.path.lexists(out) or not Path(out).absolute().parent.is_dir()):
-        reason = "exists" if os.path.lexists(out) else "lies in no folder"
-        raise UserError(f"--out {out} {reason}", "choose another file; nothing is overwritten")
     if out is not None:
+        check_free(Path(out))
         refuse_unwritable(Path(out))
     found = audit([str(source) for source in data], [str(other) for other in against], workers, console)
     if out is not None:
         rows = "".join("\t".join(row) + "\n" for row in found.rows())
-        try:
-            with beside(Path(out)) as unfinished:
-                unfinished.write_text(rows, encoding="utf-8")
-                if (made := put(unfinished, Path(out))) != Path(out):
-                    console.warn(f"another command has made {out} meanwhile: the findings are in {made}")
-        except OSError as problem:
-            raise UserError(f"--out {out} can't be written: {problem.strerror}", code=1) from None
+        made = write_whole(Path(out), lambda file: file.write_text(rows, encoding="utf-8"))
+        if made != Path(out):
+            console.warn(f"another command has made {out} meanwhile: the findings are in {made}")
     return found
 
 

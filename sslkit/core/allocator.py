@@ -17,6 +17,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from sslkit.core.files import text_of
+
 COMMANDS = frozenset({"pretrain", "finetune", "probe", "embed", "bench", "visualize", "demo"})
 """Those that train, or read features."""
 
@@ -62,8 +64,6 @@ def _chosen(environment: Mapping[str, str]) -> bool:
 
 def _replaced() -> bool:
     """Whether another allocator is loaded before the C library's: they all have malloc in their names."""
-    try:
-        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
-    except OSError:
+    if not (maps := text_of(Path("/proc/self/maps"))):
         return bool(os.environ.get("LD_PRELOAD"))
     return re.search(r"/[^/\n]*(malloc|hoard)[^/\n]*\.so", maps) is not None

@@ -16,6 +16,7 @@ from torch import Tensor
 from sslkit.core.config.setting import AUTO
 from sslkit.core.distributed import environment
 from sslkit.core.errors import UserError, nearest
+from sslkit.core.files import text_of
 
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 
@@ -116,11 +117,7 @@ def cpu_bfloat16(root: Path = Path("/")) -> bool | None:
     Args:
         root: where `proc` is.
     """
-    try:
-        cpuinfo = (root / "proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    flags = re.search(r"^flags\s*:(.*)$", cpuinfo, re.MULTILINE)
+    flags = re.search(r"^flags\s*:(.*)$", text_of(root / "proc/cpuinfo"), re.MULTILINE)
     return any(name in flags[1].split() for name in ("avx512_bf16", "amx_bf16")) if flags else None
 
 

@@ -47,6 +47,14 @@ def read_text(path: Path) -> str:
     return content.decode("utf-16" if marked else "utf-8-sig")
 
 
+def text_of(path: Path) -> str:
+    """A small text file, whatever is in it; empty where there is none, or it can't be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """A document of numbers, texts and lists; a path becomes its text. Raises OSError."""
     with replacing(path) as unfinished:

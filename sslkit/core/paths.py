@@ -6,11 +6,13 @@ import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from sslkit.core.console import command
 from sslkit.core.errors import UserError
+from sslkit.core.files import beside
 
 _LONGEST = Path("checkpoints", "step-00000000.tmp-00000000", "optimizer.safetensors")
 """The longest name below a run's folder."""
@@ -79,6 +81,21 @@ def refuse_unwritable(path: Path, option: str = "") -> None:
         raise UserError(f"can't create {path}: {above}: {problem.strerror}", cure) from None
 
 
+def check_free(path: Path) -> None:
+    """Nothing if `path`, an option's new file, does not exist yet and its folder does.
+
+    Raises:
+        UserError: it exists, or lies in no folder.
+    """
+    if os.path.lexists(path):
+        raise UserError(f"--out {path} exists", "choose another file; nothing is overwritten")
+    folder = path.parent
+    if not folder.is_dir():
+        above = next(part for part in path.absolute().parents if part.exists())
+        cure = command("mkdir", "-p", folder) if above.is_dir() else "choose another file"
+        raise UserError(f"--out {path} lies in no folder", cure)
+
+
 def writable(folder: Path) -> bool:
     """Whether files can be made in a folder that exists."""
     try:
@@ -126,6 +143,16 @@ def put(unfinished: Path, path: Path) -> Path:
             raise
         return candidate
     raise AssertionError  # numbers have no end
+
+
+def write_whole(file: Path, write: Callable[[Path], object]) -> Path:
+    """Write under another name in the same folder, then take the name, or the next one that is free."""
+    try:
+        with beside(file) as unfinished:
+            write(unfinished)
+            return put(unfinished, file)
+    except OSError as problem:
+        raise UserError(f"{file} can't be written: {problem.strerror or problem}", code=1) from None
 
 
 def _numbered(parent: Path, stem: str) -> Iterator[Path]:

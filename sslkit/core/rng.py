@@ -135,6 +135,11 @@ def permutation(count: int, seed: int, epoch: int, start: int, stop: int) -> NDA
     return values.astype(np.int64)
 
 
+def sample(count: int, most: int, seed: int) -> list[int]:
+    """At most so many of `range(count)`, ascending: the first of `permutation`."""
+    return sorted(permutation(count, seed, 0, 0, min(most, count)).tolist())
+
+
 def _feistel(values: NDArray[np.uint64], half: int, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Six rounds on 2·half bits: a bijection whatever the round function is."""
     mask = np.uint64((1 << half) - 1)

@@ -104,9 +104,7 @@ def _translated(encoder: Encoder) -> torch.onnx.ONNXProgram:
         return _program(encoder, None)
     except torch.onnx.errors.OnnxExporterError as problem:
         try:
-            return _program(
-                encoder, {torch.ops.aten._native_batch_norm_legit_no_training.default: _batch_norm}
-            )
+            return _program(encoder, OURS)
         except torch.onnx.errors.OnnxExporterError:
             raise problem from problem.__cause__
 

@@ -9,15 +9,10 @@ from pathlib import Path
 
 from sslkit.core.errors import UserError
 from sslkit.core.value_range import Range
-from sslkit.data.sources.class_samples import (
-    count_per_class,
-    refuse_empty_folders,
-    sample_per_class,
-    warn_singletons,
-)
+from sslkit.data.sources.class_samples import count_per_class, sample_per_class, warn_singletons
 from sslkit.data.sources.folders import has_masks
 from sslkit.data.sources.image_set import ImageSet
-from sslkit.data.sources.labels import open_labelled
+from sslkit.data.sources.labels import open_labelled, refuse_empty_folders
 from sslkit.finetuning.config import FinetuneConfig
 
 _HELD_OUT = 0.2

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sslkit.data.images.formats import ENDINGS
 from sslkit.data.loading.loader import KeyedBatches
 from sslkit.data.sources import listing
-from sslkit.data.sources.listing import image_files
+from sslkit.data.sources.listing import look_through
 from sslkit.data.sources.names import Names, common_folder
 
 texts = st.lists(st.binary(max_size=6).filter(lambda name: b"\0" not in name).map(os.fsdecode), max_size=8)
@@ -122,9 +122,9 @@ def cached(root: Path) -> Path:
 
 
 def test_images_are_listed_by_their_bytes(tree: Path) -> None:
-    assert image_files(str(tree)) == plain(tree)
-    assert image_files(str(tree)) == plain(tree)
-    assert image_files(str(tree / "empty")) == []
+    assert look_through(str(tree)).images == plain(tree)
+    assert look_through(str(tree)).images == plain(tree)
+    assert look_through(str(tree / "empty")).images == []
 
 
 def test_unchanged_folders_are_not_read_again(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,19 +135,19 @@ def test_unchanged_folders_are_not_read_again(tree: Path, monkeypatch: pytest.Mo
         read.append(path)
         return scandir(path)
 
-    image_files(str(tree))
+    look_through(str(tree))
     monkeypatch.setattr(os, "scandir", watched)
-    assert image_files(str(tree)) == plain(tree)
+    assert look_through(str(tree)).images == plain(tree)
     read = [path for path in read if isinstance(path, bytes)]  # os.walk gives texts
     assert read == []
     touch(tree / "a/b/new.jpg")
-    assert os.path.join(str(tree), "a/b/new.jpg") in image_files(str(tree))
+    assert os.path.join(str(tree), "a/b/new.jpg") in look_through(str(tree)).images
     assert [path for path in read if isinstance(path, bytes)] == [os.fsencode(tree / "a/b") + b"/"]
 
 
 @pytest.mark.parametrize("change", ["add", "remove", "rename", "folder", "times"])
 def test_no_change_is_missed(tree: Path, change: str) -> None:
-    image_files(str(tree))
+    look_through(str(tree))
     before = os.stat(tree / "a")
     if change == "add":
         touch(tree / "a/y.jpg")
@@ -160,26 +160,26 @@ def test_no_change_is_missed(tree: Path, change: str) -> None:
     else:  # what copying tools do: new content, and the old time set back
         touch(tree / "a/y.jpg")
         os.utime(tree / "a", ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert image_files(str(tree)) == plain(tree)
+    assert look_through(str(tree)).images == plain(tree)
 
 
 def test_what_a_link_leads_to_may_change_unseen_and_is_looked_at(tree: Path, tmp_path: Path) -> None:
     touch(tmp_path / "elsewhere.jpg")
     (tree / "link.jpg").symlink_to(tmp_path / "elsewhere.jpg")
-    assert str(tree / "link.jpg") in image_files(str(tree))
+    assert str(tree / "link.jpg") in look_through(str(tree)).images
     (tmp_path / "elsewhere.jpg").unlink()
-    assert str(tree / "link.jpg") not in image_files(str(tree))
+    assert str(tree / "link.jpg") not in look_through(str(tree)).images
 
 
 def test_a_folder_that_has_just_changed_is_not_kept(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listing, "SETTLED", 3600 * 10**9)
-    image_files(str(tree))
+    look_through(str(tree))
     assert not (tree.parent / "cache").exists()
 
 
 @pytest.mark.parametrize("damage", [b"", b"x", b"sslkit listing 9\n", "cut", "flip"])
 def test_a_damaged_listing_is_ignored(tree: Path, damage: bytes | str) -> None:
-    image_files(str(tree))
+    look_through(str(tree))
     file = cached(tree)
     content = bytearray(file.read_bytes())
     if damage == "cut":
@@ -187,7 +187,7 @@ def test_a_damaged_listing_is_ignored(tree: Path, damage: bytes | str) -> None:
     elif damage == "flip":
         content[-3] ^= 1
     file.write_bytes(damage if isinstance(damage, bytes) else content)
-    assert image_files(str(tree)) == plain(tree)
+    assert look_through(str(tree)).images == plain(tree)
 
 
 @pytest.mark.parametrize("home", ["/dev/null", "", "relative"])
@@ -197,11 +197,11 @@ def test_without_a_place_for_the_cache_nothing_is_said(
     monkeypatch.setenv("XDG_CACHE_HOME", home)
     monkeypatch.setenv("HOME", "/dev/null")
     monkeypatch.chdir(tmp_path)
-    assert image_files(str(tree)) == plain(tree)
+    assert look_through(str(tree)).images == plain(tree)
     assert not (tmp_path / "relative").exists()
 
 
 def test_few_images_leave_no_trace(tree: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(listing, "KEPT_FROM", 20_000)
-    image_files(str(tree))
+    look_through(str(tree))
     assert not (tmp_path / "cache").exists()

@@ -24,7 +24,7 @@ from sslkit.core.errors import UserError
 from sslkit.data.images.decode import UnreadableImage, read_image
 from sslkit.data.images.picture import Picture
 from sslkit.data.loading.loader import pretraining_loader
-from sslkit.data.sources.image_set import images_in, open_images
+from sslkit.data.sources.image_set import found_in, open_images
 from sslkit.training.pretrain.pretrain import pretrain
 from sslkit.training.run.folder import RunFolder
 from sslkit.training.run.skipped import Skipped
@@ -116,8 +116,8 @@ def test_errors_about_strange_names_are_two_plain_lines(
 def test_the_order_does_not_depend_on_the_locale(tmp_path: Path) -> None:
     fill(tmp_path, [b"\x80.png", "中.png".encode(), "é.png".encode(), b"Z.png", b"a.png", b"\xff.png"], b"")
     program = (
-        "import os, sys\nfrom sslkit.data.sources.image_set import images_in\n"
-        "print([os.path.basename(os.fsencode(path)) for path in images_in(sys.argv[1])])"
+        "import os, sys\nfrom sslkit.data.sources.image_set import found_in\n"
+        "print([os.path.basename(os.fsencode(path)) for path in found_in(sys.argv[1]).images])"
     )
     orders = []
     for settings in ({"LC_ALL": "C.UTF-8"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}):
@@ -141,14 +141,14 @@ def test_links_that_lead_nowhere_or_round_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "round").symlink_to("round")
     (tmp_path / "through.png").symlink_to("a.png/b.png")
     (tmp_path / "x.jpg").mkdir()
-    assert images_in(str(tmp_path)) == [str(tmp_path / "a.png")]
+    assert found_in(str(tmp_path)).images == [str(tmp_path / "a.png")]
 
 
 def test_loops_of_folders_are_walked_once(tmp_path: Path) -> None:
     picture(tmp_path / "a" / "b" / "1.png")
     (tmp_path / "a" / "b" / "up").symlink_to(tmp_path)
     (tmp_path / "a" / "again").symlink_to(tmp_path / "a" / "b")
-    assert [Path(path).name for path in images_in(str(tmp_path))] == ["1.png"]
+    assert [Path(path).name for path in found_in(str(tmp_path)).images] == ["1.png"]
 
 
 def test_what_others_leave_behind_is_left_out(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_what_others_leave_behind_is_left_out(tmp_path: Path) -> None:
         "desktop.ini",
     ):
         picture(tmp_path / name)
-    assert images_in(str(tmp_path)) == [str(tmp_path / "a.png")]
+    assert found_in(str(tmp_path)).images == [str(tmp_path / "a.png")]
 
 
 @pytest.fixture
@@ -195,7 +195,7 @@ def test_no_permission_is_a_reason_and_no_crash(nobody: Path) -> None:
     (nobody / "into.png").symlink_to(nobody / "closed" / "b.png")
     (nobody / "closed").chmod(0)
     give_up_rights()
-    assert [Path(path).name for path in images_in(str(nobody))] == ["a.png", "locked.png"]
+    assert [Path(path).name for path in found_in(str(nobody)).images] == ["a.png", "locked.png"]
     with pytest.raises(UnreadableImage) as caught:
         read_image(str(nobody / "locked.png"))
     assert caught.value.reason == "Permission denied"

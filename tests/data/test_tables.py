@@ -17,7 +17,7 @@ from sslkit.core.console import Console, as_json, named, readable
 from sslkit.core.errors import UserError
 from sslkit.data.sources.image_set import open_images
 from sslkit.data.sources.labels import open_labelled
-from sslkit.data.sources.tables import lines_of, one_spelling, read_table, rows_of
+from sslkit.data.sources.tables import lines_of, one_spelling, read_table
 from sslkit.evaluation.embedding.gallery import class_names
 from sslkit.visualization.figures.style import Sheet, plain
 
@@ -107,7 +107,7 @@ def test_values_that_are_written_differently_are_one_class(images: Path) -> None
     )
     names = class_names([str(images / "a.csv")], open_images([str(images / "a.csv")]))
     assert names == ["1", "1", "1", "1", "2", "2", "2.5", "2.5"]
-    assert rows_of(str(images / "a.csv"))[1]["label"] == "1"
+    assert read_table(str(images / "a.csv"))[0][1]["label"] == "1"
 
 
 def test_what_is_meant_differently_stays_apart() -> None:

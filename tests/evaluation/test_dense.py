@@ -20,7 +20,7 @@ from sslkit.data.sources.labels import open_labelled
 from sslkit.evaluation.dense.cells import Reader, Scenes, Tally, between, fit_cells, raw_patches
 from sslkit.evaluation.dense.mosaics import Mosaics, arrange, edges, tile_of, tilings_of
 from sslkit.evaluation.dense.segmentation import majority, overlap, upsampled
-from sslkit.evaluation.probe.linear import fit_linear, fit_split
+from sslkit.evaluation.probe.linear import fit_best, fit_split
 from sslkit.evaluation.probe.probe import probe
 from sslkit.evaluation.probe.table import to_markdown
 from sslkit.models.encoder import Encoder
@@ -189,7 +189,7 @@ def test_the_penalty_is_chosen_on_images_that_were_not_fitted_to() -> None:
     scenes = Scenes(images, labels, torch.arange(30))
     reader = Reader(raw_patches(4), None, CPU, "float32")
     vectors = torch.cat(list(reader.vectors(images))).flatten(0, 1)
-    by_cells = fit_linear(vectors, labels.flatten(), classes=3)
+    _, by_cells = fit_best({"": vectors}, labels.flatten(), classes=3)
     assert fit_cells(reader, scenes, 3, 0).strength > by_cells.strength
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslkit.evaluation.probe.linear import STRENGTHS, fit_best, fit_linear, solve, stratified_split
+from sslkit.evaluation.probe.linear import STRENGTHS, LinearProbe, fit_best, solve, stratified_split
 
 
 def blobs(count: int, spread: float, seed: int = 0, noise: int = 0) -> tuple[Tensor, Tensor]:
@@ -16,6 +16,10 @@ def blobs(count: int, spread: float, seed: int = 0, noise: int = 0) -> tuple[Ten
     centres = torch.eye(3, 4, dtype=torch.float64) * 2
     x = centres[labels] + spread * torch.randn(count, 4, generator=random, dtype=torch.float64)
     return torch.cat([x, torch.randn(count, noise, generator=random, dtype=torch.float64)], dim=1), labels
+
+
+def fitted(vectors: Tensor, labels: Tensor, classes: int = 3) -> LinearProbe:
+    return fit_best({"": vectors}, labels, classes=classes)[1]
 
 
 @pytest.mark.parametrize("strength", [1.0, 1e-2, 1e-4])
@@ -42,7 +46,7 @@ def test_the_best_read_out_is_chosen_on_training_images() -> None:
     noise = torch.randn(90, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     name, probe = fit_best({"noise": noise, "blobs": x, "again": x}, labels, classes=3)
     assert name == "blobs"  # of equal ones the first
-    alone = fit_linear(x, labels, classes=3)
+    alone = fitted(x, labels)
     assert torch.equal(probe.weight, alone.weight)
     assert torch.equal(probe.logits(x).argmax(1), probe.predict(x))
 
@@ -66,14 +70,14 @@ def test_separable_classes_are_found_whatever_the_units() -> None:
     x, labels = blobs(90, spread=0.1)
     queries, truth = blobs(60, spread=0.1, seed=1)
     units = torch.tensor([1e-4, 1.0, 1e3, 7.0], dtype=torch.float64)
-    probe = fit_linear(x * units + 5, labels, classes=3)
+    probe = fitted(x * units + 5, labels)
     assert torch.equal(probe.predict(queries * units + 5), truth)
 
 
 def test_a_constant_feature_is_harmless() -> None:
     x, labels = blobs(90, spread=0.1)
     x = torch.cat([x, torch.full((90, 1), 3.0, dtype=torch.float64)], dim=1)
-    probe = fit_linear(x, labels, classes=3)
+    probe = fitted(x, labels)
     assert torch.equal(probe.predict(x), labels)
 
 
@@ -88,7 +92,7 @@ def test_the_penalty_with_the_least_cross_entropy_is_chosen() -> None:
         shares = (standard[held] @ weight + bias).softmax(dim=1)
         losses.append(float(-shares[torch.arange(len(held)), labels[held]].log().mean()))
     assert min(losses) < losses[-1]
-    assert fit_linear(x, labels, classes=3).strength == STRENGTHS[losses.index(min(losses))]
+    assert fitted(x, labels).strength == STRENGTHS[losses.index(min(losses))]
 
 
 def test_the_split_takes_a_fifth_of_every_class() -> None:
@@ -102,7 +106,7 @@ def test_the_split_takes_a_fifth_of_every_class() -> None:
 
 def test_one_image_a_class_still_fits() -> None:
     x = torch.eye(3)
-    assert torch.equal(fit_linear(x, torch.arange(3), classes=3).predict(x), torch.arange(3))
+    assert torch.equal(fitted(x, torch.arange(3)).predict(x), torch.arange(3))
 
 
 def test_uneven_classes_do_not_end_in_a_constant_guess() -> None:
@@ -111,6 +115,6 @@ def test_uneven_classes_do_not_end_in_a_constant_guess() -> None:
     labels = torch.tensor([0] * 8 + [1, 2, 3, 4]).repeat(150)
     vectors = torch.randn(1800, 20, generator=random)
     vectors[torch.arange(1800), labels] += 0.8
-    head = fit_linear(vectors, labels, classes=5)
+    head = fitted(vectors, labels, 5)
     assert head.strength <= 0.1
     assert len(head.predict(vectors).unique()) == 5

@@ -11,8 +11,8 @@ from torch import Tensor
 from sslkit.evaluation.metrics.significance import (
     Difference,
     accuracy,
-    against_pixels,
     against_random,
+    compared,
     headline,
     paired,
     paired_over_draws,
@@ -69,8 +69,9 @@ def test_the_sentence_holds_difference_interval_and_count() -> None:
 
 
 def test_below_pixels_is_said() -> None:
-    assert against_pixels("linear", paired(*predictions(100, 20, 60, 161))).startswith("below raw pixels")
-    assert against_pixels("linear", paired(*predictions(100, 60, 20, 161))).startswith("above raw pixels")
+    below, above = (paired(*predictions(100, *counts, 161)) for counts in ((20, 60), (60, 20)))
+    assert compared("linear", below, "raw pixels").startswith("below raw pixels")
+    assert compared("linear", above, "raw pixels").startswith("above raw pixels")
 
 
 def test_accuracy_and_its_interval() -> None:

@@ -56,18 +56,6 @@ class Group:
         before[0].wait()
         return [int(value) for value in before[1].tolist()]
 
-    def post(self, topic: str, number: int) -> None:
-        """A number in the store, where it is found after this process has ended."""
-        with suppress(Exception):  # the store may be gone
-            self.store.set(f"sslkit/{topic}", str(number))
-
-    def read_post(self, topic: str) -> int:
-        """The number that a process has posted; 0: none has."""
-        with suppress(Exception):
-            if self.store.check([f"sslkit/{topic}"]):
-                return int(self.store.get(f"sslkit/{topic}"))
-        return 0
-
     def silent(self) -> str:
         """The processes that do not answer within _ANSWER seconds, for a message."""
         asked, names = time.monotonic(), {str(number) for number in range(world_size())}
@@ -178,12 +166,17 @@ def exchange(values: Sequence[int]) -> list[int]:
 def post(topic: str, number: int) -> None:
     """A number for the others, which they find even after this process has ended."""
     if _group is not None:
-        _group.post(topic, number)
+        with suppress(Exception):  # the store may be gone
+            _group.store.set(f"sslkit/{topic}", str(number))
 
 
 def read_post(topic: str) -> int:
     """The number that a process has posted; 0: none has."""
-    return 0 if _group is None else _group.read_post(topic)
+    if _group is not None:
+        with suppress(Exception):
+            if _group.store.check([f"sslkit/{topic}"]):
+                return int(_group.store.get(f"sslkit/{topic}"))
+    return 0
 
 
 def broadcast_object(value: Value) -> Value:

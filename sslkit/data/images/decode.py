@@ -103,7 +103,9 @@ class _Encoded(Picture):
             pixels = turbo.decode(self._file.getvalue(), *image.size)
             if pixels is not None:
                 return pixels
-        upright = _turned(self._rgb(image), _orientation(image))
+        upright = self._rgb(image)
+        turn = _UPRIGHT.get(_orientation(image))  # once decoded, by which a TIFF may have been turned
+        upright = upright if turn is None else upright.transpose(turn)
         if upright.size != (-(-self.width // factor), -(-self.height // factor)):
             raise ValueError(f"{upright.width}x{upright.height} pixels, its header says otherwise")
         return upright
@@ -264,7 +266,3 @@ def _stored_size(image: Image.Image) -> tuple[int, int]:
         return image.size
     tags: Mapping[int, int] = image.tag_v2  # type: ignore[attr-defined]
     return tags[_WIDTH_TAG], tags[_HEIGHT_TAG]
-
-
-def _turned(image: Image.Image, orientation: int) -> Image.Image:
-    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image

@@ -130,7 +130,7 @@ def _several_channels(image: Image.Image, again: Callable[[], Image.Image]) -> N
         return _grey_and_alpha(image)
     premultiplied = image.mode == "RGBA" and _ASSOCIATED in _tags(image).get(_EXTRA_SAMPLES, ())
     upper, lower = (_straight(one) for one in (image, again()))
-    _unpack_as_(lower, _in_other_order)
+    _unpack_as_(lower, lambda raw: raw[:-3] + _OTHER_ORDER.get(raw[-3:], raw[-3:]))
     upper.load()
     lower.load()
     values = np.asarray(upper).astype(np.uint16) << 8 | np.asarray(lower)
@@ -148,10 +148,6 @@ def _straight(image: Image.Image) -> Image.Image:
     mend_(image)
     _unpack_as_(image, lambda raw: raw.replace("RGBa", "RGBA").replace("a;", "A;"))
     return image
-
-
-def _in_other_order(raw: str) -> str:
-    return raw[:-3] + _OTHER_ORDER.get(raw[-3:], raw[-3:])
 
 
 def _grey_and_alpha(image: Image.Image) -> Numbers:

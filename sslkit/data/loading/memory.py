@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from sslkit.core.files import text_of
+
 
 def free_memory(root: Path = Path("/")) -> int:
     """Bytes that this process can take without swapping and within its control groups; 0 if unknown.
@@ -17,7 +19,7 @@ def free_memory(root: Path = Path("/")) -> int:
     Args:
         root: where `proc` and `sys` are. Elsewhere than on Linux half of the machine's memory counts as free.
     """
-    meminfo = _text(root / "proc/meminfo")
+    meminfo = text_of(root / "proc/meminfo")
     if match := re.search(r"^MemAvailable:\s+(\d+) kB", meminfo, re.MULTILINE):
         return max(0, min([int(match[1]) * 1024, *_left_in_groups(root)]))
     with suppress(AttributeError, OSError, ValueError):
@@ -36,24 +38,17 @@ def free_device_memory(device: torch.device) -> int:
 
 def _left_in_groups(root: Path) -> Iterator[int]:
     """What each limit on memory above this process leaves, version 2 and 1; files in cache give way."""
-    for line in _text(root / "proc/self/cgroup").splitlines():
+    for line in text_of(root / "proc/self/cgroup").splitlines():
         _, kinds, path = line.split(":", 2)
         if kinds and "memory" not in kinds.split(","):
             continue
         top = root / ("sys/fs/cgroup/memory" if kinds else "sys/fs/cgroup")
         names = ("limit_in_bytes", "usage_in_bytes", "total_inactive_file")
-        limit_name, used_name, cached_name = names if kinds else ("max", "current", "inactive_file")
+        *both, cached_name = names if kinds else ("max", "current", "inactive_file")
         below = Path(path.lstrip("/"))
         for group in (below, *below.parents):  # in a container the lower ones may not be visible
-            limit, used = (_text(top / group / f"memory.{name}").strip() for name in (limit_name, used_name))
+            limit, used = (text_of(top / group / f"memory.{name}").strip() for name in both)
             if limit.isdigit() and used.isdigit():
-                cached = re.search(rf"^{cached_name} (\d+)", _text(top / group / "memory.stat"), re.MULTILINE)
+                told = text_of(top / group / "memory.stat")
+                cached = re.search(rf"^{cached_name} (\d+)", told, re.MULTILINE)
                 yield int(limit) - int(used) + int(cached[1] if cached else 0)
-
-
-def _text(file: Path) -> str:
-    """A small file's content, or nothing."""
-    try:
-        return file.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

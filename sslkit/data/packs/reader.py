@@ -11,12 +11,12 @@ with zeros enough that the order of names is that of the pack.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from sslkit.core.errors import UserError
+from sslkit.core.files import sha256
 from sslkit.core.value_range import BYTES, FULL, Range, parse_range
 from sslkit.data.images.decode import ByteRange, UnreadableImage
 from sslkit.data.sources.names import Names
@@ -165,12 +166,10 @@ def _described(folder: str) -> dict[str, Any]:
 
 
 def _indexed(folder: str, description: dict[str, Any]) -> dict[str, NDArray[Any]]:
-    path, expected = os.path.join(folder, INDEX), description["index"]
+    path, expected = Path(folder, INDEX), description["index"]
     _checked_size(folder, INDEX, expected)
     try:
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        index = load_file(path)
+        digest, index = sha256(path), load_file(path)
     except (OSError, SafetensorError) as problem:
         raise _unfit(folder, f"{INDEX} can't be read ({problem})") from problem
     if digest != expected["sha256"]:

@@ -8,7 +8,6 @@ from sslkit.core import rng
 from sslkit.core.console import counted
 from sslkit.core.errors import UserError
 from sslkit.data.sources.image_set import ImageSet
-from sslkit.data.sources.labels import empty_class_folders
 
 
 def sample_per_class(
@@ -29,16 +28,6 @@ def count_per_class(images: ImageSet) -> list[int]:
     for label in images.labels or ():
         found[label] += 1
     return found
-
-
-def refuse_empty_folders(source: str) -> None:
-    """A class folder without images is a download that failed, or a typo; either way a class is missing."""
-    if empty := empty_class_folders(source):
-        raise UserError(
-            f"{source}: class folder {empty[0]!r} holds no images"
-            + (f", and {len(empty) - 1} more" if len(empty) > 1 else ""),
-            "add its images, or remove the folder",
-        )
 
 
 def warn_singletons(source: str, training: ImageSet, validation: ImageSet) -> str:

@@ -84,7 +84,10 @@ def render(system: int, variant: int, size: int = SIDE) -> Bytes:
     grey = _mirrored(rasterize(points, size, random), random)
     texture = diamond_square(size, random.uniform(0.4, 0.8), random)
     image = compose(_random_palette(random)[texture], _random_palette(random)[grey], grey)
-    return _blurred(image, random.uniform(0.3, 1.0)) if random.random() < 0.5 else image
+    if random.random() < 0.5:
+        blurred = Image.fromarray(image).filter(ImageFilter.GaussianBlur(random.uniform(0.3, 1.0)))
+        return np.asarray(blurred)
+    return image
 
 
 def sample_system(random: np.random.Generator) -> System:
@@ -259,7 +262,3 @@ def _neighbour_mean(grid: Floats) -> Floats:
     padded, exists = np.pad(grid, 1), np.pad(np.ones_like(grid), 1)
     total, number = (a[:-2, 1:-1] + a[2:, 1:-1] + a[1:-1, :-2] + a[1:-1, 2:] for a in (padded, exists))
     return total / number
-
-
-def _blurred(image: Bytes, radius: float) -> Bytes:
-    return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(radius)))

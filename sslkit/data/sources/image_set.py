@@ -24,7 +24,7 @@ from sslkit.core import rng
 from sslkit.core.console import counted
 from sslkit.core.errors import UserError, nearest_path
 from sslkit.core.value_range import FULL, Range
-from sslkit.data.images.decode import UnreadableImage, image_size, opened, read_image, read_numbers
+from sslkit.data.images.decode import UnreadableImage, image_size, opened, read_numbers
 from sslkit.data.images.formats import ENDINGS, FORMATS
 from sslkit.data.images.numbers import Numbers
 from sslkit.data.images.picture import Picture
@@ -34,7 +34,7 @@ from sslkit.data.sources.folders import refuse_no_images
 from sslkit.data.sources.left_out import LeftOut
 from sslkit.data.sources.listing import Listing, look_through
 from sslkit.data.sources.names import Names, common_folder
-from sslkit.data.sources.tables import is_table, lines_of, rows_of
+from sslkit.data.sources.tables import is_table, lines_of, read_table
 
 _NOT_FILES = (b"fractal:", b"pack:")
 
@@ -70,11 +70,8 @@ class ImageSet:
 
     def read(self, index: int) -> Image.Image:
         """The image, RGB and upright. Raises UnreadableImage."""
-        path = self.paths[index]
-        if fractal.is_name(path):
-            return fractal.draw(path)
-        with reader.place(path) as (file, part):
-            return read_image(file, part, self.range)
+        with self.opened(index) as picture:
+            return picture.rgb()
 
     @contextmanager
     def opened(self, index: int) -> Iterator[Picture]:
@@ -167,13 +164,8 @@ def open_images(sources: Sequence[str], limit: int | None = None) -> ImageSet:
     paths = found[0].images if len(found) == 1 else _union([one.images for one in found])
     if limit is not None and limit < len(paths):
         # The first `limit` names would be a few folders, that is, a few classes.
-        paths = paths.take(np.sort(rng.permutation(len(paths), 0, 0, 0, limit)))
+        paths = paths.take(rng.sample(len(paths), limit, 0))
     return ImageSet(paths=paths, name=", ".join(sources), left_out=LeftOut.of(found))
-
-
-def images_in(folder: str) -> Names:
-    """`found_in(folder).images`"""
-    return found_in(folder).images
 
 
 def found_in(folder: str) -> Listing:
@@ -220,7 +212,7 @@ def _found_at(source: str) -> Listing:
             f"{source}: not a folder, a .txt list or a .csv table",
             hint="give the folder that holds the images",
         )
-    listed = [row["path"] for row in rows_of(source)] if is_table(source) else lines_of(source)
+    listed = [row["path"] for row in read_table(source)[0]] if is_table(source) else lines_of(source)
     return _listed(Names(sorted(set(listed), key=os.fsencode)))
 
 

@@ -10,11 +10,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sslkit.core import rng
 from sslkit.core.console import counted, named
 from sslkit.core.errors import UserError, nearest_path
 from sslkit.data.packs import reader
 from sslkit.data.sources import fractal
+from sslkit.data.sources.class_samples import sample_per_class
 from sslkit.data.sources.folders import folder_names, refuse_no_images
 from sslkit.data.sources.image_set import ImageSet, found_in, none_found
 from sslkit.data.sources.layout import LAYOUTS, Layout, Part, folders_of, read_layout
@@ -132,6 +132,16 @@ def empty_class_folders(source: str) -> list[str]:
     return sorted(empty)
 
 
+def refuse_empty_folders(source: str) -> None:
+    """A class folder without images is a download that failed, or a typo; either way a class is missing."""
+    if empty := empty_class_folders(source):
+        raise UserError(
+            f"{source}: class folder {empty[0]!r} holds no images"
+            + (f", and {len(empty) - 1} more" if len(empty) > 1 else ""),
+            "add its images, or remove the folder",
+        )
+
+
 def class_numbers(originals: Names) -> tuple[NDArray[np.int64], list[str]]:
     """Of images by their names below one folder: each one's class, -1 where it has none, and all classes.
 
@@ -228,16 +238,10 @@ def _numbered(source: str, images: _Labelled, classes: tuple[str, ...]) -> Image
 
 def _hold_out(images: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
     """Stratified: from every class of two or more images a fifth, at least one, is held out."""
-    members: dict[int, list[int]] = {}
-    for index, label in enumerate(images.labels or ()):
-        members.setdefault(label, []).append(index)
-    held: set[int] = set()
-    for label, indices in members.items():
-        if len(indices) > 1:
-            order = rng.generator(seed, 0, label, "split").permutation(len(indices))
-            held.update(indices[i] for i in order[: max(1, round(VALIDATION_SHARE * len(indices)))])
-    if not held:
+    held, kept = sample_per_class(
+        images, lambda count: max(1, round(VALIDATION_SHARE * count)) if count > 1 else 0, seed, "split"
+    )
+    if not len(held):
         problem = f"{images.name}: every class has one image, nothing is left for validation"
         raise UserError(problem, "two images of a class at least, or train/ and val/")
-    kept = [index for index in range(len(images)) if index not in held]
-    return images.subset(kept), images.subset(sorted(held))
+    return kept, held

@@ -58,11 +58,6 @@ class Listing(NamedTuple):
     written: list[str]  # what sslkit has written, relative to the folder; a folder of its own ends in "/"
 
 
-def image_files(root: str) -> Names:
-    """`look_through(root).images`"""
-    return look_through(root).images
-
-
 def look_through(root: str, deep: bool = True) -> Listing:
     """Names of all image files under the absolute folder `root`, sorted by their bytes, and what else
     lies there.

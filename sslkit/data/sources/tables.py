@@ -32,11 +32,6 @@ def is_table(source: str) -> bool:
     return source.lower().endswith(TABLES)
 
 
-def rows_of(table: str) -> Rows:
-    """`read_table` without its note."""
-    return read_table(table)[0]
-
-
 def read_table(table: str) -> tuple[Rows, str]:
     """Rows of a .csv or .tsv file with a header that has `path`, and what people should know of their labels.
 

@@ -120,23 +120,13 @@ def probe_mosaics(
     bench: ProbeEvaluator, entries: Sequence[ProbeRow], tilings: tuple[int, ...]
 ) -> LocalResult:
     """Which photo does a patch belong to? Of the photos' classes, on mosaics of them."""
-    leaks = () if bench.leaks is None or not bench.leaks.excluded else bench.leaks.copies + bench.leaks.near
-    parts = (bench.train, [*range(len(bench.train))]), (bench.validation, _without(bench.validation, leaks))
+    parts = (bench.train, bench.scored)
     training, validation = (
-        images.subset(_few(kept, limit, bench.seed))
-        for (images, kept), limit in zip(parts, PHOTOS, strict=True)
+        images.subset(rng.sample(len(images), limit, bench.seed))
+        for images, limit in zip(parts, PHOTOS, strict=True)
     )
     task = Mosaics(training, validation, tilings, bench.workers, bench.seed)
     return measure_local(task, entries, bench.device, bench.seed, bench.console)
-
-
-def _without(images: ImageSet, left_out: tuple[int, ...]) -> list[int]:
-    return sorted(set(range(len(images))).difference(left_out))
-
-
-def _few(rows: Sequence[int], limit: int, seed: int) -> list[int]:
-    order = rng.permutation(len(rows), seed, 0, 0, min(limit, len(rows))).tolist()
-    return sorted(rows[i] for i in order)
 
 
 def probe_masks(

@@ -24,7 +24,7 @@ from sslkit.data.images.decode import MAX_PIXELS, UnreadableImage
 from sslkit.data.loading.loader import evaluation_loader
 from sslkit.data.sources.class_samples import sample_per_class
 from sslkit.data.sources.folders import parts_of
-from sslkit.data.sources.image_set import ImageSet, images_in, none_found
+from sslkit.data.sources.image_set import ImageSet, found_in, none_found
 from sslkit.data.sources.labels import VALIDATION_SHARE
 from sslkit.evaluation.dense.cells import Scenes, Tally
 from sslkit.evaluation.metrics.scores import confusion
@@ -113,7 +113,7 @@ def open_masks(data: str, limits: tuple[int, int], workers: int, seed: int, cons
     """
     training, validation = _parts(data, console)
     training, validation = (
-        part.take(sorted(rng.permutation(len(part.masks), seed, 0, 0, min(limit, len(part.masks))).tolist()))
+        part.take(rng.sample(len(part.masks), limit, seed))
         for part, limit in zip((training, validation), limits, strict=True)
     )
     for part, name in ((training, "training"), (validation, "validation")):
@@ -143,7 +143,7 @@ def _parts(data: str, console: Console) -> tuple[Masked, Masked]:
         return _divided(training)
     validation = _matched(*pairs["val"], data)
     if "train" in inside:
-        everything = len(images_in(os.path.abspath(os.path.join(data, "images"))))
+        everything = len(found_in(os.path.join(data, "images")).images)
         if unused := everything - len(training.masks) - len(validation.masks):
             console.say(f"{data}/images: {counted(unused, 'image')} of neither part not used")
     return training, validation
@@ -166,7 +166,7 @@ def _divided(part: Masked) -> tuple[Masked, Masked]:
 
 def _matched(images: str, masks: str, data: str) -> Masked:
     """Images and masks whose names are the same but for the ending."""
-    paths = images_in(images)
+    paths = found_in(images).images
     if not len(paths):
         raise none_found(images)
     files = {_stem(file, masks): str(file) for file in sorted(Path(masks).rglob("[!.]*")) if file.is_file()}

@@ -20,7 +20,7 @@ from sslkit.core.console import SILENT, Console
 from sslkit.core.device import Precision, pick_device, pick_precision
 from sslkit.core.errors import UserError, nearest_path
 from sslkit.core.files import sha256
-from sslkit.core.paths import numbered_names, refuse_full
+from sslkit.core.paths import check_free, numbered_names, refuse_full, write_whole
 from sslkit.data.images.decode import UnreadableImage
 from sslkit.data.loading.workers import reading_workers
 from sslkit.data.sources.image_set import ImageSet, open_images
@@ -34,11 +34,9 @@ from sslkit.evaluation.embedding.gallery import (
 )
 from sslkit.evaluation.embedding.vector_files import (
     Vectors,
-    check_free,
     check_target,
     class_of,
     write_vectors,
-    write_whole,
 )
 from sslkit.models.encoder import Encoder
 from sslkit.models.foreign import is_foreign
@@ -142,12 +140,12 @@ def embed(
     if file != wanted and out is not None:
         console.warn(f"another command has made {wanted} meanwhile: the vectors are in {file}")
     if neighbours:
-        write = partial(_write_neighbours, made, neighbours)
-        table = write_whole(_table_beside(file), write)
+        table = write_whole(_table_beside(file), partial(_write_neighbours, made, neighbours))
     matches: tuple[Match, ...] = ()
     if asked is not None:
         one, _ = embed_images(vector, asked, encoder.size, device=place, precision=exact)
-        matches = _matches(made, one, neighbours or _NEIGHBOURS, _position(asked, images))
+        own = next((place for place, path in enumerate(images.paths) if path == asked.paths[0]), None)
+        matches = _matches(made, one, neighbours or _NEIGHBOURS, own)
     console.say(f"{len(made.names)} images, {found.shape[1]} numbers each, {readout} of {source}")
     return Embedding(file, len(made.names), found.shape[1], missing, len(made.classes), table, matches)
 
@@ -232,12 +230,8 @@ def _write_neighbours(made: Vectors, k: int, file: Path) -> None:
                 row += 1
 
 
-def _position(query: ImageSet, images: ImageSet) -> int | None:
-    """Where the query itself is among the images, if it is."""
-    return next((place for place, path in enumerate(images.paths) if path == query.paths[0]), None)
-
-
 def _matches(made: Vectors, query: np.ndarray, k: int, own: int | None) -> tuple[Match, ...]:
+    """own: where the query itself is among the images, if it is."""
     itself = None if own is None else torch.tensor([own])
     vectors = torch.from_numpy(made.vectors)
     cosines, indices = next(nearest_neighbours(vectors, torch.from_numpy(query), k, itself))

@@ -21,7 +21,7 @@ from sslkit.data.sources import fractal
 from sslkit.data.sources.image_set import ImageSet
 from sslkit.data.sources.labels import layout_of
 from sslkit.data.sources.layout import Ambiguous
-from sslkit.data.sources.tables import is_table, rows_of
+from sslkit.data.sources.tables import is_table, read_table
 from sslkit.models.encoder import Encoder
 
 _READOUTS = ("mean", "cls")
@@ -84,7 +84,7 @@ def embed_images(
 
 
 def nearest_neighbours(
-    vectors: Tensor, queries: Tensor, k: int, own: Tensor | None = None
+    vectors: Tensor, queries: Tensor, k: int, own: Tensor | None = None, chunk: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Cosines and positions of the k vectors nearest to each query, most similar first, part by part.
 
@@ -95,6 +95,7 @@ def nearest_neighbours(
         vectors: float [N, D]; queries: float [M, D].
         k: at most as many as there are.
         own: int64 [M], the positions of the queries themselves in `vectors`; these are no neighbours.
+        chunk: queries at once; 0: as many as SIMILARITIES allows.
 
     Yields:
         float [m, k] and int64 [m, k] for the next m queries.
@@ -102,7 +103,7 @@ def nearest_neighbours(
     mean = vectors.mean(0)
     reference = F.normalize(vectors - mean, dim=1)
     k = min(k, len(vectors) - (own is not None))
-    chunk = max(1, SIMILARITIES // len(vectors))
+    chunk = chunk or max(1, SIMILARITIES // len(vectors))
     for first in range(0, len(queries), chunk):
         similarity = F.normalize(queries[first : first + chunk] - mean, dim=1) @ reference.T
         if own is not None:
@@ -144,7 +145,7 @@ def class_names(sources: Sequence[str], images: ImageSet, console: Console = SIL
 def _namer(source: str) -> Callable[[str], str]:
     """A function from an image's path to its class, "" where it has none. Raises UserError."""
     if is_table(source) and os.path.isfile(source):
-        rows = {row["path"]: row.get("label", "") for row in rows_of(source)}
+        rows = {row["path"]: row.get("label", "") for row in read_table(source)[0]}
         return lambda path: rows.get(path, "")
     if not os.path.isdir(source):
         return lambda path: ""

@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sslkit.core.console import as_json, command, without_strays
+from sslkit.core.console import as_json, without_strays
 from sslkit.core.errors import UserError
-from sslkit.core.files import beside
-from sslkit.core.paths import put
+from sslkit.core.paths import check_free, write_whole
 from sslkit.models import weights
 
 
@@ -54,17 +53,6 @@ def check_target(file: Path) -> None:
         raise UserError(f"--out {file}: no file can be made there: {problem.strerror}", cure) from None
 
 
-def check_free(path: Path) -> None:
-    """Refuse a file that exists or lies in no folder."""
-    if os.path.lexists(path):
-        raise UserError(f"--out {path} exists", "choose another file; nothing is overwritten")
-    folder = path.parent
-    if not folder.is_dir():
-        above = next(part for part in path.absolute().parents if part.exists())
-        cure = command("mkdir", "-p", folder) if above.is_dir() else "choose another file"
-        raise UserError(f"--out {path} lies in no folder", cure)
-
-
 def sidecar(file: Path) -> Path:
     """A .csv has no room for facts: they lie beside it. Elsewhere the file itself."""
     return file.with_name(f"{file.name}.json") if file.suffix == ".csv" else file
@@ -81,22 +69,8 @@ def write_vectors(made: Vectors, file: Path) -> Path:
     file = write_whole(file, lambda target: WRITERS[file.suffix](made, target))
     if file.suffix == ".csv":
         text = as_json({**made.facts, "classes": made.classes}, indent=1) + "\n"
-        write_whole(sidecar(file), lambda target: _write_text(target, text))
+        write_whole(sidecar(file), lambda target: target.write_text(text, encoding="utf-8"))
     return file
-
-
-def _write_text(file: Path, text: str) -> None:
-    file.write_text(text, encoding="utf-8")
-
-
-def write_whole(file: Path, write: Callable[[Path], None]) -> Path:
-    """Write under another name in the same folder, then take the name, or the next one that is free."""
-    try:
-        with beside(file) as unfinished:
-            write(unfinished)
-            return put(unfinished, file)
-    except OSError as problem:
-        raise UserError(f"{file} can't be written: {problem.strerror or problem}", code=1) from None
 
 
 def _safetensors(made: Vectors, file: Path) -> None:
@@ -130,9 +104,8 @@ def _parquet(made: Vectors, file: Path) -> None:
     flat = arrow.array(made.vectors.reshape(-1))
     columns = {"path": arrow.array([os.fsencode(name).decode(errors="replace") for name in made.names])}
     if made.labels is not None:
-        columns["label"] = arrow.array(
-            [without_strays(class_of(made, row)[0]) for row in range(len(made.names))]
-        )
+        labels = (class_of(made, row)[0] for row in range(len(made.names)))
+        columns["label"] = arrow.array(list(map(without_strays, labels)))
     columns["vector"] = arrow.FixedSizeListArray.from_arrays(flat, made.vectors.shape[1])
     facts = {name: without_strays(value) for name, value in made.facts.items()}
     table = arrow.table(columns).replace_schema_metadata(facts)

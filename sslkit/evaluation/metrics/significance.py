@@ -108,32 +108,19 @@ def accuracy(predictions: Tensor, labels: Tensor) -> tuple[float, float]:
 
 def against_random(measure: str, difference: Difference) -> str:
     """The sentence about pre-training itself."""
-    claims: dict[_Outcome, str] = {
-        "better": "pre-training helped",
-        "worse": "pre-training did not help",
-        "open": "no difference can be claimed",
+    return compared(measure, difference, "random weights")
+
+
+def compared(measure: str, difference: Difference, other: str) -> str:
+    """The sentence about "random weights", "raw pixels" or another model."""
+    model: dict[_Outcome, str] = {
+        "better": f"better than {other}",
+        "worse": f"worse than {other}",
+        "open": f"no difference from {other} can be claimed",
     }
-    return f"{claims[difference.outcome]}: {_compared(measure, difference, 'random weights')}"
-
-
-def against_pixels(measure: str, difference: Difference) -> str:
-    """The sentence about raw pixels."""
-    claims: dict[_Outcome, str] = {
-        "better": "above raw pixels",
-        "worse": "below raw pixels, so frozen features are not usable as they are",
-        "open": "no difference from raw pixels can be claimed",
-    }
-    return f"{claims[difference.outcome]}: {_compared(measure, difference, 'raw pixels')}"
-
-
-def against_source(measure: str, difference: Difference, name: str) -> str:
-    """The sentence about another model."""
-    claims: dict[_Outcome, str] = {
-        "better": f"better than {name}",
-        "worse": f"worse than {name}",
-        "open": f"no difference from {name} can be claimed",
-    }
-    return f"{claims[difference.outcome]}: {_compared(measure, difference, name)}"
+    claim = _CLAIMS.get(other, model)[difference.outcome]
+    accuracies = f"{difference.first:.1f} % against {difference.second:.1f} % for {other}"
+    return f"{claim}: {measure} {accuracies} ({difference})"
 
 
 def headline(differences: Mapping[str, Difference], name: str = "") -> str:
@@ -146,7 +133,7 @@ def headline(differences: Mapping[str, Difference], name: str = "") -> str:
         outcome: " and ".join(measure for measure, found in differences.items() if found.outcome == outcome)
         for outcome in outcomes
     }
-    words = _HEADLINES["model" if name else "random"]
+    words = _HEADLINE if name else _CLAIMS["random weights"]
     if len(outcomes) == 1:
         claim = words[next(iter(outcomes))]
     else:
@@ -157,20 +144,26 @@ def headline(differences: Mapping[str, Difference], name: str = "") -> str:
     return f"{claim}: {figures} points against {name or 'random weights'} ({of_images(count)})"
 
 
-_HEADLINES: dict[str, dict[_Outcome, str]] = {
-    "random": {
+_CLAIMS: dict[str, dict[_Outcome, str]] = {
+    "random weights": {
         "better": "pre-training helped",
         "worse": "pre-training did not help",
         "open": "no difference can be claimed",
     },
-    "model": {"better": "better", "worse": "worse", "open": "no difference can be claimed"},
+    "raw pixels": {
+        "better": "above raw pixels",
+        "worse": "below raw pixels, so frozen features are not usable as they are",
+        "open": "no difference from raw pixels can be claimed",
+    },
 }
+_HEADLINE: dict[_Outcome, str] = {
+    "better": "better",
+    "worse": "worse",
+    "open": "no difference can be claimed",
+}
+"""Of another model, which the sentence names at its end."""
 
 
 def of_images(count: int) -> str:
     """How many images, with a caution where they are too few."""
     return counted(count, "image") + (", too few to claim anything" if count < LEAST else "")
-
-
-def _compared(measure: str, difference: Difference, other: str) -> str:
-    return f"{measure} {difference.first:.1f} % against {difference.second:.1f} % for {other} ({difference})"

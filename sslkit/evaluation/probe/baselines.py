@@ -74,8 +74,10 @@ def make_rows(sources: Sequence[str], wanted: ProbeOptions, console: Console) ->
     baselines = [
         *((name, "random", _pass(name, _reset(one, wanted.seed), wanted)) for name, one in random.items()),
         *((name, "baseline", _pass(name, one, wanted)) for name, one in models.items()),
-        *([("raw pixels", "pixels", _pixels())] if "pixels" in wanted.baselines else []),
     ]
+    if "pixels" in wanted.baselines:
+        one = FeaturePass("raw pixels", None, pixels, "pixels", PIXEL_SIDE, "float32")
+        baselines.append(("raw pixels", "pixels", one))
     rows = [
         ProbeRow(name, "source", _pass(name, encoder, wanted), _against(name, encoder, baselines))
         for name, encoder in encoders.items()
@@ -117,10 +119,6 @@ def _pass(name: str, encoder: Encoder, wanted: ProbeOptions) -> FeaturePass:
     encoder.requires_grad_(False)
     read = read_out(encoder, names)
     return FeaturePass(name, encoder, read, " ".join(names), encoder.size, wanted.precision, encoder.range)
-
-
-def _pixels() -> FeaturePass:
-    return FeaturePass("raw pixels", None, pixels, "pixels", PIXEL_SIDE, "float32")
 
 
 def _random_name(encoder: Encoder) -> str:

@@ -104,6 +104,14 @@ class ProbeEvaluator:
     def __post_init__(self) -> None:
         self._digests: dict[tuple[int, Range], str] = {}
 
+    @property
+    def scored(self) -> ImageSet:
+        """The validation images, leaks taken out where they are to be; once these are known."""
+        if self.leaks is None or not self.leaks.excluded:
+            return self.validation
+        leaks = {*self.leaks.copies, *self.leaks.near}
+        return self.validation.subset(i for i in range(len(self.validation)) if i not in leaks)
+
     def features(self, one: FeaturePass) -> tuple[Features, Features]:
         """Of both parts, without leaks if they are to be excluded; the first call also looks for them."""
         if one.encoder is not None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from sslkit.evaluation.embedding.gallery import nearest_neighbours
 from sslkit.evaluation.probe.linear import SPLIT, stratified_split
 
 
@@ -36,14 +36,9 @@ def knn_predict(
     Returns:
         int64 [M]. Of classes with equal votes the lowest number wins.
     """
-    mean = train.mean(dim=0)
-    reference = F.normalize(train - mean, dim=1)  # [N, D]
-    k = min(k, len(reference))
     predictions = []
-    for part in torch.split(queries, chunk):
-        similarity = F.normalize(part - mean, dim=1) @ reference.T  # [m, N]
-        nearest, index = similarity.topk(k, dim=1)
-        votes = torch.zeros(len(part), classes, dtype=train.dtype, device=train.device)
+    for nearest, index in nearest_neighbours(train, queries, k, chunk=chunk):  # [m, k] each
+        votes = torch.zeros(len(index), classes, dtype=train.dtype, device=train.device)
         votes.scatter_add_(1, labels[index], (nearest / temperature).exp())
         predictions.append(votes.argmax(dim=1))
     return torch.cat(predictions)

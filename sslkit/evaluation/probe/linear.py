@@ -42,22 +42,16 @@ class LinearProbe:
         return self.logits(vectors).argmax(dim=1)
 
 
-def fit_linear(vectors: Tensor, labels: Tensor, *, classes: int, seed: int = 0) -> LinearProbe:
-    """Choose the L2 strength on a stratified fifth of the training set, then fit on all of it.
-
-    Args:
-        vectors: float [N, D]; labels: int64 [N].
-        seed: of the fifth.
-    """
-    return fit_best({"": vectors}, labels, classes=classes, seed=seed)[1]
-
-
 def fit_best(
     readouts: Mapping[str, Tensor], labels: Tensor, *, classes: int, seed: int = 0
 ) -> tuple[str, LinearProbe]:
-    """As `fit_linear`, of the read-out (name → float [N, D]) that is most often right on that fifth.
+    """Choose read-out and L2 strength on a stratified fifth of the training set, then fit on all of it.
 
-    Of equal ones the first.
+    Of read-outs the one that is most often right on that fifth, of equal ones the first.
+
+    Args:
+        readouts: name → float [N, D]; labels: int64 [N].
+        seed: of the fifth.
     """
     fit, held = stratified_split(labels, SPLIT, seed)
     best, best_correct, best_strength = "", -1, 0.0
@@ -66,22 +60,23 @@ def fit_best(
         strength, correct = _best_strength(x, labels, fit, held, classes)
         if correct > best_correct:
             best, best_correct, best_strength = name, correct, strength
-    mean, scale = _mean_and_scale(readouts[best])
-    x = _standard(readouts[best], mean, scale)
-    weight, bias = solve(x, labels, classes=classes, strength=best_strength)
-    return best, LinearProbe(mean, scale, weight, bias, best_strength)
+    return best, _fitted(readouts[best], labels, best_strength, classes)
 
 
 def fit_split(vectors: Tensor, labels: Tensor, split: tuple[Tensor, Tensor], *, classes: int) -> LinearProbe:
-    """As `fit_linear`, where rows are not independent and the caller knows what may be held out.
+    """As `fit_best`, where rows are not independent and the caller knows what may be held out.
 
     Args:
         split: positions (rest, held) of the rows.
     """
-    mean, scale = _mean_and_scale(vectors)
-    x = _standard(vectors, mean, scale)
+    x = _standard(vectors, *_mean_and_scale(vectors))
     strength, _ = _best_strength(x, labels, *split, classes)
-    weight, bias = solve(x, labels, classes=classes, strength=strength)
+    return _fitted(vectors, labels, strength, classes)
+
+
+def _fitted(vectors: Tensor, labels: Tensor, strength: float, classes: int) -> LinearProbe:
+    mean, scale = _mean_and_scale(vectors)
+    weight, bias = solve(_standard(vectors, mean, scale), labels, classes=classes, strength=strength)
     return LinearProbe(mean, scale, weight, bias, strength)
 
 

@@ -55,9 +55,7 @@ def measure_robustness(
         attacks: also FGSM and PGD; None is only where the device is not a CPU.
     """
     side = classifiers[0].encoder.size
-    leaks = () if bench.leaks is None or not bench.leaks.excluded else bench.leaks.copies + bench.leaks.near
-    kept = [index for index in range(len(bench.validation)) if index not in set(leaks)]
-    images = read_labelled(bench.validation.subset(kept), side, limit, bench.workers, bench.console)
+    images = read_labelled(bench.scored, side, limit, bench.workers, bench.console)
     attacked = bench.device.type != "cpu" if attacks is None else attacks
     plan = make_robustness_plan(side, seed=bench.seed, epsilons=EPSILONS if attacked else ())
     for one in classifiers:

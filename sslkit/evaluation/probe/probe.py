@@ -13,10 +13,10 @@ from sslkit.core.console import SILENT, Console, counted
 from sslkit.core.device import pick_device, pick_precision
 from sslkit.core.errors import UserError
 from sslkit.data.loading.workers import reading_workers
-from sslkit.data.sources.class_samples import refuse_empty_folders, warn_singletons
+from sslkit.data.sources.class_samples import warn_singletons
 from sslkit.data.sources.folders import has_masks
 from sslkit.data.sources.image_set import ImageSet
-from sslkit.data.sources.labels import open_labelled
+from sslkit.data.sources.labels import open_labelled, refuse_empty_folders
 from sslkit.data.sources.set_range import with_range
 from sslkit.evaluation.dense.dense import check_cells, check_maps, check_mosaics, probe_masks, probe_mosaics
 from sslkit.evaluation.probe.baselines import (
@@ -127,7 +127,8 @@ def probe(
         console=console,
     )
     measured = {entry.name: _measure(bench, entry, few) for entry in entries}
-    _warn_of_leaks(bench, data)
+    if bench.leaks is not None and bench.leaks.count:
+        console.warn(*leak_warning(bench.leaks, data))
     result = _result(data, bench, entries, measured, few)
     if grid:
         result = replace(result, grid=_grid(bench, entries, measured, seed))
@@ -181,11 +182,6 @@ def _measure(bench: ProbeEvaluator, entry: ProbeRow, few: Sequence[int]) -> _Mea
         bench.read(train, validation),
         {shots: bench.few(train, validation, shots) for shots in few},
     )
-
-
-def _warn_of_leaks(bench: ProbeEvaluator, data: str) -> None:
-    if bench.leaks is not None and bench.leaks.count:
-        bench.console.warn(*leak_warning(bench.leaks, data))
 
 
 def _result(

@@ -22,9 +22,9 @@ def tables(result: ProbeResult) -> list[Table]:
         [
             row.name,
             str(row.width),
-            f"{row.knn:.1f} ± {row.knn_interval:.1f}",
+            _spread(row.knn, row.knn_interval),
             TITLES.get(row.knn_readout, row.knn_readout),
-            f"{row.linear:.1f} ± {row.linear_interval:.1f}",
+            _spread(row.linear, row.linear_interval),
             TITLES.get(row.linear_readout, row.linear_readout),
         ]
         for row in result.rows
@@ -67,7 +67,7 @@ def _local(local: LocalResult) -> Table:
         [
             row.name,
             f"{row.grid} x {row.grid}",
-            *(f"{value:.1f} ± {half:.1f}" for value, half in row.scores.values()),
+            *(_spread(*score) for score in row.scores.values()),
         ]
         for row in local.rows
     ]

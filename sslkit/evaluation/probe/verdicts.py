@@ -9,9 +9,7 @@ from torch import Tensor
 from sslkit.evaluation.metrics.significance import (
     Difference,
     accuracy,
-    against_pixels,
-    against_random,
-    against_source,
+    compared,
     paired,
     paired_over_draws,
 )
@@ -70,31 +68,18 @@ def compare_rows(
 ) -> tuple[Verdict, ...]:
     """Every source against each of its baselines by both measures."""
     kinds = {entry.name: entry.kind for entry in entries}
-    return tuple(
-        _verdict(entry.name, name, kinds[name], measure, predictions, labels)
-        for entry in entries
-        for name in entry.against
-        for measure in MEASURES
-    )
-
-
-def _verdict(
-    source: str,
-    baseline: str,
-    kind: str,
-    measure: str,
-    predictions: Mapping[str, Predictions],
-    labels: Tensor,
-) -> Verdict:
-    first, second = (predictions[name][MEASURES[measure]] for name in (source, baseline))
-    difference = (paired if first.ndim == 1 else paired_over_draws)(first, second, labels)
-    return make_verdict(source, baseline, kind, measure, difference)
+    found = []
+    for entry in entries:
+        for name in entry.against:
+            for measure, attribute in MEASURES.items():
+                first, second = (predictions[one][attribute] for one in (entry.name, name))
+                difference = (paired if first.ndim == 1 else paired_over_draws)(first, second, labels)
+                found.append(make_verdict(entry.name, name, kinds[name], measure, difference))
+    return tuple(found)
 
 
 def make_verdict(source: str, baseline: str, kind: str, measure: str, difference: Difference) -> Verdict:
     """A difference from a baseline of a kind ("random", "pixels", "baseline"), with its sentence."""
-    if kind == "baseline":
-        sentence = against_source(measure, difference, baseline)
-    else:
-        sentence = (against_pixels if kind == "pixels" else against_random)(measure, difference)
+    other = {"random": "random weights", "pixels": "raw pixels"}.get(kind, baseline)
+    sentence = compared(measure, difference, other)
     return Verdict(source, baseline if kind == "baseline" else kind, measure, difference, sentence)

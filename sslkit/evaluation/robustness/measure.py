@@ -133,9 +133,8 @@ def robustness(
         right = {key: judge.changed(change) for key, change in changes.items()}
         for epsilon in plan.epsilons:
             right["fgsm", epsilon] = judge.attacked(partial(_fgsm, epsilon=epsilon), 3)
-            right["pgd", epsilon] = judge.attacked(
-                partial(_pgd, epsilon=epsilon, plan=plan), 1 + 2 * plan.steps
-            )
+            climb = partial(pgd, epsilon=epsilon, steps=plan.steps, seed=plan.seed)
+            right["pgd", epsilon] = judge.attacked(climb, 1 + 2 * plan.steps)
     rows = {
         name: make_robustness_row(name, {key: hits[number] for key, hits in right.items()}, plan)
         for number, name in enumerate(names)
@@ -168,12 +167,6 @@ def _filtered(
 
 def _fgsm(logits: Logits, images: Tensor, labels: Tensor, index: Tensor, *, epsilon: float) -> Tensor:
     return fgsm(logits, images, labels, epsilon)
-
-
-def _pgd(
-    logits: Logits, images: Tensor, labels: Tensor, index: Tensor, *, epsilon: float, plan: RobustnessPlan
-) -> Tensor:
-    return pgd(logits, images, labels, index, epsilon, steps=plan.steps, seed=plan.seed)
 
 
 class _Judge:

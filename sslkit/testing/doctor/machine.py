@@ -14,6 +14,8 @@ import torch
 from sslkit.core.console import counted
 from sslkit.core.device import pick_device, pick_precision
 from sslkit.core.errors import first_line
+from sslkit.core.files import text_of
+from sslkit.data.loading.limits import open_files
 from sslkit.data.loading.workers import reading_workers, usable_cores
 from sslkit.testing.doctor.finding import Finding
 from sslkit.testing.doctor.operations import operations_finding
@@ -110,10 +112,10 @@ def _cores() -> Finding:
 
 def core_limit(root: Path) -> float | None:
     """Cores' worth of time that a control group allows, version 2 or 1; None: no limit."""
-    quota, period = [*_words(root / "cpu.max"), "", ""][:2]
+    quota, period = [*text_of(root / "cpu.max").split(), "", ""][:2]
     if not period:
         files = (root / "cpu" / f"cpu.cfs_{word}_us" for word in ("quota", "period"))
-        quota, period = ((_words(file) or [""])[0] for file in files)
+        quota, period = (text_of(file).strip() for file in files)
     return int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(period) else None
 
 
@@ -121,7 +123,7 @@ def _memory() -> Iterator[Finding]:
     """A container's limit of memory, if there is one."""
     root = Path("/sys/fs/cgroup")
     for file in (root / "memory.max", root / "memory" / "memory.limit_in_bytes"):
-        word = (_words(file) or [""])[0]
+        word = text_of(file).strip()
         if word.isdigit() and int(word) < 1 << 50:
             gigabytes = int(word) / GIGABYTE
             cure = "more memory for the container, or --workers 0 and a smaller --micro-batch"
@@ -151,11 +153,9 @@ def _disk(runs: Path) -> Finding:
 def _open_files() -> Iterator[Finding]:
     if sys.platform == "win32":
         return
-    import resource
-
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    text = "no limit" if limit == resource.RLIM_INFINITY else f"{limit} at once"
-    well = limit == resource.RLIM_INFINITY or limit >= OPEN_FILES
+    limit = open_files()
+    text = "no limit" if limit is None else f"{limit} at once"
+    well = limit is None or limit >= OPEN_FILES
     yield Finding.judged("open files", well, text, f"ulimit -n {OPEN_FILES * 4}")
 
 
@@ -165,11 +165,3 @@ def _locale() -> Finding:
     return Finding.judged(
         "locale", well, " and ".join(sorted(names)), "export LC_ALL=C.UTF-8, or PYTHONUTF8=1"
     )
-
-
-def _words(file: Path) -> list[str]:
-    """The words of a small file; none if it is not there."""
-    try:
-        return file.read_text(encoding="ascii").split()
-    except OSError:
-        return []

@@ -29,17 +29,19 @@ _MODULES = ("torch", "torchvision", "timm", "PIL.Image", "safetensors.torch", "n
 """What is imported to see that the packages work together."""
 
 
+_PAIR_CURE = "install both in one command, from one index: pip install --force-reinstall torch torchvision"
+
+
 def package_findings() -> Iterator[Finding]:
     """Python, each package, whether torch and torchvision are one build, and whether all can be imported."""
     wanted = bounds()
     yield _version("python", platform.python_version(), wanted.get("python", ""))
     for name in PACKAGES:
-        try:
-            yield _version(name, metadata.version(name), wanted.get(name.lower(), ""))
-        except metadata.PackageNotFoundError:
-            yield Finding(
-                name, "error", "not installed", f"pip install '{name}{wanted.get(name.lower(), '')}'"
-            )
+        bound = wanted.get(name.lower(), "")
+        if version := _installed(name):
+            yield _version(name, version, bound)
+        else:
+            yield Finding(name, "error", "not installed", f"pip install '{name}{bound}'")
     yield _tested()
     yield from _pair()
     yield _imports()
@@ -102,7 +104,7 @@ def broken_import(problem: BaseException) -> UserError | None:
         reason = mismatch(*_builds())
     except metadata.PackageNotFoundError:
         reason = ""
-    return UserError(f"{reason or 'torch and torchvision do not fit'}: {first_line(problem)}", _pair_cure())
+    return UserError(f"{reason or 'torch and torchvision do not fit'}: {first_line(problem)}", _PAIR_CURE)
 
 
 def _version(name: str, version: str, wanted: str) -> Finding:
@@ -139,7 +141,7 @@ def _pair() -> Iterator[Finding]:
         reason = mismatch(*_builds())
     except metadata.PackageNotFoundError:
         return
-    yield Finding.judged("torch pair", not reason, reason or "one build", _pair_cure(), "error")
+    yield Finding.judged("torch pair", not reason, reason or "one build", _PAIR_CURE, "error")
 
 
 def _builds() -> tuple[str, str, str]:
@@ -158,10 +160,6 @@ def _build(name: str) -> str:
         if match := re.search(r"^__version__.*?=\s*['\"]([^'\"]+)", text, re.MULTILINE):
             return match[1]
     return metadata.version(name)
-
-
-def _pair_cure() -> str:
-    return "install both in one command, from one index: pip install --force-reinstall torch torchvision"
 
 
 def _imports() -> Finding:
