@@ -12,17 +12,11 @@ TYPE_CHECKING = False  # what typing has; importing it takes long enough for a C
 
 moved.install()
 
+_COMMANDS = (
+    "pretrain", "finetune", "probe", "export", "visualize", "embed", "bench", "check", "pack", "doctor",
+)  # fmt: skip
 _HOMES = {
-    "pretrain": "sslkit.api",
-    "finetune": "sslkit.api",
-    "probe": "sslkit.api",
-    "export": "sslkit.api",
-    "visualize": "sslkit.api",
-    "embed": "sslkit.api",
-    "bench": "sslkit.api",
-    "check": "sslkit.api",
-    "pack": "sslkit.api",
-    "doctor": "sslkit.api",
+    **dict.fromkeys(_COMMANDS, "sslkit.api"),
     "load_encoder": "sslkit.models.weights",
     "read_image": "sslkit.data.images.decode",
     "Encoder": "sslkit.models.encoder",

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from types import ModuleType
+from importlib import import_module
 from typing import Any
 
 import typer
@@ -21,6 +20,12 @@ from sslkit.core.console import printable, visible
 from sslkit.core.distributed import environment
 from sslkit.core.errors import UserError
 from sslkit.version import __version__
+
+COMMANDS = (
+    "pretrain", "finetune", "probe", "visualize", "export", "embed", "check",
+    "pack", "bench", "info", "methods", "models", "doctor", "demo",
+)  # fmt: skip
+"""Each one's file holds a function of its name, with its options; none imports torch before it runs."""
 
 UsageError: Any = typer.BadParameter.__base__
 """What typer raises for wrong arguments; newer versions carry their own click, so it is not imported."""
@@ -48,45 +53,10 @@ def _root(
     """Pre-train a vision backbone on your own images, without labels, and know whether it helped."""
 
 
-def _add_commands() -> None:
-    """Each command's file holds one function with its options; none imports torch before it runs."""
-    from sslkit.cli import (
-        bench,
-        check,
-        demo,
-        doctor,
-        embed,
-        export,
-        finetune,
-        info,
-        methods,
-        models,
-        pack,
-        pretrain,
-        probe,
-        visualize,
-    )
-
-    def add(function: Callable[..., None], module: ModuleType) -> None:
-        app.command(cls=described(module.EXAMPLES, getattr(module, "defaults", none)))(function)
-
-    add(pretrain.pretrain, pretrain)
-    add(finetune.finetune, finetune)
-    add(probe.probe, probe)
-    add(visualize.visualize, visualize)
-    add(export.export, export)
-    add(embed.embed, embed)
-    add(check.check, check)
-    add(pack.pack, pack)
-    add(bench.bench, bench)
-    add(info.info, info)
-    add(methods.methods, methods)
-    add(models.models, models)
-    add(doctor.doctor, doctor)
-    add(demo.demo, demo)
-
-
-_add_commands()
+for _name in COMMANDS:
+    _module = import_module(f"sslkit.cli.{_name}")
+    _kind = described(_module.EXAMPLES, getattr(_module, "defaults", none))
+    app.command(cls=_kind)(getattr(_module, _name))
 
 
 def main() -> None:

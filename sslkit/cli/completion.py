@@ -18,7 +18,8 @@ def methods(incomplete: str) -> list[tuple[str, str]]:
     """Methods with the first line of what they are; a file's name is the shell's own business."""
     from sslkit.methods import card, names
 
-    return [(name, _first_line(card(name).text)) for name in names() if name.startswith(incomplete)]
+    told = {name: card(name).text for name in names() if name.startswith(incomplete)}
+    return [(name, text.strip().partition("\n")[0]) for name, text in told.items()]
 
 
 def backbones(incomplete: str) -> list[str]:
@@ -98,7 +99,3 @@ def words_of(key: str) -> Callable[[Context, str], list[str]]:
         return [value.partition("=")[2] for value, _ in settings(ctx, f"{key}={incomplete}")]
 
     return offered
-
-
-def _first_line(text: str) -> str:
-    return text.strip().partition("\n")[0]

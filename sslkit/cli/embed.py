@@ -58,17 +58,11 @@ def embed(
     from sslkit.core.console import visible
 
     console = Console(quiet, json)
-    given = {"size": size, "device": device, "precision": precision, "workers": workers, "seed": seed}
-    given["range"] = range
+    reading = options.given(
+        size=size, device=device, precision=precision, workers=workers, seed=seed, range=range
+    )
     made = api.embed(
-        source,
-        data,
-        out,
-        readout=readout,
-        neighbours=neighbours,
-        query=query,
-        console=console,
-        **{name: value for name, value in given.items() if value is not None},
+        source, data, out, readout=readout, neighbours=neighbours, query=query, console=console, **reading
     )
     found = [f"{match.cosine:.4f}  {visible(match.name)}" for match in made.matches]
     files = [str(made.neighbours)] if made.neighbours else []

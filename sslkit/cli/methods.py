@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from sslkit.testing.contract import Outcome
 
 
+_FACTS = ("family", "year", "needs", "backbones", "lines", "status", "paper")
+
 EXAMPLES = (
     "sslkit methods mfm --toml                        # its settings, ready for -c",
     "sslkit methods --new mine.py",
@@ -71,7 +73,7 @@ def _list(console: Console) -> None:
     from sslkit.methods import card, names
 
     cards = [card(name) for name in names()]
-    rows = [["method", "family", "year", "needs", "backbones", "lines", "status", "paper"], *map(_row, cards)]
+    rows = [["method", *_FACTS], *map(_row, cards)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     console.result("\n".join(lines), {"methods": [_document(one) for one in cards]})
@@ -79,9 +81,7 @@ def _list(console: Console) -> None:
 
 def _row(card: Card) -> list[str]:
     facts = _document(card)
-    cells = [
-        facts.get(key, "") for key in ("family", "year", "needs", "backbones", "lines", "status", "paper")
-    ]
+    cells = [facts.get(key, "") for key in _FACTS]
     return [card.name, *(", ".join(cell) if isinstance(cell, list) else str(cell) for cell in cells)]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -69,6 +69,11 @@ Size = Annotated[int | None, typer.Option("--size", help="Side of the images tha
 RobustLimit = Annotated[int | None, typer.Option("--robust-limit", help="Images for --robust.")]
 Attacks = Annotated[bool | None, typer.Option("--attacks/--no-attacks", help="FGSM and PGD in --robust.")]
 Out = Annotated[str | None, typer.Option("-o", "--out", help="Folder to make; never an existing one.")]
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Those that were given: an option that is left out is None, and its default the function's own."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def of_reading() -> dict[str, str]:

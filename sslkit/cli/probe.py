@@ -94,27 +94,21 @@ def probe(
     if min_top1 is not None and has_masks(arguments[-1]):
         raise UserError(f"--min-top1: {arguments[-1]} has masks, no classes", "leave out --min-top1")
     console = Console(quiet, json)
-    given: dict[str, object] = {
-        "baselines": tuple(baseline) if baseline else None,
-        "readout": readout,
-        "shots": shots,
-        "seeds": seeds,
-        "robust_limit": robust_limit,
-        "attacks": attacks,
-        "size": size,
-        "device": device,
-        "precision": precision,
-        "workers": workers,
-        "seed": seed,
-        "range": range,
-        "exclude_leaks": exclude_leaks,
-        "grid": grid,
-        "robust": robust,
-        "local": local,
-        "cache": not no_cache,
-    }
-    options_given = {name: value for name, value in given.items() if value is not None}
-    result = api.probe(*arguments[:-1], data=arguments[-1], out=out, console=console, **options_given)
+    kinds = {"exclude_leaks": exclude_leaks, "grid": grid, "robust": robust, "local": local}
+    reading = options.given(
+        size=size, device=device, precision=precision, workers=workers, seed=seed, range=range
+    )
+    wanted = options.given(
+        baselines=tuple(baseline) if baseline else None,
+        readout=readout,
+        shots=shots,
+        seeds=seeds,
+        robust_limit=robust_limit,
+        attacks=attacks,
+        cache=not no_cache,
+    )
+    *sources, data = arguments
+    result = api.probe(*sources, data=data, out=out, console=console, **kinds, **reading, **wanted)
     console.result("\n".join((*result.headlines, *result.verdicts)), result.to_document())
     if min_top1 is not None and result.best < min_top1:
         raise UserError(f"{arguments[0]}: top-1 {result.best:.1f} % is below --min-top1 {min_top1:g}", code=1)

@@ -63,11 +63,12 @@ def _options(sections: Mapping[str, type]) -> Iterator[Parameter]:
             if flag is None:
                 continue
             key = f"{section}.{item.name}"
+            words = completion.words_of(key) if get_origin(hints[item.name]) is Literal else None
             option = typer.Option(
                 *flag.names,
                 help=flag.help or _sentence(item.metadata["help"]),
                 metavar=flag.metavar or None,
-                autocompletion=_COMPLETED.get(key) or _words(key, hints[item.name]),
+                autocompletion=_COMPLETED.get(key) or words,
             )
             kind = _kind(hints[item.name], item.metadata)
             yield Parameter(
@@ -83,10 +84,6 @@ def _kind(hint: Any, metadata: Mapping[str, Any]) -> type:
     if metadata["auto"] and metadata["default"] != AUTO:
         return str
     return hint if hint in (int, float, bool) else str
-
-
-def _words(key: str, hint: Any) -> Callable[..., Any] | None:
-    return completion.words_of(key) if get_origin(hint) is Literal else None
 
 
 def _sentence(help: str) -> str:
