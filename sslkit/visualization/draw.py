@@ -74,29 +74,24 @@ def _view(subject: Inputs, position: int, epoch: int) -> Tensor:
 def draw_reconstruction(subject: Inputs) -> Figure:
     """Every image through both tasks: `MFM.panels` gives the first half of a batch its low frequencies."""
     tasks = (subject.degradation,) if subject.degradation else HALVES
-    repeated = torch.cat([subject.pictures] * len(tasks))
-    with torch.no_grad():
-        panels = subject.method.panels({"image": repeated, "index": torch.arange(len(repeated))})
+    panels = subject.panels(torch.cat([subject.pictures] * len(tasks)))
     return reconstruction(panels, tasks, None if subject.degradation else subject.radius)
 
 
 def draw_panels(subject: Inputs) -> Figure:
-    images = subject.pictures
-    with torch.no_grad():
-        pictures = subject.method.panels({"image": images, "index": torch.arange(len(images))})
+    pictures = subject.panels(subject.pictures)
     if not pictures:
         raise UserError(f"the method of {subject.source} has no pictures of what it does")
     return panels(pictures, f"What {subject.name} does to images")
 
 
 def draw_curves(subject: Inputs) -> Figure:
-    if subject.run is None:  # `visualize` has refused this
-        raise ValueError("curves: a run expected, got a method")
-    file = subject.run.path / "metrics.jsonl"
-    metrics = read_metrics(file) if file.is_file() else []
+    run = run_of(subject)
+    file = run / "metrics.jsonl"
+    metrics = read_metrics(file)
     if not any("epoch" in line for line in metrics):
         raise UserError(f"{file} holds no figures yet", "train on: sslkit pretrain --resume RUN")
-    return curves(metrics, f"Training of {subject.run.path.name}")
+    return curves(metrics, f"Training of {run.name}")
 
 
 def draw_attention(subject: Inputs) -> Figure:
@@ -156,20 +151,15 @@ def draw_compare(subject: Inputs) -> Figure:
 
 def _compared(subject: Inputs) -> Compared:
     run = run_of(subject)
-    file = run / "metrics.jsonl"
-    metrics = read_metrics(file) if file.is_file() else []
-    probe = stored.probe_document(run)
+    metrics, probe = read_metrics(run / "metrics.jsonl"), stored.probe_document(run)
     settings = subject.name, repr(subject.method.config)  # each run's Config is a class of its own
     return Compared(run.name, settings, metrics, probe, subject.pictures, _made(subject))
 
 
 def _made(subject: Inputs) -> dict[str, Tensor]:
     """What a run makes of the images: MFM's composites of both tasks, or the last two of its own pictures."""
-    images = subject.pictures
     tasks = ("",) if subject.degradation or not subject.masks_frequencies else ("from low", "from high")
-    repeated = torch.cat([images] * len(tasks))
-    with torch.no_grad():
-        made = subject.method.panels({"image": repeated, "index": torch.arange(len(repeated))})
+    made = subject.panels(torch.cat([subject.pictures] * len(tasks)))
     if not subject.masks_frequencies:
         own = {name.replace("_", " "): shown for name, shown in made.items() if name != "image"}
         return dict(list(own.items())[-2:])

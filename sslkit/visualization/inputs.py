@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sslkit.augmentations.crops import CenterCrop
 from sslkit.core import rng
+from sslkit.core.config.build import PretrainConfig
 from sslkit.core.config.validate import checked, refuse_range
 from sslkit.core.console import SILENT, Console
 from sslkit.core.device import pick_device
@@ -66,7 +67,11 @@ class Inputs:
         size: int | None = None, seed: int = 0, others: Sequence[str] = (), limit: int = LIMIT,
         console: Console = SILENT,
     ) -> None:  # fmt: skip
-        _check(count, radius, size, seed, limit)
+        checked("--limit", limit, int, {"low": 2, "default": LIMIT})
+        checked("--count", count, int, {"low": 1, "default": COUNT})
+        if radius is not None:
+            checked("--radius", radius, float, {"above": 0})
+        refuse_range(size, seed)
         self.source, self.count, self.others, self.limit, self.console = source, count, others, limit, console
         self.has_method = not is_weights(source)
         self.run = open_run(source) if self.has_method else None
@@ -81,20 +86,24 @@ class Inputs:
         """All images there are to choose from, read as those that the encoder was trained on."""
         return with_range(self._listed(), self._range, self.console)
 
+    @cached_property
+    def _config(self) -> PretrainConfig | None:
+        """Of a run."""
+        return None if self.run is None else read_configuration(self.run.path / "config.toml")
+
     @property
     def _range(self) -> Range:
-        if self.run is not None:
-            return as_set(read_configuration(self.run.path / "config.toml").data)
+        if self._config is not None:
+            return as_set(self._config.data)
         return BYTES if self.has_method else self.encoder.range
 
     def _listed(self) -> ImageSet:
         if self._images:
             return open_pictures(self._images)
-        if self.run is None:
+        if self._config is None:
             return open_images([GENERATED])
-        config = read_configuration(self.run.path / "config.toml")
         try:
-            return open_images(config.data.sources, config.data.limit or None)
+            return open_images(self._config.data.sources, self._config.data.limit or None)
         except UserError as problem:
             raise UserError(
                 f"the images of {self.source} are gone: {problem.message}",
@@ -104,9 +113,9 @@ class Inputs:
     @property
     def sources(self) -> Sequence[str]:
         """DATA of `images`."""
-        if self._images or self.run is None:
+        if self._images or self._config is None:
             return self._images or (GENERATED,)
-        return read_configuration(self.run.path / "config.toml").data.sources
+        return self._config.data.sources
 
     def beside(self, source: str) -> Inputs:
         """Another run with the same images, seed and size of choice."""
@@ -149,6 +158,11 @@ class Inputs:
             check_size(encoder.name, self._size, encoder.stride)
         return method
 
+    def panels(self, images: Tensor) -> Mapping[str, Tensor]:
+        """What the method makes of images, float [N, 3, H, W] in [0, 1]."""
+        with torch.no_grad():
+            return self.method.panels({"image": images, "index": torch.arange(len(images))})
+
     @cached_property
     def encoder(self) -> Encoder:
         """The run's, in evaluation mode, from its newest checkpoint; or that of the weights."""
@@ -159,9 +173,7 @@ class Inputs:
     @cached_property
     def gallery(self) -> Gallery:
         """The pictures' images and others up to the limit, drawn over the whole set, as vectors."""
-        total = len(self.images)
-        drawn = rng.permutation(total, self._seed, 0, 0, min(total, self.limit))
-        chosen = sorted({*self.originals, *map(int, drawn)})
+        chosen = sorted({*self.originals, *rng.sample(len(self.images), self.limit, self._seed)})
         images = self.images.subset(chosen)
         place = pick_device()
         encoder = self.encoder.to(place)
@@ -206,9 +218,7 @@ class Inputs:
 
     @property
     def _method_name(self) -> str:
-        if self.run is None:
-            return self.source
-        return read_configuration(self.run.path / "config.toml").method_name
+        return self.source if self._config is None else self._config.method_name
 
     @property
     def degradation(self) -> str:
@@ -219,9 +229,7 @@ class Inputs:
     @property
     def seed(self) -> int:
         """Of the random views: the run's, so that they are the very ones it was trained on."""
-        if self.run is None:
-            return self._seed
-        return read_configuration(self.run.path / "config.toml").run.seed
+        return self._seed if self._config is None else self._config.run.seed
 
     def _blank(self) -> Method:
         """The method around a network of shapes alone: its views and settings need no weights."""
@@ -275,11 +283,3 @@ def open_pictures(sources: Sequence[str]) -> ImageSet:
     found = open_images(others).paths if others else ()
     paths = dict.fromkeys([*map(os.path.abspath, files), *found])
     return ImageSet(Names(paths), ", ".join(sources))
-
-
-def _check(count: int, radius: float | None, size: int | None, seed: int, limit: int) -> None:
-    checked("--limit", limit, int, {"low": 2, "default": LIMIT})
-    checked("--count", count, int, {"low": 1, "default": COUNT})
-    if radius is not None:
-        checked("--radius", radius, float, {"above": 0})
-    refuse_range(size, seed)

@@ -10,33 +10,10 @@ from matplotlib.figure import Figure
 
 from sslkit.core.console import command
 from sslkit.core.errors import UserError
-from sslkit.visualization.draw import (
-    draw_attention,
-    draw_compare,
-    draw_curves,
-    draw_families,
-    draw_filters,
-    draw_layers,
-    draw_map,
-    draw_masks,
-    draw_neighbours,
-    draw_panels,
-    draw_pca,
-    draw_reconstruction,
-    draw_spectrum,
-    draw_stored_as,
-    draw_views,
-    run_of,
-)
+from sslkit.visualization import draw
 from sslkit.visualization.figures import attention_maps, first_layer
 from sslkit.visualization.inputs import Inputs
 from sslkit.visualization.report import stored
-
-Needs = Literal["images", "method", "run", "encoder"]
-IMAGES: Needs = "images"
-METHOD: Needs = "method"
-RUN: Needs = "run"
-ENCODER: Needs = "encoder"
 
 
 @dataclass(frozen=True)
@@ -44,117 +21,107 @@ class Kind:
     """One kind of picture. `text` says in a sentence what it shows, for people who can't see it."""
 
     draw: Callable[[Inputs], Figure]
-    needs: Needs
+    needs: Literal["images", "method", "run", "encoder"]
     text: str
     masking: bool | None = None  # only for methods that mask frequencies (`task`, as MFM), or only for others
 
 
+_ROBUSTNESS = {
+    "robust-corruptions": "Accuracy under fifteen corruptions of the images, mean over severities, "
+    "a bar for each source.",
+    "robust-filters": "Accuracy on low-pass and high-pass images over the radius of the filter, "
+    "a curve for each source.",
+    "robust-waves": "Error under noise of a single frequency, as a map over the frequencies for each source.",
+    "robust-attacks": "Accuracy under FGSM and PGD over the size of the attack, curves for each source.",
+}
+
 KINDS = {
     "masks": Kind(
-        draw_masks,
-        IMAGES,
+        draw.draw_masks,
+        "images",
         "Low-pass, high-pass and band-pass masks at four radii with the number of bins they keep, each above "
         "the image filtered by it.",
     ),
     "families": Kind(
-        draw_families,
-        IMAGES,
+        draw.draw_families,
+        "images",
         "Masks of seven shapes at one radius with the share of bins they keep, each above the part of an "
         "image that it keeps and the part that is left out.",
     ),
     "views": Kind(
-        draw_views,
-        METHOD,
+        draw.draw_views,
+        "method",
         "Original images beside random views of them from three epochs, and the low-pass or high-pass input "
         "made of each view.",
         masking=True,
     ),
     "spectrum": Kind(
-        draw_spectrum,
-        IMAGES,
+        draw.draw_spectrum,
+        "images",
         "Images, their low-pass and high-pass halves and the log-magnitude spectra of all; below them the "
         "radial power and the power law that fits it.",
     ),
     "recon": Kind(
-        draw_reconstruction,
-        RUN,
+        draw.draw_reconstruction,
+        "run",
         "Input images, the low-pass and high-pass versions the network was given, its predictions, the "
         "composite of given and predicted frequencies and its error; below each its spectrum, at the end the "
         "error by frequency.",
         masking=True,
     ),
     "panels": Kind(
-        draw_panels,
-        RUN,
+        draw.draw_panels,
+        "run",
         "Images, and beside each what the method makes of it: views with other colours, hidden patches, "
         "predictions.",
         masking=False,
     ),
     "curves": Kind(
-        draw_curves,
-        RUN,
+        draw.draw_curves,
+        "run",
         "Loss, the losses of both tasks, learning rate, gradient norm, effective rank, feature deviation, "
         "speed and waiting share over the epochs.",
     ),
     "attention": Kind(
-        draw_attention,
-        ENCODER,
+        draw.draw_attention,
+        "encoder",
         "Images, how attention flows to their patches through all blocks, and where each head of the last "
         "block looks; below, the mean distance at which every head of every block looks.",
     ),
     "pca": Kind(
-        draw_pca,
-        ENCODER,
+        draw.draw_pca,
+        "encoder",
         "Images, the first three principal components of their features as red, green and blue, the first "
         "one alone, and three components of the foreground that it parts.",
     ),
     "neighbours": Kind(
-        draw_neighbours,
-        ENCODER,
+        draw.draw_neighbours,
+        "encoder",
         "Images and beside each those that the encoder takes for most alike, with the cosine of their "
         "features; a check mark where the class is the same, a cross where it is not.",
     ),
     "map": Kind(
-        draw_map,
-        ENCODER,
+        draw.draw_map,
+        "encoder",
         "Small images on a plane, alike ones close together, and the same plane with a dot for each image in "
         "the colour of its class.",
     ),
     "filters": Kind(
-        draw_filters,
-        ENCODER,
+        draw.draw_filters,
+        "encoder",
         "Kernels of the first layer, the frequency response of each, and the mean response over the plane "
         "and over the radius.",
     ),
     "layers": Kind(
-        draw_layers,
-        ENCODER,
+        draw.draw_layers,
+        "encoder",
         "For every block the amplitude of its features by frequency, relative to the lowest, and the "
         "amplitude at the highest frequency over the depth.",
     ),
-    "robust-corruptions": Kind(
-        draw_stored_as("robust-corruptions"),
-        RUN,
-        "Accuracy under fifteen corruptions of the images, mean over severities, a bar for each source.",
-    ),
-    "robust-filters": Kind(
-        draw_stored_as("robust-filters"),
-        RUN,
-        "Accuracy on low-pass and high-pass images over the radius of the filter, a curve for each source.",
-    ),
-    "robust-waves": Kind(
-        draw_stored_as("robust-waves"),
-        RUN,
-        "Error under noise of a single frequency, as a map over the frequencies for each source.",
-    ),
-    "robust-attacks": Kind(
-        draw_stored_as("robust-attacks"),
-        RUN,
-        "Accuracy under FGSM and PGD over the size of the attack, curves for each source.",
-    ),
+    **{kind: Kind(draw.draw_stored_as(kind), "run", text) for kind, text in _ROBUSTNESS.items()},
     "compare": Kind(
-        draw_compare,
-        RUN,
+        draw.draw_compare,
+        "run",
         "Losses of several runs in one plot, spectra of what they predict, their probes in a table, and what "
         "each makes of the same images.",
     ),
@@ -188,7 +155,7 @@ def _refusal_of_content(kind: str, subject: Inputs, asked: str) -> UserError | N
     if kind == "filters":
         return first_layer.first_layer_refusal(subject.encoder)
     if kind in stored.FIGURES:
-        return stored.stored_refusal(run_of(subject), kind, asked)
+        return stored.stored_refusal(draw.run_of(subject), kind, asked)
     if kind == "compare" and not subject.others:
         cure = command("sslkit", "visualize", subject.source)
         return UserError("compare needs two runs or more", f"{cure} --with RUN")

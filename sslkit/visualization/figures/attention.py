@@ -8,11 +8,21 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from sslkit.visualization.figures.attention_maps import AttentionMaps
-from sslkit.visualization.figures.style import CELL, COLOURS, LINE, MARGIN, MUTED, Sheet, column, legend
+from sslkit.visualization.figures.style import (
+    CELL,
+    COLOURS,
+    DASHED,
+    LINE,
+    MARGIN,
+    MUTED,
+    ROW,
+    Sheet,
+    column,
+    legend,
+)
 
 _HEADS = 6
 """Heads shown; a base ViT has twice as many."""
-_ROW = CELL + LINE + 0.06
 TOP, PLOT = 0.85, 2.2
 
 
@@ -27,11 +37,11 @@ def attention(images: Tensor, maps: AttentionMaps, name: str) -> Figure:
     left_out = "" if shown == heads else f" · {shown} of {heads} heads"
     across = max(column(shown + 2), 6.2)
     sheet = Sheet(
-        across + 0.95, TOP + len(images) * _ROW + PLOT + 1.1, f"Attention of {name}",
+        across + 0.95, TOP + len(images) * ROW + PLOT + 1.1, f"Attention of {name}",
         f"heads of the last block, query: {query}{left_out}",
     )  # fmt: skip
     for row, image in enumerate(images):
-        top = TOP + row * _ROW + LINE
+        top = TOP + row * ROW + LINE
         sheet.picture(MARGIN, top, image, "image")
         pictures = [("rollout", maps.rollout[row])]
         pictures += [(f"head {head + 1}", maps.heads[row, head]) for head in range(shown)]
@@ -39,7 +49,7 @@ def attention(images: Tensor, maps: AttentionMaps, name: str) -> Figure:
             scaled = weights / weights.max()
             drawn = sheet.picture(column(place), top, scaled, title, cmap="inferno")
     sheet.colour_bar(drawn, column(shown + 2) + 0.04, TOP + LINE, CELL, "share of the largest")
-    _distances(sheet, TOP + len(images) * _ROW + 0.45, across - 0.6, maps)
+    _distances(sheet, TOP + len(images) * ROW + 0.45, across - 0.6, maps)
     return sheet.figure
 
 
@@ -52,7 +62,7 @@ def _distances(sheet: Sheet, top: float, width: float, maps: AttentionMaps) -> N
         label = "head" if head == 0 else None
         axes.plot(blocks, maps.distance[:, head], "o", color=COLOURS[5], markersize=4, label=label)
     axes.plot(blocks, maps.distance.mean(1), color=COLOURS[0], linewidth=1.6, label="mean over heads")
-    everywhere = {"color": MUTED, "linewidth": 1.0, "linestyle": (0, (4, 3))}
+    everywhere = {"color": MUTED, "linewidth": 1.0, "linestyle": DASHED}
     axes.axhline(maps.uniform, **everywhere, label="everywhere alike")  # type: ignore[arg-type]
     axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
     axes.set_ylim(0, 1.15 * max(float(maps.distance.max()), maps.uniform))

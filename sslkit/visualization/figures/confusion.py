@@ -18,12 +18,14 @@ from sslkit.core.errors import UserError
 from sslkit.evaluation.metrics.scores import Bin
 from sslkit.visualization.figures.style import (
     COLOURS,
+    DASHED,
     INK,
     MARGIN,
     MUTED,
     RULE,
     SMALL,
     Sheet,
+    beginning,
     format_number,
     legend,
     plain,
@@ -68,7 +70,7 @@ def confusion_matrix(counts: Tensor, classes: tuple[str, ...]) -> Figure:
     With more than `_SHOWN` classes those with the most errors; what else they were called is "others".
     """
     chosen = _chosen(counts)
-    names = [_short(classes[i]) for i in chosen]
+    names = [plain(beginning(classes[i], _NAME)) for i in chosen]
     total = counts.sum(dim=1)[chosen]
     table = counts[chosen][:, chosen]
     some = f"{len(chosen)} of {len(classes):,} classes, those with the most errors"
@@ -113,46 +115,25 @@ def reliability_diagram(bins: tuple[Bin, ...]) -> Figure:
     error = sum(one.count * abs(one.accuracy - one.confidence) for one in bins) / count
     mean = sum(one.count * one.confidence for one in bins) / count
     accuracy = sum(one.count * one.accuracy for one in bins) / count
-    sheet = Sheet(
-        5.6,
-        6.3,
-        "Is its confidence right?",
-        f"expected calibration error {format_number(100 * error)} %, {counted(count, 'image')}",
-    )
+    told = f"expected calibration error {format_number(100 * error)} %, {counted(count, 'image')}"
+    sheet = Sheet(5.6, 6.3, "Is its confidence right?", told)
     left, width = MARGIN + 0.55, 4.4
     upper = sheet.plot(left, 1.0, width, 3.2, "", "accuracy, %")
     lower = sheet.plot(left, 4.5, width, 1.15, "confidence, %", "images, %")
     used = [one for one in bins if one.count]
     size = 100 * (bins[0].high - bins[0].low)
     middles = [50 * (one.low + one.high) for one in used]
-    upper.bar(middles, [100 * one.accuracy for one in used], 0.92 * size, color=COLOURS[0], label="accuracy")
-    upper.plot(
-        [0, 100], [0, 100], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="as confident as right"
-    )
+    accuracies = [100 * one.accuracy for one in used]
+    upper.bar(middles, accuracies, 0.92 * size, color=COLOURS[0], label="accuracy")
+    upper.plot([0, 100], [0, 100], color=MUTED, linewidth=1, linestyle=DASHED, label="as confident as right")
     places = [100 * one.confidence for one in used]
-    upper.scatter(
-        places,
-        [100 * one.accuracy for one in used],
-        s=14,
-        color=INK,
-        zorder=3,
-        label="mean of the bin",
-    )
+    upper.scatter(places, accuracies, s=14, color=INK, zorder=3, label="mean of the bin")
     lower.bar(middles, [100 * one.count / count for one in used], 0.92 * size, color=COLOURS[5])
     for value, name, colour in ((mean, "mean confidence", INK), (accuracy, "accuracy", COLOURS[0])):
         lower.axvline(
             100 * value, color=colour, linewidth=1.2, linestyle=":", label=f"{name} {100 * value:.1f} %"
         )
-    upper.legend(
-        loc="lower left",
-        bbox_to_anchor=(-0.01, 1.0),
-        ncols=3,
-        columnspacing=1.2,
-        fontsize=SMALL,
-        frameon=False,
-        labelcolor=INK,
-        handlelength=1.6,
-    )
+    legend(upper, loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=3, columnspacing=1.2)
     legend(lower)
     for axes in (upper, lower):
         axes.set_xlim(0, 100)
@@ -204,8 +185,3 @@ def _chosen(counts: Tensor) -> list[int]:
     errors = counts.sum(dim=1) - counts.diagonal()
     found: list[int] = errors.argsort(descending=True, stable=True)[:_SHOWN].tolist()
     return sorted(found)
-
-
-def _short(name: str) -> str:
-    """A class name for an axis: printable, without matplotlib's formulas, and not too long."""
-    return plain(name if len(name) <= _NAME else name[: _NAME - 1] + "…")

@@ -36,10 +36,10 @@ ZERO_BASED = ("lr", "grad_norm", "rank", "std", "images_per_s", *SHARES)
 _SMOOTH_FROM = 60  # points above which a running mean is drawn over the raw line
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a line that a crash cut off is left out."""
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, if there is one; a line that a crash cut off is left out."""
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
         try:
             line = json.loads(text)
         except ValueError:

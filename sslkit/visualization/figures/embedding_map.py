@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from sslkit.core.console import SILENT, Console, counted
 from sslkit.core.errors import first_line
+from sslkit.visualization.figures.pca import principal_components
 from sslkit.visualization.figures.style import (
     COLOURS,
     MARGIN,
@@ -25,6 +27,7 @@ from sslkit.visualization.figures.style import (
     SMALL,
     TEXT,
     Sheet,
+    beginning,
     colour_of,
     plain,
 )
@@ -44,16 +47,9 @@ Points = NDArray[np.float64]
 
 
 def principal(vectors: NDArray[np.float32]) -> tuple[Points, list[float]]:
-    """The first two principal components [N, 2], and their shares of the variance.
-
-    The largest loading of each is positive.
-    """
-    centred = vectors.astype(np.float64) - vectors.mean(0, dtype=np.float64)
-    variance, axes = np.linalg.eigh(centred.T @ centred)
-    first = axes[:, ::-1][:, :2]
-    largest = first[np.abs(first).argmax(0), [0, 1]]
-    shares = variance[::-1][:2].clip(0) / max(variance.clip(0).sum(), 1e-30)
-    return centred @ (first * np.sign(largest)), shares.tolist()
+    """The first two principal components [N, 2], and their shares of the variance."""
+    points, variance = principal_components(torch.from_numpy(vectors).double(), 2)
+    return points.numpy(), (variance[:2] / variance.sum().clamp_min(1e-30)).tolist()
 
 
 def projections(vectors: NDArray[np.float32], seed: int, console: Console = SILENT) -> dict[str, Points]:
@@ -191,8 +187,7 @@ def _dots(axes: Axes, places: Points, labels: Sequence[str]) -> None:
         axes.scatter(places[rest, 0], places[rest, 1], s=9, color=RULE, label="other")
     for order, name in enumerate(own):
         colour, marker = colour_of(order), MARKERS[order // len(COLOURS) % len(MARKERS)]
-        short = name if len(name) <= 14 else name[:13] + "…"
-        text = plain(short).removeprefix("_")  # matplotlib hides names that begin with _
+        text = plain(beginning(name, 14)).removeprefix("_")  # matplotlib hides names that begin with _
         x, y = places[named == name].T
         axes.scatter(x, y, s=14, color=colour, marker=marker, alpha=0.8, linewidths=0, label=text)
     axes.legend(fontsize=SMALL, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), handletextpad=0.2)

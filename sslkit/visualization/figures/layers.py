@@ -15,7 +15,7 @@ from sslkit.core.console import counted
 from sslkit.core.errors import UserError
 from sslkit.frequency import power_spectrum, radial_profile
 from sslkit.models.encoder import Encoder
-from sslkit.visualization.figures.style import COLOURS, MARGIN, MUTED, SMALL, Sheet
+from sslkit.visualization.figures.style import COLOURS, MARGIN, Sheet
 
 PLOT, WIDE = 2.9, 4.2
 SMALLEST = 4
@@ -76,26 +76,16 @@ def layers(profiles: Sequence[Tensor], name: str, unit: str, count: int, total: 
     for profile, colour in zip(profiles, colours, strict=True):
         axes.plot(np.linspace(0, 1, len(profile)), profile.cpu().numpy(), color=colour, linewidth=1.4)
     bar = mpl.cm.ScalarMappable(mpl.colors.Normalize(1, max(len(profiles), 2)), shades)
-    drawn = sheet.figure.colorbar(bar, cax=sheet.axes(MARGIN + 0.55 + WIDE, 1.0, 0.1, PLOT))
-    drawn.ax.tick_params(labelsize=SMALL, colors=MUTED, length=2)
+    drawn = sheet.colour_bar(bar, MARGIN + 0.55 + WIDE, 1.0, PLOT, unit)
     drawn.ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-    drawn.set_label(unit, fontsize=SMALL, color=MUTED)
-    drawn.outline.set(linewidth=0)
     _highest(sheet, profiles, unit)
     return sheet.figure
 
 
 def _highest(sheet: Sheet, profiles: Sequence[Tensor], unit: str) -> None:
     """At the highest frequency: rising is a block that sharpens, falling one that smooths."""
-    axes = sheet.plot(
-        MARGIN + WIDE + 1.95,
-        1.0,
-        WIDE - 0.35,
-        PLOT,
-        unit,
-        "relative log amplitude",
-        "At the highest frequency",
-    )
+    left, title = MARGIN + WIDE + 1.95, "At the highest frequency"
+    axes = sheet.plot(left, 1.0, WIDE - 0.35, PLOT, unit, "relative log amplitude", title)
     last = [float(profile[-1]) for profile in profiles]
     axes.plot(range(1, len(last) + 1), last, "o-", color=COLOURS[0], markersize=4, linewidth=1.6)
     axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))

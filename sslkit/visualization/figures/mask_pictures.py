@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -31,13 +29,8 @@ def masks(image: Tensor, radius: float) -> Figure:
     )
     for index, own in enumerate(radii):
         middle = column(index, start) + CELL / 2
-        sheet.write(
-            middle,
-            _TOP - 0.05,
-            f"r = {format_number(own)}",
-            align="center",
-            weight="bold" if own == radius else "normal",
-        )
+        weight = "bold" if own == radius else "normal"
+        sheet.write(middle, _TOP - 0.05, f"r = {format_number(own)}", align="center", weight=weight)
     for row, (kind, reach) in enumerate(_ROWS.items()):
         top = _TOP + row * pair + LINE
         note = "filtered" if kind == "low-pass" else "filtered, + ½"
@@ -63,11 +56,7 @@ def _pair(sheet: Sheet, left: float, top: float, image: Tensor, kind: str, radiu
     bins = int(kept_bins(mask, width))
     title = f"{bins:,} bins, {bins / (height * width):.1%}"
     drawn = sheet.picture(left, top, full_mask(mask, width).float(), title, cmap="gray")
-    for edge in _edges(kind, radius):
+    for edge in (radius, 2 * radius) if kind == "band-pass" else (radius,):
         ring(drawn, width // 2, height // 2, edge)
     offset = 0.0 if kind == "low-pass" else 0.5
     sheet.picture(left, top + CELL + 0.05, apply_mask(image[None], mask.float())[0] + offset)
-
-
-def _edges(kind: str, radius: float) -> Sequence[float]:
-    return (radius, 2 * radius) if kind == "band-pass" else (radius,)

@@ -20,6 +20,7 @@ from sslkit.visualization.figures.style import (
     RULE,
     SMALL,
     Sheet,
+    beginning,
     column,
 )
 
@@ -81,15 +82,8 @@ def _cosine(value: float) -> str:
 
 
 def _name(sheet: Sheet, left: float, top: float, label: str, colour: str = INK) -> None:
-    short = label if len(label) <= _LETTERS else label[: _LETTERS - 1] + "…"
-    sheet.write(
-        left + CELL / 2,
-        top + CELL + 0.17,
-        short,
-        size=SMALL,
-        colour=colour,
-        align="center",
-    )
+    short = beginning(label, _LETTERS)
+    sheet.write(left + CELL / 2, top + CELL + 0.17, short, size=SMALL, colour=colour, align="center")
 
 
 def _hits(queries: Sequence[Neighbour], found: Sequence[Sequence[Neighbour]], labelled: bool) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from sslkit.visualization.figures.style import CELL, LINE, MARGIN, Sheet, column
+from sslkit.visualization.figures.style import LINE, MARGIN, ROW, Sheet, column
 
 
 def panels(pictures: Mapping[str, Tensor], title: str) -> Figure:
@@ -16,9 +16,9 @@ def panels(pictures: Mapping[str, Tensor], title: str) -> Figure:
     pictures: of `Method.panels`, name → float [N, 3, H, W] in [0, 1].
     """
     count = len(next(iter(pictures.values())))
-    sheet = Sheet(column(len(pictures), MARGIN) + MARGIN, 0.75 + count * (CELL + LINE + 0.06) + 0.15, title)
+    sheet = Sheet(column(len(pictures), MARGIN) + MARGIN, 0.75 + count * ROW + 0.15, title)
     for place, (name, images) in enumerate(pictures.items()):
         for row in range(count):
-            top = 0.75 + row * (CELL + LINE + 0.06) + LINE
+            top = 0.75 + row * ROW + LINE
             sheet.picture(column(place, MARGIN), top, images[row], name.replace("_", " "))
     return sheet.figure

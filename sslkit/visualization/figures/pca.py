@@ -10,13 +10,12 @@ from torch import Tensor
 
 from sslkit.core.errors import UserError
 from sslkit.models.encoder import Encoder
-from sslkit.visualization.figures.style import CELL, LINE, Sheet, column
+from sslkit.visualization.figures.style import CELL, LINE, ROW, Sheet, column
 
 _CELLS = 12
 """A CNN's map is taken from the deepest level with this many cells a side, if there is one."""
 COMPONENTS = 3
 _COLUMNS = ("image", "components 1, 2, 3", "component 1", "foreground")
-_ROW = CELL + LINE + 0.06
 TOP, GREY = 0.85, 0.93
 
 
@@ -52,14 +51,14 @@ def components(maps: Tensor) -> Components:
     if width < COMPONENTS:
         raise UserError(f"{width} channels: at least {COMPONENTS} expected for colours")
     cells = maps.permute(0, 2, 3, 1).reshape(-1, width).double().cpu()
-    projected, variance = _principal(cells)
+    projected, variance = principal_components(cells, COMPONENTS)
     first = projected[:, 0].reshape(count, rows, columns)
     if _rim(first) > first.mean():
         first, projected[:, 0] = -first, -projected[:, 0]
     chosen = (first > 0).flatten()
     colours = torch.full_like(projected, GREY)
     if int(chosen.sum()) > COMPONENTS:
-        colours[chosen] = _as_colours(_principal(cells[chosen])[0])
+        colours[chosen] = _as_colours(principal_components(cells[chosen], COMPONENTS)[0])
 
     def pictures(values: Tensor) -> Tensor:
         return values.reshape(count, rows, columns, COMPONENTS).permute(0, 3, 1, 2).float()
@@ -68,11 +67,14 @@ def components(maps: Tensor) -> Components:
     return Components(pictures(_as_colours(projected)), first.float(), pictures(colours), share)
 
 
-def _principal(cells: Tensor) -> tuple[Tensor, Tensor]:
-    """Cells on the first three axes [N, 3], and the variance on all axes, descending."""
+def principal_components(cells: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Cells [N, D] on the first axes [N, count], and the variance on all axes, descending.
+
+    The largest loading of each axis is positive.
+    """
     centred = cells - cells.mean(0)
     variance, axes = torch.linalg.eigh(centred.T @ centred / len(cells))
-    loadings = axes.flip(1)[:, :COMPONENTS]
+    loadings = axes.flip(1)[:, :count]
     largest = loadings.gather(0, loadings.abs().argmax(0, keepdim=True))
     return centred @ (loadings * largest.sign()), variance.flip(0).clamp_min(0)
 
@@ -97,13 +99,13 @@ def pca(images: Tensor, found: Components, name: str, origin: str) -> Figure:
     """
     side = found.first.shape[-1]
     sheet = Sheet(
-        column(len(_COLUMNS)) + 0.95, TOP + len(images) * _ROW + 0.2, f"Components of {name}",
+        column(len(_COLUMNS)) + 0.95, TOP + len(images) * ROW + 0.2, f"Components of {name}",
         f"{origin}, {found.first.shape[-2]} × {side} cells · "
         f"{found.explained:.0%} of the variance in three components",
     )  # fmt: skip
     reach = float(found.first.abs().quantile(0.99)) or 1.0
     for row, image in enumerate(images):
-        top = TOP + row * _ROW + LINE
+        top = TOP + row * ROW + LINE
         sheet.picture(column(0), top, image, _COLUMNS[0])
         sheet.picture(column(1), top, found.colours[row], _COLUMNS[1])
         signed = (-reach, reach)

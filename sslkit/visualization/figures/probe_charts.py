@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from sslkit.core.console import counted
 from sslkit.core.errors import UserError
 from sslkit.core.files import replacing
-from sslkit.evaluation.probe.result import MEASURES, FewRow, ProbeResult, Row
+from sslkit.evaluation.probe.result import MEASURES, ProbeResult, Row
 from sslkit.evaluation.probe.size_grid import Cell
 from sslkit.evaluation.probe.table import to_markdown
 from sslkit.visualization.figures.style import (
@@ -23,7 +23,7 @@ from sslkit.visualization.figures.style import (
     Sheet,
     colour_of,
     legend_below,
-    plain_ticks,
+    logarithmic,
     shortened,
     write,
 )
@@ -130,25 +130,14 @@ def shots_curves(result: ProbeResult) -> Figure:
             aside = 1 + 0.04 * (order - (len(rows) - 1) / 2)  # so that error bars stand side by side
             x = [shots * aside for shots in (*(level.shots for level in result.levels), mean)]
             y = [*(getattr(one, name) for one in few), getattr(row, name)]
-            spread = [*(_std(one, name) for one in few), 0.0]
+            spread = [*(getattr(one, f"{name}_std") or 0.0 for one in few), 0.0]  # of one draw there is none
             axes.errorbar(
-                x,
-                y,
-                yerr=spread,
-                color=colour_of(order),
-                marker="o",
-                markersize=3.5,
-                capsize=2.5,
+                x, y, spread, color=colour_of(order), marker="o", markersize=3.5, capsize=2.5,
                 label=shortened(row.name, _LONGEST),
-            )
-        axes.set_xscale("log")
-        plain_ticks(axes.xaxis)
+            )  # fmt: skip
+        logarithmic(axes)
     _finish(sheet)
     return sheet.figure
-
-
-def _std(row: FewRow, name: str) -> float:
-    return float(getattr(row, f"{name}_std") or 0.0)  # of one draw there is none
 
 
 def grid_curves(result: ProbeResult) -> Figure:
@@ -188,21 +177,11 @@ def _curve_sheet(result: ProbeResult, title: str, more: str, lines: int) -> Shee
 
 def _plots(sheet: Sheet, x: str) -> list[tuple[Axes, str]]:
     """(axes, attribute) for kNN and linear, side by side."""
-    return [
-        (
-            sheet.plot(
-                MARGIN + 0.5 + place * (_ACROSS + 0.55),
-                1.15,
-                _ACROSS,
-                _PLOT,
-                x,
-                "" if place else "top-1 accuracy, %",
-                title,
-            ),
-            name,
-        )
-        for place, (title, name) in enumerate(MEASURES.items())
-    ]
+    found = []
+    for place, (title, name) in enumerate(MEASURES.items()):
+        left, label = MARGIN + 0.5 + place * (_ACROSS + 0.55), "" if place else "top-1 accuracy, %"
+        found.append((sheet.plot(left, 1.15, _ACROSS, _PLOT, x, label, title), name))
+    return found
 
 
 def _finish(sheet: Sheet) -> None:

@@ -12,6 +12,7 @@ from sslkit.frequency.measures import log_magnitude, psnr, ring_centres, ring_er
 from sslkit.visualization.figures.style import (
     CELL,
     COLOURS,
+    DASHED,
     GAP,
     LINE,
     MARGIN,
@@ -21,8 +22,8 @@ from sslkit.visualization.figures.style import (
     column,
     format_number,
     legend,
+    logarithmic,
     mark_radius,
-    plain_ticks,
 )
 
 _COLUMNS = ("corrupted", "prediction", "composite", "error")
@@ -45,16 +46,15 @@ def reconstruction(panels: Mapping[str, Tensor], tasks: Sequence[str], radius: f
     """
     images = panels["image"]
     count = len(images) // len(tasks)
+    title, told = "Reconstructions", "all frequencies are predicted"
+    if radius is not None:
+        title += f", radius {format_number(radius)}"
+        told = "composite = given and predicted bins together"
     sheet = Sheet(
         START + len(tasks) * _BLOCK + 0.55,
         TOP + count * _PAIR + PLOT + 0.95,
-        "Reconstructions" + ("" if radius is None else f", radius {format_number(radius)}"),
-        "error and PSNR against the input; "
-        + (
-            "all frequencies are predicted"
-            if radius is None
-            else "composite = given and predicted bins together"
-        ),
+        title,
+        f"error and PSNR against the input; {told}",
     )
     error = (panels["composite"] - images).abs().mean(1)
     shown = {**panels, "error": error}
@@ -66,18 +66,18 @@ def reconstruction(panels: Mapping[str, Tensor], tasks: Sequence[str], radius: f
         sheet.write(START + task * _BLOCK + 2 * CELL, TOP - 0.1, name, size=TEXT, align="center")
     for index in range(len(images)):
         upper = TOP + index % count * _PAIR + LINE
+        lower = upper + CELL + 0.05
         if index < count:
             sheet.picture(MARGIN, upper, images[index], "input")
-            sheet.picture(
-                MARGIN, upper + CELL + 0.05, spectra["image"][index], cmap="viridis", limits=(0, top)
-            )
+            sheet.picture(MARGIN, lower, spectra["image"][index], cmap="viridis", limits=(0, top))
         for place, name in enumerate(_COLUMNS):
             left = column(place, START + index // count * _BLOCK)
-            title = name if name == "error" else f"{name} {_decibels(images[index], panels[name][index])}"
+            title = name
+            if name != "error":
+                ratio = psnr(images[index : index + 1], panels[name][index : index + 1])
+                title += f" {float(ratio):.1f} dB"
             heat = sheet.picture(left, upper, shown[name][index], title, cmap="inferno", limits=(0, limit))
-            drawn = sheet.picture(
-                left, upper + CELL + 0.05, spectra[name][index], cmap="viridis", limits=(0, top)
-            )
+            drawn = sheet.picture(left, lower, spectra[name][index], cmap="viridis", limits=(0, top))
     edge = START + len(tasks) * _BLOCK - 0.1
     sheet.colour_bar(heat, edge, TOP + LINE, CELL, "|error|")
     sheet.colour_bar(drawn, edge, TOP + LINE + CELL + 0.05, CELL, "log₁₀(1 + |F|)")
@@ -102,17 +102,12 @@ def _errors(
         frequency = ring_centres(len(error))
         axes.plot(frequency[1:], error[1:], color=colour, linewidth=1.6, label=name)
         axes.plot(MEAN_AT, error[0], color=colour, marker="o", markersize=4, clip_on=False)
-    axes.axhline(1, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="predicting nothing")
+    axes.axhline(1, color=MUTED, linewidth=1, linestyle=DASHED, label="predicting nothing")
     if radius is not None:
         mark_radius(axes, radius)
-    axes.set_xscale("log")
-    plain_ticks(axes.xaxis)
+    logarithmic(axes)
     axes.set_xlim(MEAN_AT * 0.85, None)
     ticks = [tick for tick in axes.xaxis.get_major_locator()() if 1 <= tick <= len(frequency)]
     axes.set_xticks([MEAN_AT, *ticks], ["mean", *map(format_number, ticks)])
     axes.set_ylim(0, None)
     legend(axes)
-
-
-def _decibels(image: Tensor, other: Tensor) -> str:
-    return f"{float(psnr(image[None], other[None])):.1f} dB"

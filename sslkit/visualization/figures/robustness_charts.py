@@ -16,6 +16,7 @@ from sslkit.evaluation.metrics.significance import LEAST
 from sslkit.evaluation.robustness.robustness_result import RobustnessResult
 from sslkit.visualization.figures.style import (
     CELL,
+    DASHED,
     INK,
     MARGIN,
     MUTED,
@@ -24,8 +25,10 @@ from sslkit.visualization.figures.style import (
     colour_of,
     column,
     format_number,
+    legend,
     legend_below,
-    plain_ticks,
+    logarithmic,
+    note,
     shortened,
 )
 
@@ -54,7 +57,7 @@ def corruption_bars(result: RobustnessResult) -> Figure:
         axes.bar(lefts, accuracies.mean(1), width * 0.92, color=colour, label=shortened(row.name, NAME))
         for single in accuracies.T:
             axes.hlines(single, lefts - width / 4, lefts + width / 4, color=INK, linewidth=0.6)
-        axes.axhline(row.clean, color=colour, linewidth=1.2, linestyle=(0, (4, 3)))
+        axes.axhline(row.clean, color=colour, linewidth=1.2, linestyle=DASHED)
     names = [
         name.replace("_", "\n").replace("\ntransform", "").replace("\ncompression", "")
         for name in CORRUPTIONS
@@ -66,16 +69,8 @@ def corruption_bars(result: RobustnessResult) -> Figure:
     axes.set_ylim(0, _top(row.clean for row in result.rows))
     for group, start, end in zip(GROUPS, (0, 3, 7, 11), (2, 6, 10, 14), strict=True):
         middle = (places[start] + places[end]) / 2
-        axes.text(
-            middle,
-            -0.24,
-            group,
-            transform=axes.get_xaxis_transform(),
-            fontsize=SMALL,
-            color=MUTED,
-            ha="center",
-        )
-    _names_below(axes, -0.3, len(result.rows))
+        note(axes, middle, -0.24, group, axes.get_xaxis_transform(), ha="center")
+    legend(axes, 1.2, ncols=min(len(result.rows), 4), loc="upper center", bbox_to_anchor=(0.5, -0.3))
     return sheet.figure
 
 
@@ -94,9 +89,8 @@ def radius_curves(result: RobustnessResult) -> Figure:
         )
         for order, row in enumerate(result.rows):
             _curve(axes, order, result.plan.radii, getattr(row, attribute), shortened(row.name, NAME))
-            axes.axhline(row.clean, color=colour_of(order), linewidth=1, linestyle=(0, (4, 3)))
-        axes.set_xscale("log")
-        plain_ticks(axes.xaxis)
+            axes.axhline(row.clean, color=colour_of(order), linewidth=1, linestyle=DASHED)
+        logarithmic(axes)
         axes.set_ylim(0, _top(row.clean for row in result.rows))
     legend_below(sheet, 3)
     return sheet.figure
@@ -172,18 +166,6 @@ def _curve(
     else:
         style = {"linestyle": "-", "markersize": 3.5}
     axes.plot(x, y, color=colour, marker=marker, label=label, **style)  # type: ignore[arg-type]
-
-
-def _names_below(axes: Axes, height: float, count: int) -> None:
-    axes.legend(
-        fontsize=SMALL,
-        frameon=False,
-        labelcolor=INK,
-        handlelength=1.2,
-        ncols=min(count, 4),
-        loc="upper center",
-        bbox_to_anchor=(0.5, height),
-    )
 
 
 def _subtitle(result: RobustnessResult, more: str) -> str:

@@ -16,8 +16,8 @@ from sslkit.frequency.measures import ring_centres, ring_power
 from sslkit.visualization.figures.curves import PANELS, running_mean
 from sslkit.visualization.figures.style import (
     CELL,
+    DASHED,
     GAP,
-    INK,
     LINE,
     MARGIN,
     MUTED,
@@ -25,7 +25,8 @@ from sslkit.visualization.figures.style import (
     TEXT,
     Sheet,
     colour_of,
-    plain_ticks,
+    legend,
+    logarithmic,
     shortened,
 )
 
@@ -61,7 +62,8 @@ def compare_figure(runs: Sequence[Compared]) -> Figure:
     rows = table_rows(runs)
     blocks = [max(1, len(run.pictures)) for run in runs]
     grid = MARGIN + CELL + 0.2 + sum(count * (CELL + GAP) + 0.2 for count in blocks)
-    table = _TOP + PLOT + 1.05 + _legend_height(runs)
+    entries = _entries(runs)
+    table = _TOP + PLOT + 1.05 + 0.2 * math.ceil(len(entries) / _ACROSS)
     pictures = table + (0.3 + 0.24 * len(rows) + 0.05 if rows else 0)
     height = pictures + 0.7 + len(runs[0].images) * (CELL + GAP) + 0.15
     kinds = _kinds(runs)
@@ -71,7 +73,10 @@ def compare_figure(runs: Sequence[Compared]) -> Figure:
     for left, (name, title) in zip(lefts, kinds.items(), strict=True):
         _losses(sheet, left, wide, runs, name, title)
     _spectra(sheet, last + 0.2, wide, runs)
-    _legend(sheet, runs)
+    below = MARGIN / sheet.width, 1 - (_TOP + PLOT + 0.75) / sheet.height  # where no curve is
+    legend(
+        sheet.figure, handles=entries, ncols=_ACROSS, loc="upper left", bbox_to_anchor=below, borderaxespad=0
+    )
     if rows:
         _table(sheet, table, rows)
     _pictures(sheet, pictures, runs, blocks)
@@ -85,10 +90,6 @@ def _about(runs: Sequence[Compared]) -> str:
 
 def _alike(runs: Sequence[Compared]) -> bool:
     return len({run.method for run in runs}) == 1
-
-
-def _label(run: Compared) -> str:
-    return shortened(run.name, _LETTERS)
 
 
 def _kinds(runs: Sequence[Compared]) -> dict[str, str]:
@@ -128,10 +129,9 @@ def _spectra(sheet: Sheet, left: float, wide: float, runs: Sequence[Compared]) -
             ratio = ring_power(made).mean(0) / ring_power(run.images).mean(0).clamp_min(1e-20)
             frequency = ring_centres(len(ratio)) / run.images.shape[-1]
             axes.plot(frequency[1:], ratio[1:].cpu().numpy(), color=colour_of(order), linestyle=style)
-    axes.axhline(1, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-    axes.set_xscale("log")
+    axes.axhline(1, color=MUTED, linewidth=1, linestyle=DASHED)
+    logarithmic(axes)
     axes.set_yscale("log")
-    plain_ticks(axes.xaxis)
 
 
 def _styled(run: Compared) -> list[tuple[str, Tensor]]:
@@ -141,25 +141,13 @@ def _styled(run: Compared) -> list[tuple[str, Tensor]]:
 
 def _entries(runs: Sequence[Compared]) -> list[Line2D]:
     """A colour for every run, then a line style for each kind of picture."""
-    entries = [Line2D([], [], color=colour_of(order), label=_label(run)) for order, run in enumerate(runs)]
+    names = [shortened(run.name, _LETTERS) for run in runs]
+    entries = [Line2D([], [], color=colour_of(order), label=name) for order, name in enumerate(names)]
     for place, style in enumerate(STYLES):
-        names = dict.fromkeys(_styled(run)[place][0] for run in runs if len(run.pictures) > place)
-        if names:
-            entries.append(Line2D([], [], color=MUTED, linestyle=style, label=" or ".join(names)))
+        kinds = dict.fromkeys(_styled(run)[place][0] for run in runs if len(run.pictures) > place)
+        if kinds:
+            entries.append(Line2D([], [], color=MUTED, linestyle=style, label=" or ".join(kinds)))
     return entries
-
-
-def _legend_height(runs: Sequence[Compared]) -> float:
-    return 0.2 * math.ceil(len(_entries(runs)) / _ACROSS)
-
-
-def _legend(sheet: Sheet, runs: Sequence[Compared]) -> None:
-    """Below the plots, where no curve is."""
-    place = MARGIN / sheet.width, 1 - (_TOP + PLOT + 0.75) / sheet.height
-    sheet.figure.legend(
-        handles=_entries(runs), ncols=_ACROSS, loc="upper left", bbox_to_anchor=place, borderaxespad=0,
-        fontsize=SMALL, frameon=False, labelcolor=INK, handlelength=1.6,
-    )  # fmt: skip
 
 
 def table_rows(runs: Sequence[Compared]) -> list[tuple[str, str, str, str]]:

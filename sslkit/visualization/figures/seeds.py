@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from sslkit.visualization.figures.style import COLOURS, INK, MARGIN, MUTED, SMALL, Sheet
+from sslkit.visualization.figures.style import COLOURS, DASHED, INK, MARGIN, MUTED, Sheet, legend, note
 from sslkit.visualization.report.html import drawn, table
 
 OURS, OTHERS = "from this encoder", "from random weights"
@@ -61,7 +61,8 @@ def arms(found: Arms) -> str:
     ]
     if len(found.seeds) > 1:
         means = [_mean(column, spread) for column, spread in zip(columns, found.spreads, strict=False)]
-        rows.append(["mean", *means, *([_total(found)] if found.scratch else [])])
+        total = f"{found.difference:+.1f} ± {found.margin:.1f}"
+        rows.append(["mean", *means, *([total] if found.scratch else [])])
     header = ["", OURS.capitalize(), *([OTHERS.capitalize(), "Difference"] if found.scratch else [])]
     caption = "Top-1 in % of fine-tunings with the same images and budget"
     if len(found.seeds) > 1:
@@ -93,7 +94,7 @@ def seed_plot(found: Arms) -> Figure:
     below.errorbar(
         found.difference, len(names), xerr=found.margin, fmt="D", color=INK, capsize=3, markersize=6, zorder=2
     )
-    below.axvline(0, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    below.axvline(0, color=MUTED, linewidth=1, linestyle=DASHED, zorder=1)
     reach = 1.15 * max(abs(found.difference) + found.margin, *map(abs, found.per_seed), 1.0)
     below.set_xlim(-reach, reach)
     for axes in (above, below):
@@ -102,18 +103,9 @@ def seed_plot(found: Arms) -> Figure:
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.grid(visible=False, axis="y")
     above.margins(x=0.1)
-    above.legend(
-        loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, fontsize=SMALL, frameon=False, labelcolor=INK,
-        handletextpad=0.3, columnspacing=1.2,
-    )  # fmt: skip
-    below.text(
-        0.0,
-        1.06,
-        "left of 0: random weights are better",
-        transform=below.transAxes,
-        fontsize=SMALL,
-        color=MUTED,
-    )
+    corner = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0)}
+    legend(above, None, ncols=2, handletextpad=0.3, columnspacing=1.2, **corner)
+    note(below, 0.0, 1.06, "left of 0: random weights are better", below.transAxes)
     return sheet.figure
 
 
@@ -124,7 +116,3 @@ def _each(found: Arms) -> Sequence[tuple[float, ...]]:
 
 def _mean(values: Sequence[float], spread: float | None) -> str:
     return f"{sum(values) / len(values):.1f}" + ("" if spread is None else f" ± {spread:.1f}")
-
-
-def _total(found: Arms) -> str:
-    return f"{found.difference:+.1f} ± {found.margin:.1f}"

@@ -13,6 +13,7 @@ from sslkit.frequency.measures import log_magnitude, power_law, ring_centres, ri
 from sslkit.visualization.figures.style import (
     CELL,
     COLOURS,
+    DASHED,
     GAP,
     INK,
     LINE,
@@ -21,8 +22,8 @@ from sslkit.visualization.figures.style import (
     column,
     format_number,
     legend,
+    logarithmic,
     mark_radius,
-    plain_ticks,
 )
 
 _COLUMNS = ("original", "low-pass", "high-pass, clamped", "high-pass, signed")
@@ -71,15 +72,8 @@ def _radial(sheet: Sheet, top: float, width: float, variants: tuple[Tensor, ...]
 
     Ring 0 holds the mean grey alone and is left out.
     """
-    axes = sheet.plot(
-        MARGIN + 0.45,
-        top,
-        width,
-        PLOT,
-        "frequency, cycles per image",
-        "power |F|², ring mean",
-        "Radial power",
-    )
+    x, y = "frequency, cycles per image", "power |F|², ring mean"
+    axes = sheet.plot(MARGIN + 0.45, top, width, PLOT, x, y, "Radial power")
     profiles = [ring_power(variant).mean(0) for variant in variants]
     frequency = ring_centres(len(profiles[0]))
     for name, profile, colour in zip(_COLUMNS, profiles, COLOURS, strict=False):
@@ -87,17 +81,10 @@ def _radial(sheet: Sheet, top: float, width: float, variants: tuple[Tensor, ...]
         axes.plot(frequency[1:], profile[1:].numpy(), color=colour, linewidth=wide, label=name)
     scale, exponent = power_law(profiles[0])
     fit = scale * frequency[1:] ** -exponent
-    axes.plot(
-        frequency[1:],
-        fit,
-        color=INK,
-        linewidth=1,
-        linestyle=(0, (4, 3)),
-        label=rf"fit, $1/f^{{{exponent:.2f}}}$",
-    )
+    named = rf"fit, $1/f^{{{exponent:.2f}}}$"
+    axes.plot(frequency[1:], fit, color=INK, linewidth=1, linestyle=DASHED, label=named)
     mark_radius(axes, radius)
-    axes.set_xscale("log")
-    plain_ticks(axes.xaxis)
+    logarithmic(axes)
     axes.set_yscale("log")
     floor = max(float(profiles[0].min()), 1e-12)  # images of one colour have no power but at zero
     axes.set_ylim(floor / 10, max(float(profiles[0][1:].max()), floor) * 2)

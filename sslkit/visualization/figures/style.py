@@ -9,16 +9,18 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
 from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Circle, Rectangle
 from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.transforms import Transform
 from torch import Tensor
 
 from sslkit.core.console import readable
@@ -35,6 +37,8 @@ CELL = 1.4  # side of a picture in a grid, inches
 GAP = 0.08  # between neighbours
 MARGIN = 0.3
 LINE = 0.22  # room for a line of text above a picture
+ROW = CELL + LINE + 0.06  # a picture with its title, and what parts it from the next
+DASHED = (0, (4, 3))
 
 
 class Sheet:
@@ -124,7 +128,7 @@ class Sheet:
 
     def colour_bar(
         self,
-        drawn: AxesImage,
+        drawn: ScalarMappable,
         left: float,
         top: float,
         height: float,
@@ -159,8 +163,9 @@ def column(index: int, start: float = MARGIN) -> float:
     return start + index * (CELL + GAP)
 
 
-def legend(axes: Axes) -> None:
-    axes.legend(fontsize=SMALL, frameon=False, labelcolor=INK, handlelength=1.6)
+def legend(place: Axes | Figure, handlelength: float | None = 1.6, **more: Any) -> None:
+    """The names of what is drawn there; `more` as matplotlib takes it."""
+    place.legend(fontsize=SMALL, frameon=False, labelcolor=INK, handlelength=handlelength, **more)
 
 
 def legend_below(sheet: Sheet, columns: int, above: float = 0.01) -> None:
@@ -170,10 +175,16 @@ def legend_below(sheet: Sheet, columns: int, above: float = 0.01) -> None:
         above: the edge, share of the height.
     """
     handles, names = sheet.figure.axes[0].get_legend_handles_labels()
-    sheet.figure.legend(
-        handles, names, fontsize=SMALL, frameon=False, labelcolor=INK, ncols=columns, loc="lower left",
-        bbox_to_anchor=(MARGIN / sheet.width, above),
-    )  # fmt: skip
+    corner = MARGIN / sheet.width, above
+    legend(
+        sheet.figure,
+        None,
+        handles=handles,
+        labels=names,
+        ncols=columns,
+        loc="lower left",
+        bbox_to_anchor=corner,
+    )
 
 
 def colour_of(order: int) -> str:
@@ -186,6 +197,11 @@ def shortened(name: str, longest: int) -> str:
     return plain(name if len(name) <= longest else "…" + name[-longest + 1 :])
 
 
+def beginning(name: str, longest: int) -> str:
+    """The beginning of a long name, `longest` letters, as classes differ there."""
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"
+
+
 def plain(name: str) -> str:
     """A name on an axis or in a legend: what can be shown, and no formula, as matplotlib sees between
     dollars.
@@ -193,11 +209,12 @@ def plain(name: str) -> str:
     return readable(name).replace("$", r"\$")
 
 
-def plain_ticks(axis: Axis) -> None:
-    """1, 2, 5, 10, … on a logarithmic axis, instead of powers of ten."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter("{x:g}")
+def logarithmic(axes: Axes) -> None:
+    """To the right, with 1, 2, 5, 10, … instead of powers of ten."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter("{x:g}")
 
 
 def ring(drawn: AxesImage, x: float, y: float, radius: float) -> None:
@@ -213,16 +230,20 @@ def ring(drawn: AxesImage, x: float, y: float, radius: float) -> None:
 def mark_radius(axes: Axes, radius: float) -> None:
     """A dotted line where a frequency axis is cut, its name above the frame, clear of the curves."""
     axes.axvline(radius, color=MUTED, linewidth=1, linestyle=":")
-    axes.text(
+    note(
+        axes,
         radius,
         1.02,
         f"r = {format_number(radius)}",
-        transform=axes.get_xaxis_transform(),
-        fontsize=SMALL,
-        color=MUTED,
+        axes.get_xaxis_transform(),
         ha="center",
         va="bottom",
     )
+
+
+def note(axes: Axes, x: float, y: float, text: str, transform: Transform, **more: Any) -> None:
+    """Small grey text beside what is drawn; `more` as matplotlib takes it."""
+    axes.text(x, y, text, transform=transform, fontsize=SMALL, color=MUTED, **more)
 
 
 def format_number(value: float) -> str:

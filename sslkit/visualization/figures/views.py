@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from sslkit.visualization.figures.style import CELL, GAP, LINE, MARGIN, MUTED, Sheet
+from sslkit.visualization.figures.style import CELL, GAP, LINE, MARGIN, MUTED, ROW, Sheet
 
 
 def views(
@@ -24,10 +24,9 @@ def views(
     count = made.shape[1]
     pair = 2 * CELL + GAP + 0.18
     start = MARGIN + CELL + 0.26
-    row_height = CELL + LINE + 0.06
     sheet = Sheet(
         start + count * pair - 0.18 + MARGIN,
-        1.1 + len(originals) * row_height + 0.15,
+        1.1 + len(originals) * ROW + 0.15,
         "What the network is given",
         "a new random view in every epoch, and what is left of it",
     )
@@ -35,7 +34,7 @@ def views(
         left = start + epoch * pair
         sheet.write(left + CELL + GAP / 2, 0.95, f"epoch {epoch + 1}", align="center", colour=MUTED)
     for row, original in enumerate(originals):
-        top = 1.05 + row * row_height + LINE
+        top = 1.05 + row * ROW + LINE
         _original(sheet, top, original)
         for epoch in range(count):
             left = start + epoch * pair

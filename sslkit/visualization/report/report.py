@@ -10,11 +10,9 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from sslkit.core.config.build import PretrainConfig
 from sslkit.core.console import SILENT, Console, counted
@@ -28,7 +26,7 @@ from sslkit.visualization.figures.reconstruction import HALVES
 from sslkit.visualization.inputs import Inputs
 from sslkit.visualization.report import results_section, run_section
 from sslkit.visualization.report.html import anchor, drawn, paragraph, section, shown, stored
-from sslkit.visualization.report.stored import FIGURES
+from sslkit.visualization.report.stored import FIGURES, read_result
 from sslkit.visualization.visualize import KINDS, refusal
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -50,8 +48,7 @@ class Page:
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
-        file = self.run / "metrics.jsonl"
-        return read_metrics(file) if file.is_file() else []
+        return read_metrics(self.run / "metrics.jsonl")
 
     @cached_property
     def width(self) -> int:
@@ -76,7 +73,8 @@ def write_report(run: Path, extra: Mapping[str, Any] | None = None, console: Con
     """
     folder = RunFolder.open(Path(run))
     config = read_configuration(folder.path / "config.toml")
-    results = {**_stored(folder.path), **(extra or {})}
+    known = {name: read_result(folder.path, name) for name in ("probe", "finetune")}
+    results = {**known, **(extra or {})}
     page = Page(folder.path, folder.facts, config, results, Inputs(str(folder.path), console=console))
     path = folder.path / "report.html"
     with replacing(path) as unfinished:
@@ -122,23 +120,6 @@ page of {written}</footer>
 """
 
 
-def _probe(page: Page) -> str:
-    return _judged(page, "probe", lambda document: results_section.probe_section(document, page.run))
-
-
-def _finetune(page: Page) -> str:
-    return _judged(page, "finetune", lambda document: results_section.finetune_section(document, page.run))
-
-
-def _robustness(page: Page) -> str:
-    def write(document: Mapping[str, Any]) -> str:
-        return (
-            results_section.robustness_section(document["robustness"]) if document.get("robustness") else ""
-        )
-
-    return _judged(page, "probe", write)
-
-
 def training(page: Page) -> str:
     """The curves, and what they say."""
     last = page.metrics[-1] if page.metrics else {}
@@ -148,26 +129,10 @@ def training(page: Page) -> str:
     return health + (drawn(curves(page.metrics), KINDS["curves"].text) if share else "")
 
 
-def predictions(page: Page) -> str:
-    return _picture(page, "recon") if page.subject.masks_frequencies else ""
-
-
-def _panels(page: Page) -> str:
-    return "" if page.subject.masks_frequencies else _picture(page, "panels")
-
-
 def on_the_way(page: Page) -> str:
     steps = [line for line in page.metrics if line.get("epoch")]
     per_epoch = steps[-1]["step"] / steps[-1]["epoch"] if steps else 0.0
     return run_section.over_time(page.run, page.config.data.size, _columns(page), per_epoch, _tasks(page))
-
-
-def _spectrum(page: Page) -> str:
-    return _picture(page, "spectrum") if page.subject.masks_frequencies else ""
-
-
-def _masks(page: Page) -> str:
-    return _picture(page, "masks") if page.subject.masks_frequencies else ""
 
 
 def own_pictures(page: Page) -> str:
@@ -189,34 +154,27 @@ def own_pictures(page: Page) -> str:
 
 
 SECTIONS: dict[str, Callable[[Page], str]] = {
-    "Did it help? Frozen features": _probe,
-    "Fine-tuned": _finetune,
-    "Robustness": _robustness,
+    "Did it help? Frozen features": lambda page: _judged(
+        page, "probe", partial(results_section.probe_section, run=page.run)
+    ),
+    "Fine-tuned": lambda page: _judged(
+        page, "finetune", partial(results_section.finetune_section, run=page.run)
+    ),
+    "Robustness": lambda page: _judged(
+        page, "probe", lambda document: results_section.robustness_section(document.get("robustness"))
+    ),
     "Training": training,
-    "What it predicts": predictions,
-    "What it does to images": _panels,
+    "What it predicts": lambda page: _picture(page, "recon"),
+    "What it does to images": lambda page: _picture(page, "panels", masking=False),
     "On the way": on_the_way,
-    "What it is given, in space and in frequency": _spectrum,
-    "Masks": _masks,
+    "What it is given, in space and in frequency": lambda page: _picture(page, "spectrum"),
+    "Masks": lambda page: _picture(page, "masks"),
     "More pictures": own_pictures,
     "Speed": lambda page: run_section.speed(page.metrics, page.facts, page.config.run.batch_size),
     "Settings": lambda page: run_section.settings_section(page.config),
     "Commands": lambda page: run_section.commands(page.run, page.facts),
     "Files and versions": lambda page: run_section.files(page.run, page.facts),
 }
-
-
-def _stored(run: Path) -> dict[str, Any]:
-    """Results that lie in the run folder."""
-    found = {}
-    for file in (run / f"{name}.json" for name in ("probe", "finetune")):
-        try:
-            found[file.stem] = json.loads(file.read_text(encoding="utf-8-sig"))
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError, RecursionError) as problem:
-            raise UserError(f"{file} can't be read: {problem}", "delete it, or probe again") from None
-    return found
 
 
 def _judged(page: Page, name: str, write: Callable[[Mapping[str, Any]], str]) -> str:
@@ -230,8 +188,10 @@ def _judged(page: Page, name: str, write: Callable[[Mapping[str, Any]], str]) ->
         return paragraph(f"{name}.json is not as this version of sslkit writes it, and not shown.", "about")
 
 
-def _picture(page: Page, kind: str) -> str:
-    """One of `KINDS`; where it can't be drawn, why not."""
+def _picture(page: Page, kind: str, masking: bool = True) -> str:
+    """One of `KINDS`, for methods that mask frequencies or for others; where it can't be drawn, why not."""
+    if page.subject.masks_frequencies != masking:
+        return ""
     facts = KINDS[kind]
     try:
         if problem := refusal(kind, page.subject):
@@ -253,8 +213,6 @@ def _tasks(page: Page) -> dict[int, str]:
 def _columns(page: Page) -> list[str]:
     """Names of the pictures in a row of those made on the way; none where the method can't be asked."""
     try:
-        images = page.subject.pictures[:1]
-        with torch.no_grad():
-            return list(page.subject.method.panels({"image": images, "index": torch.arange(1)}))
+        return list(page.subject.panels(page.subject.pictures[:1]))
     except UserError:
         return []

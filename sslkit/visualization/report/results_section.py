@@ -112,12 +112,13 @@ def finetune_section(document: Document, run: Path) -> str:
     whose = f", with seed {compared.seeds[0]}" if compared else ""
     parts.append(table(f"The classes with the lowest recall{whose}", header, worst))
     shown = _pictures(folder, ("confusion", "reliability", "calibration"), whose) if folder else []
-    robust = robustness_section(document["robustness"]) if document.get("robustness") else ""
-    return "".join([*parts, *shown, robust])
+    return "".join([*parts, *shown, robustness_section(document.get("robustness"))])
 
 
-def robustness_section(document: Document) -> str:
+def robustness_section(document: Document | None) -> str:
     """What is left of the accuracy when images are changed; sources side by side."""
+    if not document:
+        return ""
     rows = [
         [
             row.get("name", "?"),

@@ -17,6 +17,7 @@ from sslkit.core.config import build as configuration
 from sslkit.core.config.build import PretrainConfig, flat
 from sslkit.core.config.setting import AUTO
 from sslkit.core.console import counted
+from sslkit.core.files import text_of
 from sslkit.methods import card, default_configuration, short_name
 from sslkit.training.loop.health import ROWS as EMBEDDINGS
 from sslkit.training.loop.health import advice
@@ -54,6 +55,7 @@ def summary(run: Path, about: Mapping[str, Any], config: PretrainConfig) -> str:
     """What was trained on what, and how it ended."""
     data, method = about["data"], card(config.method_name)
     paper = method.facts
+    unread = len(text_of(run / "skipped.tsv").splitlines())
     schedule = counted(config.schedule.epochs, "epoch")
     if config.run.max_time:
         schedule = f"as many steps as fit into {config.run.max_time}"
@@ -64,7 +66,7 @@ def summary(run: Path, about: Mapping[str, Any], config: PretrainConfig) -> str:
         "Backbone": f"{config.model.backbone}, {config.data.size} px"
         + (f", started from {config.model.init}" if config.model.init else ", started from random weights"),
         "Images": f"{data['count']:,} from {data.get('name', '?')}, short side {data['native']} px"
-        + (f", {unread} could not be read" if (unread := unreadable(run)) else ", all could be read"),
+        + (f", {unread} could not be read" if unread else ", all could be read"),
         "Schedule": f"{schedule}, batch {config.run.batch_size}, seed {config.run.seed}",
         "Device": f"{about.get('device', '')}, {config.run.precision}",
         "Time": _time(about),
@@ -72,14 +74,6 @@ def summary(run: Path, about: Mapping[str, Any], config: PretrainConfig) -> str:
     if not paper.get("paper"):
         del rows["Paper"]
     return facts({name: value for name, value in rows.items() if value})
-
-
-def unreadable(run: Path) -> int:
-    """Lines of skipped.tsv."""
-    try:
-        return len((run / "skipped.tsv").read_text(encoding="utf-8", errors="replace").splitlines())
-    except OSError:
-        return 0
 
 
 def health(metrics: Sequence[Line], width: int, share: float, batch: int) -> str:
@@ -159,8 +153,8 @@ def settings_section(config: PretrainConfig) -> str:
     ]
     everything = [
         [key, _text(value), "auto" if before.get(key) == AUTO else "", meta["help"]]
-        for section in (config.method, config.data, config.model, config.optim, config.schedule, config.run)
-        for key, value, meta in configuration.settings(section, _section_name(config, section))
+        for name in ("method", *configuration.SECTIONS)
+        for key, value, meta in configuration.settings(getattr(config, name), name)
     ]
     text = "Every setting is the default of the method, or was chosen for the images and the machine."
     first = table(
@@ -205,10 +199,6 @@ def files(run: Path, about: Mapping[str, Any]) -> str:
     where = {"Folder": str(run.absolute()), **({"Versions": made} if made else {})}
     where |= {"Fingerprint of the images": str(about["data"]["fingerprint"])}
     return table("Files of the run", ["File", "Size", "What it is"], rows, "words") + facts(where)
-
-
-def _section_name(config: PretrainConfig, section: Any) -> str:
-    return next(name for name, value in vars(config).items() if value is section)
 
 
 def _loss(metrics: Sequence[Line], name: str, title: str) -> list[str]:

@@ -34,7 +34,7 @@ FIGURES: dict[str, tuple[str, Callable[[RobustnessResult], Figure]]] = {
 def robustness_figures(result: RobustnessResult) -> dict[str, Callable[[], Figure]]:
     """Kind → what draws it, of all that was measured."""
     rows = tuple(
-        dataclasses.replace(row, name=_plain(row.name), baseline=row.baseline and _plain(row.baseline))
+        dataclasses.replace(row, name=visible(row.name), baseline=row.baseline and visible(row.baseline))
         for row in result.rows
     )
     shown = dataclasses.replace(result, rows=rows)
@@ -49,20 +49,24 @@ def draw_robustness(result: RobustnessResult, folder: Path) -> None:
         save_missing(figure, folder / f"{kind}.png")
 
 
-def _plain(name: str) -> str:
-    """A name that a picture can bear."""
-    return visible(name)
+def read_result(run: Path, name: str) -> Any:
+    """The document that a command has left in a run, as RUN/name.json; None where there is none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    file = run / f"{name}.json"
+    try:
+        return json.loads(file.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as problem:
+        raise UserError(f"{file} can't be read: {problem}", "delete it, or probe again") from None
 
 
 def probe_document(run: Path) -> dict[str, Any] | None:
     """What the latest `probe` of a run has found, or None. Raises UserError for a damaged file."""
-    file = run / "probe.json"
-    try:
-        document = json.loads(file.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as problem:
-        raise UserError(f"{file} can't be read: {problem}", "delete it, or probe again") from None
+    document = read_result(run, "probe")
     return document if isinstance(document, dict) else None
 
 
