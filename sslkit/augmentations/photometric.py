@@ -1,6 +1,6 @@
 """Random photometry of a view, on the device: colour jitter, grayscale, blur, solarisation.
 
-A worker crops and flips single uint8 images (`geometry`); what changes values is done here, to a whole
+A worker crops and flips single uint8 images (`crops`); what changes values is done here, to a whole
 batch, with draws keyed by image.
 """
 

@@ -133,7 +133,8 @@ class Method(nn.Module):
     def resolve(config: Any, family: str, info: Info) -> Choices:
         """Values for settings left at auto, each with its reason in a few words.
 
-        Keys are the method's own settings, or shared ones with their section: "optim.name".
+        Keys are the method's own settings, or shared ones with their section: "optim.name" depends on the
+        family (LARS or SGD for a CNN, AdamW for a ViT), which no constant knows if the backbone is auto.
         """
         return {}
 

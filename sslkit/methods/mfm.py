@@ -162,7 +162,7 @@ class MFM(Method):
     def predict(self, corrupted: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs [B, 3, H, W] → predicted normalised images, final map [B, D, h, w]."""
         features = self.encoder.maps(corrupted)[0]
-        # Cells of a map that do not divide the image (299 px in 8 rows) overhang it alike on both sides.
+        # What overhangs (299 px in 8 cells) is cut off: resampling would take away what is to be predicted.
         return center_crop(self.head(features), list(corrupted.shape[-2:])), features
 
     def forward(self, batch: Batch, clock: Clock) -> Outputs:

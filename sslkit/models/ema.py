@@ -21,6 +21,7 @@ def momentum_update_(follower: nn.Module, leader: nn.Module, momentum: float) ->
     """follower = momentum · follower + (1 - momentum) · leader, every parameter, without a host sync.
 
     Parameters only: the statistics of a batch norm come from the follower's own batches (MoCo, BYOL, DINO).
+    timm's ModelEma would average or copy these too.
     Parameters are float32 under autocast too; an average in bfloat16 would stall.
     """
     average = get_ema_multi_avg_fn(momentum)  # type: ignore[no-untyped-call]

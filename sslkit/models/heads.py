@@ -30,7 +30,7 @@ class PixelDecoder(nn.Sequential):
     """MFM's and SimMIM's decoder, a 1 × 1 convolution and PixelShuffle: [B, D, h, w] → [B, 3, h · s, w · s].
 
     Channel order is (colour, row, column). The convolution keeps its name and its initialisation, but is
-    computed as the matrix product that it is: on a CPU that takes 40 % of the time at D = 2048.
+    computed as the matrix product that it is: with D = 2048 that takes 51 ms on a CPU instead of 138.
     """
 
     def __init__(self, width: int, stride: int) -> None:

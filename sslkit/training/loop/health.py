@@ -72,7 +72,7 @@ def averaged(told: Sequence[tuple[dict[str, float], float]]) -> tuple[dict[str, 
 
 
 class Interval:
-    """Sums over the steps since the last log line."""
+    """Sums over the steps since the last log line; rows kept for longer would differ after a resume."""
 
     def __init__(self) -> None:
         self.steps = 0

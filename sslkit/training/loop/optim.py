@@ -51,7 +51,8 @@ def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
     """Parameter name → learning-rate factor `decay^(layers after it)`.
 
     Layers as timm's own `group_matcher` counts them: for a ViT, 0 is the embedding, i + 1 block i (from 0),
-    and `fc_norm` and head come last.
+    and `fc_norm` and head come last. (Of a Swin, 11 of 173 tensors are one layer from the official ones;
+    another grouping would give a resumed run the moments of other tensors.)
     """
     layers = group_parameters(model, model.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]
     last = max(layers.values())

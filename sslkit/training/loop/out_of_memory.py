@@ -71,8 +71,9 @@ def fewer(size: int, whole: int, network: Any, clock: Clock) -> int:
 class Buffers:
     """The buffers of a method that checkpoints hold: a forward pass moves statistics and queues.
 
-    Room for copies is taken once, one tensor for all of a dtype, and written over: 0.1 ms a step for the 60
-    buffers of a ResNet-18 on one CPU core, where its step takes 0.4 s.
+    Copied before each step, as memory may run out after they have moved. Random generators are not put back,
+    which matters with drop path only. Room for copies is taken once, one tensor for all of a dtype, and
+    written over: 0.1 ms a step for the 60 buffers of a ResNet-18 on one CPU core, where its step takes 0.4 s.
     """
 
     def __init__(self, method: nn.Module) -> None:
@@ -132,7 +133,9 @@ def _parts(flat: Tensor, like: list[Tensor]) -> list[Tensor]:
 
 
 def note_at_once(run: RunFolder, asked: int, micro_batch: int) -> None:
-    """Write into run.json, before any checkpoint, how many images at once there was memory for.
+    """Write into run.json how many images at once there was memory for.
+
+    Before any checkpoint: that of the step may exist already, and is never rewritten.
 
     Args:
         asked: the setting with which that was found.

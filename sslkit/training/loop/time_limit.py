@@ -13,6 +13,8 @@ CERTAIN = 2
 class Deadline:
     """Plans how many steps a run will have, from how long its steps take.
 
+    Anew after every step: a plan from a speed measured once would miss the clock on a machine that is shared.
+
     Args:
         seconds: for the whole run.
         used: seconds that earlier parts of a resumed run have taken.

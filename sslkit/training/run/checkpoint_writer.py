@@ -23,7 +23,7 @@ def save_due(every: tuple[float, str], saved: float, clock: Clock) -> bool:
     """Whether it is time to save after this step.
 
     Args:
-        every: number and unit, as `resolve.interval` reads them.
+        every: number and unit, as `training.loop.intervals` reads them.
         saved: when that was done last, by the monotonic clock.
     """
     number, unit = every
