@@ -31,7 +31,7 @@ from sslkit.visualization.figures.views import views
 from sslkit.visualization.inputs import Inputs
 from sslkit.visualization.report import stored
 
-EPOCHS = 3
+VIEWED_EPOCHS = 3
 """How many epochs' views of an image are shown."""
 _NEIGHBOURS = 6
 
@@ -53,8 +53,8 @@ def draw_views(subject: Inputs) -> Figure:
     method = subject.method
     index = torch.tensor(list(subject.originals))
     made, inputs, captions = [], [], []
-    for epoch in range(EPOCHS):
-        clock = Clock(step=epoch, steps=EPOCHS, steps_per_epoch=1, seed=subject.seed)
+    for epoch in range(VIEWED_EPOCHS):
+        clock = Clock(step=epoch, steps=VIEWED_EPOCHS, steps_per_epoch=1, seed=subject.seed)
         made.append(torch.stack([_view(subject, position, epoch) for position in subject.originals]))
         task = method.task(made[-1], index, clock)  # type: ignore[operator]
         inputs.append(task.inputs.clamp(0, 1))

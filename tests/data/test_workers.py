@@ -135,9 +135,9 @@ def test_small_shared_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = limits.shutil.disk_usage("/")
     monkeypatch.setattr(limits, "open_files", lambda: None)
     monkeypatch.setattr(limits.shutil, "disk_usage", lambda path: usage._replace(total=64 << 20))
-    assert limits.small() == "; /dev/shm has only 64 MB (docker: --shm-size=2g)"
+    assert limits.shortage() == "; /dev/shm has only 64 MB (docker: --shm-size=2g)"
     monkeypatch.setattr(limits.shutil, "disk_usage", lambda path: usage._replace(total=8 << 30))
-    assert limits.small() == ""
+    assert limits.shortage() == ""
 
 
 @pytest.mark.slow

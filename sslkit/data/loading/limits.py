@@ -30,7 +30,7 @@ def allow_open_files() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def small() -> str:
+def shortage() -> str:
     """Whichever of the two is small, as a remark behind a cure; else empty."""
     remarks = []
     if (room := shared_memory()) is not None and room < _SMALL:

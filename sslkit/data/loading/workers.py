@@ -114,10 +114,10 @@ def unbroken(loader: Callable[[int], DataLoader[Any]], console: Console) -> Gene
             if lost > RESTARTS:
                 raise WorkersLost(
                     f"the processes that read images failed {lost} times at the same batch: {problem}",
-                    f"fewer --workers (data.workers in config.toml); 0 shows the fault{limits.small()}",
+                    f"fewer --workers (data.workers in config.toml); 0 shows the fault{limits.shortage()}",
                     code=1,
                 ) from None
-            why = limits.small() if lost == 1 else ""
+            why = limits.shortage() if lost == 1 else ""
             console.warn(f"{problem}{why}; reading starts again at the same batch ({lost} of {RESTARTS})")
 
 

@@ -117,7 +117,7 @@ def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def ending(content: bytes, name: str) -> str:
+def shard_ending(content: bytes, name: str) -> str:
     """By what the bytes are; by the file's name where they are nothing known."""
     known = next((ending for start, ending in _BEGINNINGS.items() if content.startswith(start)), "")
     return known or os.path.splitext(name)[1].lstrip(".").lower()

@@ -32,7 +32,7 @@ from sslkit.core.value_range import parse_limits
 from sslkit.data.images.decode import MIN_SIDE
 from sslkit.data.loading.workers import usable_cores
 from sslkit.data.packs import reader
-from sslkit.data.packs.members import Settings, ending, made
+from sslkit.data.packs.members import Settings, made, shard_ending
 from sslkit.data.packs.tar import OVERHEAD, Shards
 from sslkit.data.sources import fractal
 from sslkit.data.sources.image_set import ImageSet, open_images
@@ -188,7 +188,7 @@ def _write(
     with console.bar("packing", len(images)) as bar, closing(shards), closing(members):
         for index, member in enumerate(members):
             key = f"{index:09}"
-            files = [(f"{key}.{ending(member.content, originals[index])}", member.content)]
+            files = [(f"{key}.{shard_ending(member.content, originals[index])}", member.content)]
             if numbers[index] >= 0:
                 files.append((f"{key}.cls", b"%d" % numbers[index]))
             places[index] = (*shards.add(files), len(member.content))
