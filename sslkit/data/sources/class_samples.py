@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 from sslkit.core import rng
@@ -14,8 +15,11 @@ def sample_per_class(
     images: ImageSet, wanted: Callable[[int], int], seed: int, stream: str
 ) -> tuple[ImageSet, ImageSet]:
     """(drawn, the rest): of each class `wanted(its images)`, in an order that `seed` and `stream` give."""
+    by_class: dict[int, list[int]] = {}
+    for index, label in enumerate(images.labels or ()):
+        by_class.setdefault(label, []).append(index)
     chosen: set[int] = set()
-    for label, members in _by_class(images).items():
+    for label, members in by_class.items():
         order = rng.generator(seed, 0, label, stream).permutation(len(members))
         chosen.update(members[i] for i in order[: wanted(len(members))])
     rest = [index for index in range(len(images)) if index not in chosen]
@@ -24,10 +28,8 @@ def sample_per_class(
 
 def count_per_class(images: ImageSet) -> list[int]:
     """Images of each class, in the order of the classes."""
-    found = [0] * len(images.classes)
-    for label in images.labels or ():
-        found[label] += 1
-    return found
+    found = Counter(images.labels)
+    return [found[label] for label in range(len(images.classes))]
 
 
 def warn_singletons(source: str, training: ImageSet, validation: ImageSet) -> str:
@@ -53,10 +55,3 @@ def warn_singletons(source: str, training: ImageSet, validation: ImageSet) -> st
         return ""
     have = counted(len(lacking), "class has", "classes have")
     return f"{have} one image, such as {lacking[0][0]!r}: trained on, not validated"
-
-
-def _by_class(images: ImageSet) -> dict[int, list[int]]:
-    members: dict[int, list[int]] = {}
-    for index, label in enumerate(images.labels or ()):
-        members.setdefault(label, []).append(index)
-    return members

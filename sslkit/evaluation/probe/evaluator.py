@@ -56,32 +56,6 @@ class ProbePredictions:
     head: LinearProbe
 
 
-def classify(
-    train: Mapping[str, Tensor],
-    labels: Tensor,
-    queries: Mapping[str, Tensor],
-    *,
-    classes: int,
-    k: int,
-    seed: int,
-    fixed: Mapping[str, str] | None = None,
-) -> ProbePredictions:
-    """kNN and the linear probe, each with the read-out that suits it on a held-out fifth of `train`.
-
-    Args:
-        train, queries: name of a read-out → float [N, D] and [M, D].
-        fixed: "knn", "linear" → the read-out to take, instead of choosing.
-    """
-    nears, names = ([fixed[part]] if fixed else list(train) for part in ("knn", "linear"))
-    near = choose_knn({n: train[n] for n in nears}, labels, classes=classes, k=k, seed=seed)
-    name, head = fit_best({n: train[n] for n in names}, labels, classes=classes, seed=seed)
-    predictions = {
-        "knn": knn_predict(train[near], labels, queries[near], classes=classes, k=k).cpu(),
-        "linear": head.predict(queries[name]).cpu(),
-    }
-    return ProbePredictions(predictions, {"knn": near, "linear": name}, train[name].shape[1], head)
-
-
 @dataclass
 class ProbeEvaluator:
     """The labelled images, and how they are read; measures one job after the other on the same images."""
@@ -154,18 +128,32 @@ class ProbeEvaluator:
         return found
 
     def read(
-        self, train: Features, validation: Features, rows: Tensor | None = None, seed: int = 0
+        self,
+        train: Features,
+        validation: Features,
+        rows: Tensor | None = None,
+        seed: int = 0,
+        fixed: Mapping[str, str] | None = None,
     ) -> ProbePredictions:
-        """Classify after all training images, or after those in `rows`."""
+        """kNN and the linear probe, each with the read-out that suits it on a held-out fifth of `train`.
+
+        Args:
+            rows: of the training images; None takes all.
+            fixed: "knn", "linear" → the read-out to take, instead of choosing.
+        """
         known = train if rows is None else train.take(rows)
-        return classify(
-            {name: vectors.to(self.device) for name, vectors in known.vectors.items()},
-            known.labels.to(self.device),
-            {name: vectors.to(self.device) for name, vectors in validation.vectors.items()},
-            classes=len(self.train.classes),
-            k=self.k,
-            seed=seed,
+        nears, names = ([fixed[part]] if fixed else list(known.vectors) for part in ("knn", "linear"))
+        labels, classes = known.labels.to(self.device), len(self.train.classes)
+        vectors, queries = (
+            {n: one.vectors[n].to(self.device) for n in {*nears, *names}} for one in (known, validation)
         )
+        near = choose_knn({n: vectors[n] for n in nears}, labels, classes=classes, k=self.k, seed=seed)
+        name, head = fit_best({n: vectors[n] for n in names}, labels, classes=classes, seed=seed)
+        predictions = {
+            "knn": knn_predict(vectors[near], labels, queries[near], classes=classes, k=self.k).cpu(),
+            "linear": head.predict(queries[name]).cpu(),
+        }
+        return ProbePredictions(predictions, {"knn": near, "linear": name}, vectors[name].shape[1], head)
 
     def few(self, train: Features, validation: Features, shots: int) -> dict[str, Tensor]:
         """Predictions after `shots` images per class: "knn", "linear" → int64 [S, M], a row per draw."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from sslkit.core.device import Precision
 from sslkit.core.errors import UserError
 from sslkit.evaluation.metrics.significance import accuracy
-from sslkit.evaluation.probe.evaluator import FeaturePass, ProbeEvaluator, classify
+from sslkit.evaluation.probe.evaluator import FeaturePass, ProbeEvaluator
 from sslkit.evaluation.probe.readout import ReadFunction, read_out
 from sslkit.models.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder
 
@@ -82,15 +82,7 @@ def measure_grid(
         train, validation = bench.features(_pass(name, encoder, kinds, readouts, precision))
         for kind in kinds:
             shown = {part: f"{kind} {readout}" for part, readout in readouts.items()}
-            reading = classify(
-                {column: train.vectors[column].to(bench.device) for column in shown.values()},
-                train.labels.to(bench.device),
-                {column: validation.vectors[column].to(bench.device) for column in shown.values()},
-                classes=len(bench.train.classes),
-                k=bench.k,
-                seed=bench.seed,
-                fixed=shown,
-            )
+            reading = bench.read(train, validation, seed=bench.seed, fixed=shown)
             knn, linear = (accuracy(reading.predictions[part], bench.labels) for part in ("knn", "linear"))
             cells.append(Cell(name, size, kind, *knn, *linear))
     return cells

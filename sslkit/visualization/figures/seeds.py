@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,12 +55,15 @@ def read_seeds(document: Mapping[str, Any]) -> Arms | None:
 def arms(found: Arms) -> str:
     """The part of a page about them."""
     columns = [found.source, *([found.scratch] if found.scratch else [])]
-    rows = [
-        [f"seed {seed}", *(f"{column[place]:.1f}" for column in columns)] + [f"{p:+.1f}" for p in points]
-        for place, (seed, points) in enumerate(zip(found.seeds, _each(found), strict=True))
-    ]
+    rows = []
+    for place, seed in enumerate(found.seeds):
+        difference = [f"{found.per_seed[place]:+.1f}"] if found.scratch else []
+        rows.append([f"seed {seed}", *(f"{column[place]:.1f}" for column in columns), *difference])
     if len(found.seeds) > 1:
-        means = [_mean(column, spread) for column, spread in zip(columns, found.spreads, strict=False)]
+        means = [
+            f"{sum(column) / len(column):.1f}" + ("" if spread is None else f" ± {spread:.1f}")
+            for column, spread in zip(columns, found.spreads, strict=False)
+        ]
         total = f"{found.difference:+.1f} ± {found.margin:.1f}"
         rows.append(["mean", *means, *([total] if found.scratch else [])])
     header = ["", OURS.capitalize(), *([OTHERS.capitalize(), "Difference"] if found.scratch else [])]
@@ -107,12 +110,3 @@ def seed_plot(found: Arms) -> Figure:
     legend(above, None, ncols=2, handletextpad=0.3, columnspacing=1.2, **corner)
     note(below, 0.0, 1.06, "left of 0: random weights are better", below.transAxes)
     return sheet.figure
-
-
-def _each(found: Arms) -> Sequence[tuple[float, ...]]:
-    """The difference of every seed, in a tuple; empty ones where there is none."""
-    return [(points,) for points in found.per_seed] if found.scratch else [()] * len(found.seeds)
-
-
-def _mean(values: Sequence[float], spread: float | None) -> str:
-    return f"{sum(values) / len(values):.1f}" + ("" if spread is None else f" ± {spread:.1f}")
