@@ -134,7 +134,8 @@ class _SpectralSum(torch.autograd.Function):
         radius: float | None,
         gamma: float,
     ) -> Tensor:
-        total = prediction.new_empty(len(prediction), dtype=_computing(prediction, target))
+        computing = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
+        total = prediction.new_empty(len(prediction), dtype=computing)
         parts, slopes = [], []
         with full_precision(prediction.device):
             for part in _parts(prediction, keep_low, low, radius):
@@ -208,10 +209,6 @@ def _ratio(total: Tensor, count: Tensor) -> Tensor:
 def _shared(count: Tensor) -> Tensor:
     """The mean of a count over all processes."""
     return collectives.all_reduce_sum(count) / collectives.world_size()
-
-
-def _computing(prediction: Tensor, target: Tensor) -> torch.dtype:
-    return torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
 
 
 def check_pair(prediction: Tensor, target: Tensor, gamma: float) -> None:

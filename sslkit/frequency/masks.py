@@ -164,18 +164,14 @@ def kept_bins(mask: Tensor, width: int) -> Tensor:
     return (mask.float() * column_weights(width, mask.device)).sum((-2, -1))
 
 
-def column_weights(width: int, device: torch.device | str | None = None) -> Tensor:
+@lru_cache(maxsize=64)
+def column_weights(width: int, device: torch.device) -> Tensor:
     """How often each half-plane column stands in the full plane: 2, but 1 for kx = 0 and an even width's
     Nyquist.
 
     Float32 [W // 2 + 1], cached: do not write into it. A sum over the full plane is the weighted sum over the
     half.
     """
-    return _cached_column_weights(width, torch.device(device or "cpu"))
-
-
-@lru_cache(maxsize=64)
-def _cached_column_weights(width: int, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         weights = torch.full((width // 2 + 1,), 2.0, device=device)
         # Slices are filled on the device; to one element a number is copied, and the host waits for the copy.

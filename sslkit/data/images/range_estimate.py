@@ -62,7 +62,7 @@ class _Seen:
     some: list[NDArray[np.float64]] = field(default_factory=list)
     fills: dict[float, int] = field(default_factory=dict)
 
-    def add(self, values: NDArray[Any], named: Sequence[float]) -> None:
+    def add(self, values: NDArray[Any]) -> None:
         """Numbers of one image, [N]."""
         self.images += 1
         while len(values):
@@ -108,7 +108,7 @@ def own_range(
         if numbers.clear is not None:
             there &= values != numbers.clear
         kind = "f" if values.dtype.kind == "f" else "i"
-        kinds.setdefault(kind, _Seen()).add(values[there], named)
+        kinds.setdefault(kind, _Seen()).add(values[there])
     if not count:
         return RangeEstimate(Range(BYTES.limits, named))
     found: list[float] = []
