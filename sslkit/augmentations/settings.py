@@ -45,8 +45,3 @@ def hue(value: float, note: str = "") -> Any:
 def jitter_share(value: float, note: str = "") -> Any:
     """Probability of the colour jitter."""
     return share(value, f"probability of colour jitter (official: {value:g}{note})")
-
-
-def grayscale(value: float) -> Any:
-    """Probability of grey views."""
-    return share(value, f"probability of grey views (official: {value:g})")

@@ -29,6 +29,13 @@ MOVED = {
     "sslkit.feature_maps": "sslkit.models.feature_maps",
     "sslkit.initialization": "sslkit.models.init",
     "sslkit.keyed": "sslkit.core.rng",
+    "sslkit.methods.byol": "sslkit.methods.self_distillation.byol",
+    "sslkit.methods.dino": "sslkit.methods.self_distillation.dino",
+    "sslkit.methods.mae": "sslkit.methods.masked.mae",
+    "sslkit.methods.mfm": "sslkit.methods.frequency.mfm",
+    "sslkit.methods.moco": "sslkit.methods.contrastive.moco",
+    "sslkit.methods.simclr": "sslkit.methods.contrastive.simclr",
+    "sslkit.methods.simmim": "sslkit.methods.masked.simmim",
     "sslkit.settings": "sslkit.core.config.setting",
     "sslkit.timm_models": "sslkit.models.factory",
     "sslkit.tokens": "sslkit.models.tokens",
@@ -41,7 +48,7 @@ MOVED = {
 }
 """Old name → new name."""
 _BLOCKS = ("sslkit.models.heads", "sslkit.models.ema", "sslkit.models.norm", "sslkit.augmentations.masking")
-SPLIT = {"sslkit.blocks": _BLOCKS, "sslkit.models.blocks": _BLOCKS}
+DIVIDED = {"sslkit.blocks": _BLOCKS, "sslkit.models.blocks": _BLOCKS}
 """Old name → the modules among which its functions are now."""
 RENAMED = {
     "sslkit.blocks": {"enlarged": "repeat_mask"},
@@ -51,6 +58,12 @@ RENAMED = {
         "total": "all_reduce_sum",
         "world": "world_size",
     },
+    "sslkit.methods.byol": {"distance": "cosine"},
+    "sslkit.methods.dino": {"cross_entropy": "pairs_ce"},
+    "sslkit.methods.mae": {"masked_error": "masked_mse"},
+    "sslkit.methods.moco": {"similarities": "queue_logits"},
+    "sslkit.methods.simclr": {"similarities": "batch_logits"},
+    "sslkit.methods.simmim": {"masked_error": "masked_l1"},
 }
 """Names inside such modules: old name → new name."""
 
@@ -61,7 +74,7 @@ class _Moved:
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name not in MOVED and name not in SPLIT:
+        if name not in MOVED and name not in DIVIDED:
             return None
         import warnings
         from importlib.machinery import ModuleSpec
@@ -90,7 +103,7 @@ class _Moved:
 
 def places(old: str) -> Sequence[str]:
     """The modules that hold what a module of that name held."""
-    return SPLIT.get(old) or (MOVED[old],)
+    return DIVIDED.get(old) or (MOVED[old],)
 
 
 def install() -> None:

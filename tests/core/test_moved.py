@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import sslkit
-from sslkit.core.moved import MOVED, RENAMED, SPLIT
+from sslkit.core.moved import DIVIDED, MOVED, RENAMED
 
 OLD = [
     "augment", "augment.geometry", "augment.photometry", "backbones", "blocks", "config", "data.picture",
@@ -56,16 +56,16 @@ def test_an_old_name_is_the_new_module(old: str) -> None:
         _ = module.nothing_of_this_name
 
 
-@pytest.mark.parametrize("old", list(SPLIT))
+@pytest.mark.parametrize("old", list(DIVIDED))
 def test_an_old_name_has_what_several_new_modules_have(old: str) -> None:
     for name in [name for name in sys.modules if name == old]:
         del sys.modules[name]
-    with pytest.warns(DeprecationWarning, match=f"^{old} is {' or '.join(SPLIT[old])} now$"):
+    with pytest.warns(DeprecationWarning, match=f"^{old} is {' or '.join(DIVIDED[old])} now$"):
         module = import_module(old)
     for name in BLOCKS:
         assert [
             place
-            for place in SPLIT[old]
+            for place in DIVIDED[old]
             if getattr(import_module(place), name, None) is getattr(module, name)
         ]
     for before, after in RENAMED.get(old, {}).items():

@@ -144,7 +144,7 @@ def test_small_shared_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_saves_what_it_learned_when_reading_fails(
     tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sslkit.methods.mfm import MFM
+    from sslkit.methods.frequency.mfm import MFM
     from sslkit.training.pretrain.pretrain import pretrain, resume
 
     whole = pretrain(tiny("whole"))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sslkit.core.config.sections import Optim
 from sslkit.methods.base import Clock, Info
-from sslkit.methods.byol import BYOL
+from sslkit.methods.self_distillation.byol import BYOL
 from sslkit.models.encoder import Encoder
 from sslkit.training.loop.engine import train
 from sslkit.training.loop.optim import CosineSchedule, build_optimizer, parameter_groups

@@ -19,7 +19,7 @@ from sslkit.core.errors import UserError
 from sslkit.data.images.picture import Picture
 from sslkit.data.sources.image_set import open_images
 from sslkit.methods.base import Clock, Info
-from sslkit.methods.dino import DINO
+from sslkit.methods.self_distillation.dino import DINO
 from sslkit.models.encoder import Encoder
 from sslkit.models.heads import Prototypes
 from sslkit.training.loop.engine import train

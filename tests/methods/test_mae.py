@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sslkit.core.errors import UserError
 from sslkit.losses.targets import patchify
 from sslkit.methods.base import Clock, Info
-from sslkit.methods.mae import MAE, visible_count
+from sslkit.methods.masked.mae import MAE, visible_count
 from sslkit.models.encoder import Encoder
 from sslkit.training.loop.engine import train
 from sslkit.training.loop.optim import CosineSchedule, parameter_groups

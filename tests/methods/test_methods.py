@@ -30,13 +30,18 @@ def run_light(program: str) -> str:
 
 
 def test_every_file_is_a_method() -> None:
-    files = {path.stem for path in Path(methods.__file__).parent.glob("*.py")} - {
-        "__init__",
-        "base",
-        "_template",
-    }
+    files = {path.stem: path for path in Path(methods.__file__).parent.glob("*/*.py")}
+    del files["__init__"]
     assert names() == sorted(files)
-    assert "mfm" in names()
+    assert files["mfm"].parent.name == "frequency"
+
+
+def test_a_method_s_folder_is_its_family() -> None:
+    families = {name: card(name).facts["family"] for name in names()}
+    assert families == {
+        "byol": "self-distillation", "dino": "self-distillation", "mae": "masked", "mfm": "frequency",
+        "moco": "contrastive", "simclr": "contrastive", "simmim": "masked",
+    }  # fmt: skip
 
 
 def test_cards_need_no_torch() -> None:
@@ -49,7 +54,7 @@ def test_a_card_says_what_the_class_says(name: str) -> None:
     method, told = load(name), card(name)
     assert issubclass(method, Method)
     inherited = ("defaults", "overrides", "needs", "minimum_batch", "couples_images", "rests")
-    for fact in ("family", "backbones", *inherited):
+    for fact in ("backbones", *inherited):
         assert told.facts[fact] == getattr(method, fact), fact
     assert told.facts["status"] == "tested"
     assert told.facts["paper"] in " ".join(told.text.split())
@@ -107,7 +112,8 @@ def test_an_unknown_method_gets_the_nearest() -> None:
 def test_a_card_is_read_from_the_file_and_not_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "loud.py").write_text(
+    (tmp_path / "angles").mkdir()
+    (tmp_path / "angles" / "loud.py").write_text(
         '"""Title.\n\nText."""\n'
         "raise RuntimeError('imported')\n"
         "class Helper: pass\n"
@@ -123,6 +129,7 @@ def test_a_card_is_read_from_the_file_and_not_imported(
     told = card("loud")
     assert (told.text, told.summary, told.lines) == ("Title.\n\nText.", "One line.", 12)
     assert told.facts["defaults"] == {"optim.clip": 1.0}
+    assert told.facts["family"] == "angles"
     built = build_pretrain("loud", told.Config, {"method.angle": 3})
     assert loads(f"[method]\nangle = {built.method.angle}") == {"method.angle": 3.0}
 

@@ -26,7 +26,7 @@ from sslkit.data.loading.loader import pretraining_loader
 from sslkit.data.sources.image_set import open_images
 from sslkit.frequency import spectral_error
 from sslkit.methods.base import Clock, Info
-from sslkit.methods.mfm import MFM
+from sslkit.methods.frequency.mfm import MFM
 from sslkit.models.encoder import Encoder
 from sslkit.models.init import initialize_vit_
 from sslkit.training.loop.engine import train

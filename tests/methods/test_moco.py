@@ -17,7 +17,7 @@ from sslkit.core.distributed import collectives
 from sslkit.core.rng import uniform
 from sslkit.losses.contrastive import queue_logits
 from sslkit.methods.base import Clock, Info
-from sslkit.methods.moco import MoCo
+from sslkit.methods.contrastive.moco import MoCo
 from sslkit.models.encoder import Encoder
 from sslkit.training.loop.engine import train
 from sslkit.training.loop.optim import CosineSchedule

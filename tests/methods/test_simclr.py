@@ -12,7 +12,7 @@ from helpers import two_views
 
 from sslkit.losses.contrastive import batch_logits
 from sslkit.methods.base import Clock, Info
-from sslkit.methods.simclr import SimCLR
+from sslkit.methods.contrastive.simclr import SimCLR
 from sslkit.models.encoder import Encoder
 
 CLOCK = Clock(step=0, steps=10, steps_per_epoch=5)

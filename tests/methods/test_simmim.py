@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sslkit.augmentations.masking import hidden_count
 from sslkit.core.errors import UserError
 from sslkit.methods.base import Clock, Info
-from sslkit.methods.simmim import SimMIM
+from sslkit.methods.masked.simmim import SimMIM
 from sslkit.models.encoder import Encoder
 from sslkit.training.loop.engine import train
 from sslkit.training.loop.optim import CosineSchedule, parameter_groups

@@ -16,7 +16,7 @@ from sslkit.core.config.build import build_pretrain
 from sslkit.core.errors import UserError
 from sslkit.methods import card, load
 from sslkit.methods.base import Info
-from sslkit.methods.mfm import MFM
+from sslkit.methods.frequency.mfm import MFM
 from sslkit.models.encoder import Encoder
 from sslkit.models.factory import native_size
 from sslkit.models.input_size import nearest_size, outline, takes

@@ -20,7 +20,7 @@ from sslkit.core.config.sections import Optim
 from sslkit.core.console import Console
 from sslkit.core.errors import UserError
 from sslkit.methods.base import Clock
-from sslkit.methods.mfm import MFM
+from sslkit.methods.frequency.mfm import MFM
 from sslkit.testing.contract import Case
 from sslkit.training.loop.engine import Step, train
 from sslkit.training.loop.optim import CosineSchedule, _flagged_step, build_optimizer

@@ -22,7 +22,7 @@ from sslkit.finetuning.classifier import Classifier
 from sslkit.finetuning.finetune import finetune
 from sslkit.methods import TEMPLATE
 from sslkit.methods.base import Clock
-from sslkit.methods.mfm import MFM
+from sslkit.methods.frequency.mfm import MFM
 from sslkit.training.loop import launch
 from sslkit.training.loop.engine import Step, train
 from sslkit.training.loop.optim import CosineSchedule

@@ -34,7 +34,6 @@ from sslkit.models.init import initialize_vit_
 class SimMIM(Method):
     """SimMIM (CVPR 2022): predict the raw pixels of squares that are covered by a mask token."""
 
-    family = "masked image"
     backbones = ("vit", "swin")
     defaults = {
         "optim.betas": (0.9, 0.999),

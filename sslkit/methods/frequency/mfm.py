@@ -48,7 +48,6 @@ class _Task(NamedTuple):
 class MFM(Method):
     """Masked Frequency Modeling (ICLR 2023): predict the removed part of the spectrum."""
 
-    family = "frequency"
     defaults = {"optim.betas": (0.9, 0.95), "optim.clip": 3.0}
     overrides = NO_DECAY
 

@@ -35,7 +35,6 @@ from sslkit.models.norm import BatchNorm1d
 class SimCLR(Method):
     """SimCLR (ICML 2020): contrast two views of an image with all other images of the batch."""
 
-    family = "contrastive"
     minimum_batch = 2
     couples_images = True
     defaults = AFTER_WARMUP | {"optim.reference_batch": 256}

@@ -38,7 +38,6 @@ from sslkit.models.init import fill_last_norms_
 class MoCo(Method):
     """MoCo v2 (2020), and v1 by its settings: contrast a query with a queue of older keys."""
 
-    family = "contrastive"
     minimum_batch = 2
     couples_images = True  # what is in memory first is already in the queue of what follows
     defaults = {
@@ -64,7 +63,7 @@ class MoCo(Method):
         jitter: tuple[float, float, float] = settings.jitter(0.4, 0.4, 0.4)
         hue: float = settings.hue(0.1, "; v1: 0.4")
         jitter_share: float = settings.jitter_share(0.8, "; v1: 1")
-        grayscale: float = settings.grayscale(0.2)
+        grayscale: float = settings.share(0.2, "probability of grey views (official: 0.2)")
         blur: float = settings.share(
             AUTO, "probability of blur; auto: 0.5 (official), or 0 up to 64 px; v1: 0"
         )

@@ -44,7 +44,6 @@ from sslkit.models.heads import mlp
 class BYOL(Method):
     """Bootstrap Your Own Latent (NeurIPS 2020): predict a slow copy's answer to another view."""
 
-    family = "self-distillation"
     minimum_batch = 2
     couples_images = True
     defaults = AFTER_WARMUP | {"optim.reference_batch": 256}
@@ -62,7 +61,7 @@ class BYOL(Method):
         jitter: tuple[float, float, float] = settings.jitter(0.4, 0.4, 0.2)
         hue: float = settings.hue(0.1)
         jitter_share: float = settings.jitter_share(0.8)
-        grayscale: float = settings.grayscale(0.2)
+        grayscale: float = settings.share(0.2, "probability of grey views (official: 0.2)")
         blur: tuple[float, float] = settings.share(
             AUTO, "probability of blur in the two views; auto: 1 and 0.1 (official), or 0 up to 64 px"
         )

@@ -45,7 +45,6 @@ class Guess(NamedTuple):
 class MAE(Method):
     """Masked Autoencoders (CVPR 2022): predict the pixels of hidden patches from a quarter of the image."""
 
-    family = "masked image"
     backbones = ("vit",)
     defaults = AFTER_WARMUP | {
         "optim.betas": (0.9, 0.95),

@@ -41,7 +41,6 @@ from sslkit.models.input_size import takes
 class DINO(Method):
     """DINO (ICCV 2021): agree with a slow average of oneself, from small crops to large ones."""
 
-    family = "self-distillation"
     rests = True  # the last layer, in the first epochs
     defaults = AFTER_WARMUP | {
         "optim.reference_batch": 256,
