@@ -18,7 +18,7 @@ from sslkit.frequency.masks import (
     strongest,
     symmetrise,
 )
-from sslkit.frequency.resampling import random_field, spectrum_crop, swap_amplitude
+from sslkit.frequency.resampling import amplitudes, random_field, spectrum_crop, swap_amplitude
 from sslkit.frequency.spectra import power_spectrum, radial_profile
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Cutoff",
     "SpectralError",
     "add_noise",
+    "amplitudes",
     "apply_mask",
     "band",
     "blur",

@@ -18,7 +18,7 @@ from sslkit.augmentations.corruptions import CORRUPTIONS, common_corruption
 from sslkit.core.console import Console
 from sslkit.core.errors import UserError
 from sslkit.data.sources.labels import open_labelled
-from sslkit.evaluation.robustness.fourier import (
+from sslkit.evaluation.robustness.fourier_sensitivity import (
     add_wave,
     default_norm,
     default_radii,

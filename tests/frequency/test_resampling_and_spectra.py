@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sslkit.frequency import (
     add_noise,
+    amplitudes,
     blur,
     low_pass,
     power_spectrum,
@@ -193,6 +194,20 @@ def test_swapped_amplitudes_are_the_style_image_s_and_phases_stay() -> None:
     assert gradient.isfinite().all()
 
 
+def test_amplitudes_may_be_given_and_radii_differ_by_image() -> None:
+    images, style = noise(3, 2, 9, 8), torch.tensor([1, 2, 0])
+    expected = torch.cat([swap_amplitude(images, style, 1.0 + n)[n : n + 1] for n in range(3)])
+    assert (swap_amplitude(images, style, torch.tensor([1.0, 2.0, 3.0])) - expected).abs().max() < 1e-12
+    given = amplitudes(images)
+    assert (given - torch.fft.fft2(images).abs()[..., :5]).abs().max() < 1e-12
+    assert torch.equal(swap_amplitude(images, given[style], 3), swap_amplitude(images, style, 3))
+    one = swap_amplitude(images, given[1:2], torch.tensor([3.0]))
+    assert torch.equal(one, swap_amplitude(images, torch.tensor([1, 1, 1]), 3))
+    none = images[:0]
+    assert swap_amplitude(none, given[1:2], 3).shape == none.shape
+    assert amplitudes(none).shape == (0, 2, 9, 5)
+
+
 @pytest.mark.parametrize("function", [lambda x: low_pass(x, 12.0), lambda x: swap_amplitude(x, STYLE, 3.0)])
 def test_the_gradient_of_a_sum_is_that_of_any_other_sum(function: Callable[[Tensor], Tensor]) -> None:
     """It is one number in memory, seen many times, of which torch 2.6 takes no transform."""
@@ -234,6 +249,7 @@ def test_empty_batches_stay_empty() -> None:
     assert swap_amplitude(empty, none, 2).shape == power_spectrum(empty).shape == empty.shape
     assert spectrum_crop(empty, 8).shape == (0, 3, 8, 8)
     assert radial_profile(power_spectrum(empty)).shape == (0, 3, 9)
+    assert random_field(torch.zeros(0, 5, 9, 9), 16).shape == (0, 5, 16, 16)
 
 
 IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -248,6 +264,7 @@ WRONG = [
         r"style is torch.int64 \(1,\), expected int64 \[2\]",
         lambda: swap_amplitude(IMAGES, torch.tensor([0]), 2),
     ),
+    (r"style is torch.float32 \(1, 3, 16, 8\)", lambda: swap_amplitude(IMAGES, torch.rand(1, 3, 16, 8), 2)),
     (r"noise has shape \(8, 8\), expected", lambda: random_field(IMAGES[0, 0, :8, :8], 32)),
     ("size is 8, expected more than 8", lambda: random_field(torch.zeros(9, 9), 8)),
     (r"power has shape \(3,\)", lambda: radial_profile(torch.zeros(3))),

@@ -11,10 +11,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, multiprocessing, nn
 
+from sslkit.augmentations import batch
 from sslkit.core.distributed import collectives
 from sslkit.frequency import spectral_error
 from sslkit.frequency.losses import Reduction
 from sslkit.methods import TEMPLATE, card, names, short_name
+from sslkit.methods.base import Clock
 from sslkit.models.norm import BatchNorm1d
 from sslkit.testing.contract import BACKBONES, compare_processes
 from sslkit.testing.contract.two_processes import BACKBONE
@@ -98,6 +100,11 @@ def conversation() -> dict[str, Tensor]:
         said[f"{reduction} loss"] = collectives.gather(loss.detach()[None]).mean()
         (slope,) = torch.autograd.grad(loss, prediction)
         said[f"gradient of {reduction}"] = collectives.gather(slope) / collectives.world_size()
+    index, clock = torch.arange(6)[part], Clock(5, 9, 3)
+    for name in batch.names():
+        augment = batch.load(name)
+        views = augment(augment.Config())({"first": images[part].repeat(1, 2, 2, 2)[:, :3]}, index, clock)
+        said |= {f"{name}: {view}": collectives.gather(value) for view, value in views.items()}
     return said | {f"norm.{name}": tensor for name, tensor in norm.state_dict().items()}
 
 

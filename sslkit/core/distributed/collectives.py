@@ -61,6 +61,16 @@ def gather(rows: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+@torch.no_grad()
+def broadcast(values: Tensor, source: int) -> Tensor:
+    """The values of the process of rank `source`, without gradient; others give a tensor of that shape."""
+    if world_size() == 1:
+        return values
+    sent = values.clone(memory_format=torch.contiguous_format)
+    dist.broadcast(sent, source)
+    return sent
+
+
 def gather_with_gradient(rows: Tensor) -> Tensor:
     """`gather`, and each row gets the gradients of all processes that saw it, summed."""
     if world_size() == 1:

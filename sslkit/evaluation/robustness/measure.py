@@ -22,7 +22,7 @@ from sslkit.core.errors import UserError
 from sslkit.data.loading.loader import evaluation_loader
 from sslkit.data.sources.image_set import ImageSet
 from sslkit.evaluation.robustness.adversarial import Logits, fgsm, pgd
-from sslkit.evaluation.robustness.fourier import add_wave, half_of, high_passed, low_passed
+from sslkit.evaluation.robustness.fourier_sensitivity import add_wave, half_of, high_passed, low_passed
 from sslkit.evaluation.robustness.robustness_result import (
     Key,
     RobustnessPlan,

@@ -13,7 +13,7 @@ from torch import Tensor
 from sslkit.augmentations.corruptions import CORRUPTIONS, GROUPS, SEVERITIES
 from sslkit.core.console import Console, counted
 from sslkit.evaluation.metrics.significance import Difference, paired_shares
-from sslkit.evaluation.robustness.fourier import (
+from sslkit.evaluation.robustness.fourier_sensitivity import (
     Wave,
     default_norm,
     default_radii,
