@@ -1,4 +1,4 @@
-"""What fine-tuning does when it is left to the tool: the official MFM recipe for large data, less for small.
+"""Every `auto` of fine-tuning: the official MFM recipe for large data, weaker for small.
 
 The large recipe holds the numbers of the paper's fine-tuning configurations (ViT, ImageNet-1K), and for a CNN
 those of a published 100-epoch setting in timm's A3 style. This module imports no torch.

@@ -218,7 +218,7 @@ def _spread(means: dict[str, float | None], key: str, digits: int = 1) -> str:
 def _verdict(
     sources: Sequence[FinetuneResult], difference: Difference | None, per_seed: Sequence[float]
 ) -> str:
-    """One sentence; what can't be claimed is not."""
+    """One sentence, which claims nothing that is not significant."""
     if difference is None:
         return f"fine-tuned top-1 {_spread(_means(sources), 'top1')} % over {len(sources)} seeds"
     sentence = against_random("fine-tuned top-1", difference)

@@ -28,7 +28,7 @@ def pairs_ce(log_student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def spread(vectors: Tensor) -> Tensor:
-    """Deviation over the rows of the unit vectors of [B, d], mean over d: about 1/√d, and 0 in a collapse.
+    """Standard deviation over the unit rows of [B, d], mean over d: about 1/√d, and 0 in a collapse.
 
     A collapse shows in what the loss compares long before it reaches the encoder's vectors.
     """

@@ -95,7 +95,7 @@ def card(name: str) -> Card:
 
 
 def default_configuration(name: str) -> _config.PretrainConfig:
-    """What `sslkit pretrain -m NAME` starts from; what is left to the tool is "auto". Raises as `card`."""
+    """What `sslkit pretrain -m NAME` starts from; settings left open are "auto". Raises as `card`."""
     known = card(name)
     return _config.build_pretrain(known.name, known.Config, known.facts.get("defaults", {}))
 

@@ -239,7 +239,7 @@ class _Kept(Picture):
 
 
 class _Sketch(Picture):
-    """An image of which only the size is known: a view of it is where it lies."""
+    """An image of which only the size is known: its views are crop boxes, not pixels."""
 
     def __init__(self, height: int, width: int) -> None:
         self.height, self.width = height, width

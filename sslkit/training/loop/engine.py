@@ -132,7 +132,7 @@ def train(
 
 
 def _together(method: Any, device: torch.device) -> Any:
-    """The method as it is, or with gradients that are averaged over the processes while they are computed."""
+    """The method, in DistributedDataParallel where several processes train."""
     if collectives.world_size() == 1:
         return method
     # Kernels of 1 × 1 have two equal memory layouts, and torch takes note of which one a gradient has.
@@ -193,7 +193,7 @@ def accumulated(
 def _update(
     optimizer: torch.optim.Optimizer, method: Any, clock: Clock, finite: Tensor, buffers: Buffers
 ) -> None:
-    """The end of a step: the optimizer, whose own memory is taken in the first one, and what follows it.
+    """The end of a step: the optimizer, which allocates its state in the first one, and `after_step`.
 
     Of a step that is not finite no buffer keeps anything either: a statistic, a queue or a centre that took
     a NaN would never lose it.

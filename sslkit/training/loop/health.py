@@ -15,7 +15,7 @@ ROWS = 512
 
 
 def feature_std(embedding: Tensor) -> Tensor:
-    """Deviation over the rows of L2-normalised [N, D], mean over dimensions: healthy ≈ 1/√D, collapsed 0."""
+    """Standard deviation of L2-normalised rows [N, D], mean over D: healthy ≈ 1/√D, collapsed 0."""
     return torch.nn.functional.normalize(embedding.float(), dim=1).std(dim=0, correction=0).mean()
 
 

@@ -1,4 +1,4 @@
-"""Memory that runs out: how many images at once to go on with, and from what state."""
+"""Recovery from memory that runs out: fewer images at once, and the state before the step."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Trial:
 
 
 def measured(ready: Resolved, device: torch.device, console: Console) -> Resolved:
-    """`run.precision` and `model.memory_format`, where they were left to the tool, as what is faster here.
+    """`run.precision` and `model.memory_format`, where they were auto, as what is faster here.
 
     Of several processes the first one tries, and all follow.
     """

@@ -170,7 +170,7 @@ def refuse(path: Path, overwrite: bool = False) -> None:
 
 
 def refuse_place(out: str, overwrite: bool = False) -> None:
-    """`refuse` for the setting `run.out`; where it is left to the tool, whether a run can lie below runs/."""
+    """`refuse` for the setting `run.out`; where it is auto, whether a run can lie below runs/."""
     if out == AUTO:
         refuse_unwritable(RUNS / "run-1", "--out")
     else:

@@ -34,7 +34,7 @@ def facts_of(config: Any, per_epoch: int) -> dict[str, str]:
 
 
 def tell_reasons(config: Any, reasons: Mapping[str, str], console: Console) -> None:
-    """Every setting that was left to the tool, with the value it got and why; none without a reason."""
+    """Every setting that was auto, with its value and the reason; none without a reason."""
     for key, reason in reasons.items():
         section, _, name = key.partition(".")
         value = getattr(getattr(config, section), name)
