@@ -1,6 +1,6 @@
 """The one training loop. Pre-training and fine-tuning both walk through it, step by step:
 
-    forward → backward → clip → optimizer.step → after_step
+    forward → backward → clip → optimizer.step → memories written → after_step
 
 It yields after each optimizer step; saving, logging and pictures are the caller's business, in the open.
 No callbacks, and no host synchronisation: every figure stays a tensor until somebody reads it.
@@ -207,6 +207,7 @@ def _update(
         if not updated:
             buffers.restore_()
             return
+        buffers.settle(clock, finite)
         method.after_step(clock)
         if finite.device.type != "cpu":
             buffers.restore_unless_(finite)  # after `after_step`, which may carry a NaN into another buffer

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sslkit.core.distributed import collectives, processes
 from sslkit.core.errors import UserError
 from sslkit.methods.base import Clock
+from sslkit.models.memory import Memory
 from sslkit.training.run.folder import RunFolder
 
 
@@ -69,7 +70,9 @@ def fewer(size: int, whole: int, network: Any, clock: Clock) -> int:
 
 
 class Buffers:
-    """The buffers of a method that checkpoints hold: a forward pass moves statistics and queues.
+    """The buffers of a method that checkpoints hold: a forward pass moves statistics.
+
+    Those of a `Memory` are left out: it is written after the step, and a bank may be as large as the data.
 
     Copied before each step, as memory may run out after they have moved. Random generators are not put back,
     which matters with drop path only. Room for copies is taken once, one tensor for all of a dtype, and
@@ -79,7 +82,11 @@ class Buffers:
     def __init__(self, method: nn.Module) -> None:
         saved = method.state_dict().keys()
         self._groups: dict[torch.dtype, list[tuple[nn.Module, str]]] = {}
+        self.memories = [module for module in method.modules() if isinstance(module, Memory)]
+        written_later = {id(part) for memory in self.memories for part in memory.modules()}
         for path, module in method.named_modules():
+            if id(module) in written_later:
+                continue
             for name, buffer in module.named_buffers(recurse=False):
                 if f"{path}.{name}".lstrip(".") in saved:
                     self._groups.setdefault(buffer.dtype, []).append((module, name))
@@ -104,9 +111,16 @@ class Buffers:
             raise OutOfMemory(f"{processes.here(clock.step + 1)}out of memory", processes.LESS) from None
 
     def restore_(self) -> None:
-        """Put back what `kept` found."""
+        """Put back what `kept` found, and forget what was noted since."""
+        for memory in self.memories:
+            memory.forget()
         for dtype, copies in self._copies.items():
             torch._foreach_copy_(self._present(dtype), copies)
+
+    def settle(self, clock: Clock, finite: Tensor) -> None:
+        """Let every memory write what the step has noted, in the order in which the method has them."""
+        for memory in self.memories:
+            memory.settle(clock, finite)
 
     def restore_unless_(self, finite: Tensor) -> None:
         """`restore_` if a bool on their device says no, which the host does not learn; a few launches.
