@@ -144,6 +144,8 @@ def _round_float32(to_tf32: bool) -> None:
 def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
     """A batch's tensors on the device. Pictures travel as uint8 and become float in [0, 1] there.
 
+    Pictures are [B, C, H, W], or [B, T, C, H, W]; bytes of a text or a map of labels stay what they are.
+
     Only CUDA copies what is not pinned before `to` returns; on MPS the batch could be freed before its copy.
     """
     tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
@@ -151,7 +153,8 @@ def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Tenso
         moved = _sent_beside(tensors, device)
     else:
         moved = {name: value.to(device) for name, value in tensors.items()}
-    return {name: _fractions(value) if value.dtype == torch.uint8 else value for name, value in moved.items()}
+    pictures = {name for name, value in moved.items() if value.dtype == torch.uint8 and value.ndim >= 4}
+    return {name: _fractions(value) if name in pictures else value for name, value in moved.items()}
 
 
 def _sent_beside(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:

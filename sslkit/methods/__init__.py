@@ -13,7 +13,6 @@ import hashlib
 import importlib.util
 import os
 import re
-import sys
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -21,12 +20,12 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sslkit.augmentations import settings as _settings
 from sslkit.core.config import build as _config
 from sslkit.core.errors import UserError, nearest
+from sslkit.core.user_modules import load_module
 
 if TYPE_CHECKING:
     from sslkit.methods.base import Method
@@ -111,7 +110,10 @@ def load(name: str) -> type[Method]:
     wanted = _method_class(tree, source.path).name
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     module = (
-        importlib.import_module(source.module) if source.module else _imported(source.path.resolve(), digest)
+        importlib.import_module(source.module)
+        if source.module
+        # A name that tells contents apart, so that an edited file is another module.
+        else load_module(source.path.resolve(), f"{source.path.stem}_{digest}")
     )
     method: type[Method] = getattr(module, wanted)
     return method
@@ -156,22 +158,6 @@ def _origin(module: str) -> _Source:
     if spec is None or spec.origin is None:
         raise UserError(f"{module}, named as a method by an installed package, can't be found")
     return _Source(Path(spec.origin), module)
-
-
-@cache
-def _imported(path: Path, digest: str) -> ModuleType:
-    """A file as a module; its name tells contents apart, so that an edited file is another module."""
-    name = f"{path.stem}_{digest}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
 
 
 _PARSING = threading.Lock()  # Python 3.11 counts the depth of a tree for all threads together

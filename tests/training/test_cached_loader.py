@@ -130,7 +130,7 @@ def test_files_are_not_read_again(equal: ImageSet) -> None:
 def test_large_crops_of_jpegs_come_from_their_files(large: ImageSet, order: str) -> None:
     """They are decoded at half the size there until the whole is wanted; memory holds other pixels."""
     cuts = {"r": Cut((0, 0, 34, 34), 16), "R": Cut((0, 0, 34, 34), 8), "w": Cut((1, 2, 30, 31), 16)}
-    kept = cached._KeptImages.of(large, decoded(large))
+    kept = large.keeping(cached._InMemory(decoded(large)))
     with kept.opened(3) as ours, large.opened(3) as theirs:
         for name in order:
             assert torch.equal(ours.crops([cuts[name]])[0], theirs.crops([cuts[name]])[0])

@@ -138,7 +138,7 @@ class _Whole(Dataset[_Decoded]):
 
     def __getitem__(self, index: int) -> _Decoded:
         try:
-            with self.images.opened(index) as picture:
+            with self.images.from_file(index) as picture:
                 return _Decoded(np.asarray(picture.rgb()), is_reducible(picture))
         except UnreadableImage as error:
             return _Decoded(np.empty((0, 0, 3), np.uint8), False, error.reason)

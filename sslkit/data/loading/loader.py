@@ -22,6 +22,7 @@ from sslkit.core import rng
 from sslkit.core.config.validate import checked
 from sslkit.core.console import SILENT, Console
 from sslkit.core.errors import UserError
+from sslkit.core.user_modules import Portable
 from sslkit.data.images.decode import UnreadableImage
 from sslkit.data.images.picture import Picture
 from sslkit.data.loading.workers import LOOK, unbroken
@@ -198,7 +199,7 @@ def data_loader(
         # The user asked for more workers than cores, and the warning names arguments of torch's.
         warnings.filterwarnings("ignore", "This DataLoader will create")
         return DataLoader(
-            dataset,
+            _Sent(dataset) if workers else dataset,
             batch_sampler=batches,
             num_workers=workers,
             collate_fn=collate,
@@ -211,6 +212,13 @@ def data_loader(
             # and restored with a run.
             generator=torch.Generator().manual_seed(0),
         )
+
+
+class _Sent(Portable, Dataset[Any]):
+    """A data set that a worker can unpickle where it is not forked: it may be of one's own file."""
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.value[key]
 
 
 def _start_worker(worker: int) -> None:

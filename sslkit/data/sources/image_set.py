@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import heapq
 import itertools
@@ -11,10 +12,11 @@ import os
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +41,12 @@ from sslkit.data.sources.tables import is_table, lines_of, read_table
 _NOT_FILES = (b"fractal:", b"pack:")
 
 
+class KeptPictures(Protocol):
+    """Pictures of a set that are decoded already."""
+
+    def opened(self, images: ImageSet, index: int) -> AbstractContextManager[Picture]: ...
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """A fixed, sorted list of images; an image's position in it is its identity (`index`).
@@ -52,6 +60,7 @@ class ImageSet:
         left_out: what else lies in the folders that the images were found in.
         notes: what people should know of how images were found and divided, in one sentence each.
         range: which numbers are black and white in files with more than 8 bits.
+        kept: where pictures come from that are decoded already; None: their files.
     """
 
     paths: Names
@@ -61,6 +70,7 @@ class ImageSet:
     left_out: LeftOut = field(default=LeftOut(), compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
     range: Range = FULL
+    kept: KeptPictures | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "paths", Names.of(self.paths))
@@ -73,9 +83,19 @@ class ImageSet:
         with self.opened(index) as picture:
             return picture.rgb()
 
-    @contextmanager
-    def opened(self, index: int) -> Iterator[Picture]:
+    def opened(self, index: int) -> AbstractContextManager[Picture]:
         """The image, to be decoded inside the `with` when and as far as needed. Raises UnreadableImage."""
+        return self.from_file(index) if self.kept is None else self.kept.opened(self, index)
+
+    def keeping(self, kept: KeptPictures) -> Self:
+        """The same set, of whatever class, with pictures that are kept."""
+        images = copy.copy(self)
+        object.__setattr__(images, "kept", kept)
+        return images
+
+    @contextmanager
+    def from_file(self, index: int) -> Iterator[Picture]:
+        """`opened`, whatever is kept."""
         path = self.paths[index]
         if fractal.is_name(path):
             yield Picture(fractal.draw(path))

@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -126,11 +126,13 @@ def pick_source(
         whole = pixels.stacked(*size, device)
         pixels.release_()
         _tell(pixels, f"on {device}", console)
-        told = _SketchedImages.of(images, pixels)
+        told = images.keeping(_Sketched(pixels))
         return Source(images=told, transform=transform, bytes=pixels.bytes, alone=True, whole=whole)
     _tell(pixels, "in memory", console)
     alone = small and device.type == "cpu"
-    return Source(images=_KeptImages.of(images, pixels), transform=transform, bytes=pixels.bytes, alone=alone)
+    return Source(
+        images=images.keeping(_InMemory(pixels)), transform=transform, bytes=pixels.bytes, alone=alone
+    )
 
 
 def _decoded(
@@ -139,23 +141,25 @@ def _decoded(
     """All images in memory, or None where that does not pay; headers of a sample tell before the first."""
     limit = free_memory() // _SHARE // environment.local_count()
     sizes, from_files = [], 0
-    for index in np.linspace(0, len(images) - 1, min(_SAMPLE, len(images))).round().astype(int).tolist():
+    for index in (
+        np.linspace(0, len(images.paths) - 1, min(_SAMPLE, len(images.paths))).round().astype(int).tolist()
+    ):
         with suppress(UnreadableImage):
             width, height = images.size(index)
             sizes.append(width * height * 3)
             random = rng.generator(0, 0, index)
             cuts = [view.draw(width, height, random) for view in views.values()]
             from_files += bool(cuts) and reduction(cuts) > 1 and _is_jpeg(images, index)
-    estimate = len(images) * statistics.fmean(sizes or [math.inf])
+    estimate = len(images.paths) * statistics.fmean(sizes or [math.inf])
     if estimate > limit or 2 * from_files > len(sizes):
         return None
-    label = f"decoding {len(images):,} images once: {estimate / 2**20:,.0f} MB in memory"
-    with console.bar(label, len(images)) as bar:
+    label = f"decoding {len(images.paths):,} images once: {estimate / 2**20:,.0f} MB in memory"
+    with console.bar(label, len(images.paths)) as bar:
         return decode_all(images, limit, workers, console, bar, stop)
 
 
 def _is_jpeg(images: ImageSet, index: int) -> bool:
-    with images.opened(index) as picture:
+    with images.from_file(index) as picture:
         return is_reducible(picture)
 
 
@@ -182,36 +186,24 @@ def _fits(pixels: DecodedImages, size: tuple[int, int], views: Crops, device: to
     return 3 * height * width * len(pixels.sizes) <= free_device_memory(device) // _SHARE
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Known(ImageSet):
-    """An image set that has been looked at as a whole."""
+class _InMemory:
+    """Views come from memory."""
 
-    original: ImageSet
-    pixels: DecodedImages
-
-    @classmethod
-    def of(cls, images: ImageSet, pixels: DecodedImages) -> Self:
-        return cls(images.paths, images.name, original=images, pixels=pixels)
+    def __init__(self, pixels: DecodedImages) -> None:
+        self.pixels = pixels
 
     @contextmanager
-    def opened(self, index: int) -> Iterator[Picture]:
+    def opened(self, images: ImageSet, index: int) -> Iterator[Picture]:
         if index in self.pixels.reasons:
-            raise UnreadableImage(self.paths[index], self.pixels.reasons[index])
+            raise UnreadableImage(images.paths[index], self.pixels.reasons[index])
         with ExitStack() as files:
-            yield self._picture(index, lambda: files.enter_context(self.original.opened(index)))
-
-    def _picture(self, index: int, file: Callable[[], Picture]) -> Picture:
-        raise NotImplementedError
-
-
-class _KeptImages(_Known):
-    """Views come from memory."""
+            yield self._picture(index, lambda: files.enter_context(images.from_file(index)))
 
     def _picture(self, index: int, file: Callable[[], Picture]) -> Picture:
         return _Kept(self.pixels[index].numpy(), file if self.pixels.reducible[index] else None)
 
 
-class _SketchedImages(_Known):
+class _Sketched(_InMemory):
     """Views are told, not made."""
 
     def _picture(self, index: int, file: Callable[[], Picture]) -> Picture:
