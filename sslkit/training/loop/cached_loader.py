@@ -141,20 +141,19 @@ def _decoded(
     """All images in memory, or None where that does not pay; headers of a sample tell before the first."""
     limit = free_memory() // _SHARE // environment.local_count()
     sizes, from_files = [], 0
-    for index in (
-        np.linspace(0, len(images.paths) - 1, min(_SAMPLE, len(images.paths))).round().astype(int).tolist()
-    ):
+    count = len(images.paths)
+    for index in np.linspace(0, count - 1, min(_SAMPLE, count)).round().astype(int).tolist():
         with suppress(UnreadableImage):
             width, height = images.size(index)
             sizes.append(width * height * 3)
             random = rng.generator(0, 0, index)
             cuts = [view.draw(width, height, random) for view in views.values()]
             from_files += bool(cuts) and reduction(cuts) > 1 and _is_jpeg(images, index)
-    estimate = len(images.paths) * statistics.fmean(sizes or [math.inf])
+    estimate = count * statistics.fmean(sizes or [math.inf])
     if estimate > limit or 2 * from_files > len(sizes):
         return None
-    label = f"decoding {len(images.paths):,} images once: {estimate / 2**20:,.0f} MB in memory"
-    with console.bar(label, len(images.paths)) as bar:
+    label = f"decoding {count:,} images once: {estimate / 2**20:,.0f} MB in memory"
+    with console.bar(label, count) as bar:
         return decode_all(images, limit, workers, console, bar, stop)
 
 
