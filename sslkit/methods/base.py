@@ -1,7 +1,8 @@
 """What a method is: one file, one class, a few verbs. The engine calls them in this order and in no other:
 
     __init__ → (resume ? load state : prepare) → dataset
-             → loop[forward → backward → step → after_step] → encoder exported
+             → epochs[each_epoch → order → steps[forward → backward → step → memories written → after_step]]
+             → encoder exported
 
 The base knows nothing of precision, processes, logging or files, and it is meant to stay that small.
 All state of a method is parameters and buffers; then checkpoints and resuming need no code in any method.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from torch import Tensor, nn
@@ -28,6 +29,23 @@ from sslkit.data.sources.image_set import ImageSet
 from sslkit.models.ema import momentum_update_
 from sslkit.models.encoder import Encoder as Encoder
 from sslkit.models.factory import token_width
+
+
+class Look(Protocol):
+    """A pass over all items of a training; what an `ImageSet` has it has too. See training/loop/look.py."""
+
+    @property
+    def items(self) -> ImageSet: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    def each(self, read: Callable[[Tensor], Tensor], label: str = ...) -> Tensor:
+        """float [B, 3, S, S] in [0, 1] → [B, D] of every image: float32 [N, D] on the CPU, in their order."""
+        ...
+
+    def __len__(self) -> int: ...
+
 
 Batch = dict[str, Tensor]
 """One batch on the device: "index" int64 [B], the images' stable positions in the data set, and what
@@ -161,8 +179,8 @@ class Method(nn.Module):
         """Of the followers in this step: what is kept of them."""
         raise NotImplementedError
 
-    def prepare(self, images: ImageSet) -> None:
-        """Once, before step 0: a pass over the data, for methods that need one.
+    def prepare(self, look: Look) -> None:
+        """Once, before step 0: a look at all items, for methods that need one.
 
         By default followers begin where their leaders do: the encoder may have got given weights by now.
         """
@@ -170,8 +188,27 @@ class Method(nn.Module):
             follower.load_state_dict(leader.state_dict())
 
     def dataset(self, images: ImageSet) -> ImageSet:
-        """What one item is; by default the views of one image."""
+        """What one item is; by default the views of one image. Batch and epochs are chosen by their number.
+
+        After `prepare`, and at a resume when the state is back.
+        """
         return images
+
+    def each_epoch(self, look: Look, clock: Clock) -> None:
+        """Before an epoch's first step: a look at all items, for methods that need one in every epoch."""
+
+    def order(self, clock: Clock) -> Tensor | None:
+        """Which items this epoch shows, in their order: int64 [n]; None: all of them, drawn by the seed.
+
+        Asked after `each_epoch`, and kept in the checkpoint, so that a resume in the epoch goes on in the
+        same order. Workers read no further than the epoch. At least as many as the epoch's steps need.
+        """
+        return None
+
+    @classmethod
+    def plans_epochs(cls) -> bool:
+        """Whether something of its own happens between two epochs."""
+        return cls.order is not Method.order or cls.each_epoch is not Method.each_epoch
 
     def after_step(self, clock: Clock) -> None:
         """After each real optimizer step, without gradient: prototypes, re-centring; by default followers."""

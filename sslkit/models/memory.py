@@ -194,6 +194,21 @@ class Centroids(Memory):
         return torch.where((counts > 0)[:, None], means, self.rows)
 
 
+class EpochOrder(Memory):
+    """Which images an epoch shows, in a method's own order; int64 [count], -1 behind the last."""
+
+    images: Tensor
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.register_buffer("images", torch.full((count,), -1))
+
+    def fill(self, order: Tensor) -> None:
+        """Begin an epoch with images int64 [n], n at most the count."""
+        self.images.fill_(-1)
+        self.images[: len(order)] = order.to(self.images)
+
+
 def _gathered(tensors: list[Tensor]) -> Tensor:
     return torch.cat([collectives.gather(tensor) for tensor in tensors])
 

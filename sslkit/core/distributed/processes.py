@@ -197,6 +197,12 @@ def all_gather_objects(value: Value) -> list[Value]:
     return values
 
 
+def add_up(values: Tensor) -> None:
+    """Make a tensor on the CPU the sum of those of all processes."""
+    if _group is not None:
+        dist.all_reduce(values, group=_group.hosts)
+
+
 def wait() -> None:
     """Until every process is here."""
     all_gather_objects(None)

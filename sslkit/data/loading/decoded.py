@@ -98,7 +98,7 @@ def decode_all(
     Raises:
         WorkersLost: the processes that read images die or hang again and again.
     """
-    count = len(images)
+    count = len(images.paths)
     pixels = DecodedImages(np.zeros((count, 2), np.int32), np.zeros(count, np.bool_))
     chunks = [range(first, min(first + _CHUNK, count)) for first in range(0, count, _CHUNK)]
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -85,6 +86,7 @@ class KeyedBatches:
     steps: int
     steps_per_epoch: int
     share: Share = (0, 1)
+    order: NDArray[np.int64] | None = None  # of the one epoch whose steps are asked for; None: the keyed one
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.steps_per_epoch < 1 or self.start_step < 0:
@@ -105,8 +107,11 @@ class KeyedBatches:
         for step in range(self.start_step, self.steps):
             epoch, position = divmod(step, self.steps_per_epoch)
             first = position * self.batch_size + part * size
-            order = rng.permutation(self.count, self.seed, epoch, first, first + size)
-            yield [(epoch, int(index)) for index in order]
+            if self.order is None:
+                chosen = rng.permutation(self.count, self.seed, epoch, first, first + size)
+            else:
+                chosen = self.order[first : first + size]
+            yield [(epoch, int(index)) for index in chosen]
 
 
 def pretraining_loader(
@@ -121,6 +126,7 @@ def pretraining_loader(
     workers: int,
     console: Console = SILENT,
     share: Share = (0, 1),
+    order: NDArray[np.int64] | None = None,
 ) -> Generator[dict[str, Any], None, None]:
     """Batches of steps `start_step` … `steps` - 1.
 
@@ -129,6 +135,7 @@ def pretraining_loader(
         steps_per_epoch: at most len(images) // batch_size; the rest of an epoch is dropped.
         workers: processes that decode; 0 decodes in this one.
         share: the part of each batch that is wanted; `batch_size` is that of the whole.
+        order: the images of an epoch one after the other, where a method has an order of its own.
 
     Returns:
         A generator of dicts, whose `close` ends the workers: the transform's tensors stacked to
@@ -145,7 +152,7 @@ def pretraining_loader(
 
     def loader(delivered: int) -> DataLoader[Any]:
         first = start_step + delivered
-        batches = KeyedBatches(len(images), batch_size, seed, first, steps, steps_per_epoch, share)
+        batches = KeyedBatches(len(images), batch_size, seed, first, steps, steps_per_epoch, share, order)
         return data_loader(views, batches, _collate_views, workers)
 
     return _checked(images.name, unbroken(loader, console))

@@ -28,9 +28,19 @@ from sslkit.augmentations.multi_view import blur_of, local_size, multi_crop, two
 from sslkit.augmentations.photometric import Photometry
 from sslkit.core.config.setting import AUTO, setting
 from sslkit.core.distributed import collectives
-from sslkit.data.sources.image_set import ImageSet
 from sslkit.losses.distillation import pairs_ce
-from sslkit.methods.base import AFTER_WARMUP, Batch, Choices, Clock, Encoder, Info, Method, Outputs, optimizer
+from sslkit.methods.base import (
+    AFTER_WARMUP,
+    Batch,
+    Choices,
+    Clock,
+    Encoder,
+    Info,
+    Look,
+    Method,
+    Outputs,
+    optimizer,
+)
 from sslkit.models.ema import momentum_copy, rising_momentum
 from sslkit.models.factory import has_one_size
 from sslkit.models.heads import Prototypes
@@ -147,7 +157,7 @@ class DINO(Method):
     def momentum(self, clock: Clock) -> float:
         return rising_momentum(self.config.momentum, clock.step, clock.steps)
 
-    def prepare(self, images: ImageSet) -> None:
+    def prepare(self, look: Look) -> None:
         """The encoder, here the follower, may have got given weights by now: the student starts there too."""
         self.student.load_state_dict(self.encoder.state_dict())
 

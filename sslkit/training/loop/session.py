@@ -132,7 +132,7 @@ class Session:
     def _loop(self, start: int) -> None:
         done = start
         with (
-            closing(self._batches(start)) as batches,  # ends its workers now, not when garbage goes
+            closing(self.batches(start)) as batches,  # ends its workers now, not when garbage goes
             self.console.bar(self.label, self.clock.steps, start, each=True) as bar,
         ):
             try:
@@ -165,7 +165,8 @@ class Session:
             scaler=self.scaler,
         )
 
-    def _batches(self, start: int) -> Generator[dict[str, Any], None, None]:
+    def batches(self, start: int) -> Generator[dict[str, Any], None, None]:
+        """The run's, from step `start` on."""
         return cached_loader(
             self.config.data.cache,
             self.device,
@@ -278,5 +279,9 @@ class Session:
             return [int(index) for index in step.index]
         clock, size = step.clock, self.config.run.batch_size
         first = clock.step % clock.steps_per_epoch * size
-        order = rng.permutation(len(self.job.images), clock.seed, clock.epoch, first, first + size)
-        return [int(index) for index in order]
+        return self.shown(clock, first, first + size)
+
+    def shown(self, clock: Clock, start: int, stop: int) -> list[int]:
+        """Images `start` … `stop` of the clock's epoch."""
+        chosen = rng.permutation(len(self.job.images), clock.seed, clock.epoch, start, stop)
+        return [int(index) for index in chosen]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from sslkit.core.console import SILENT, Console
 from sslkit.core.device import autocast, pick_device, to_device
 from sslkit.methods.base import Clock
 from sslkit.models.encoder import Encoder
-from sslkit.training.loop.acceleration import accelerate_, fitted, sample
+from sslkit.training.loop.acceleration import accelerate_, sample
 from sslkit.training.loop.flops import counted_flops, peak_flops
 from sslkit.training.loop.intervals import refuse_times
 from sslkit.training.loop.job import Job
@@ -23,7 +22,7 @@ from sslkit.training.loop.rates import DryRun, Rates
 from sslkit.training.loop.throughput import WARM, StepTime, ThroughputBench, refuse_devices, time_run
 from sslkit.training.pretrain.announce import announce
 from sslkit.training.pretrain.pictures import PICTURED
-from sslkit.training.pretrain.prepare import job_of, prepare, started
+from sslkit.training.pretrain.prepare import begin
 from sslkit.training.run.folder import build_encoder, refuse_place
 
 _ROUNDS = 3
@@ -84,11 +83,9 @@ def prepare_job(config: PretrainConfig, console: Console) -> Job:
     refuse_devices(config.run)
     device = pick_device(config.run.device)
     refuse_times(config.run)
-    ready, images = prepare(config, device, console)
-    method = started(ready, images, device, console).train()
-    accelerate_(method, ready.config, device)
-    job = fitted(job_of(ready, method, images, device))
-    announce(replace(ready, config=job.config), method, images, console)
+    ready, images, job = begin(config, device, console)
+    announce(ready, job.network, images, console)
+    job.network.train()
     return job
 
 

@@ -20,10 +20,11 @@ from sslkit.methods import load, short_name
 from sslkit.methods.base import Clock, Method
 from sslkit.models.norm import share_statistics_
 from sslkit.models.weights import load_encoder, load_into, tensors_for
-from sslkit.training.loop.acceleration import sample
+from sslkit.training.loop.acceleration import accelerate_, fitted, sample
 from sslkit.training.loop.batch_norm_check import cure_of_one, fewest_at_once, refuse_one_value
 from sslkit.training.loop.intervals import refuse_longer_than_run
 from sslkit.training.loop.job import Job, agreed, refuse_uneven
+from sslkit.training.loop.look import Look
 from sslkit.training.loop.optim import pretraining
 from sslkit.training.pretrain.auto import USUAL_WARMUP, Resolved, resolve
 from sslkit.training.pretrain.fastest import measured
@@ -33,8 +34,13 @@ from sslkit.training.run.loggers import require
 from sslkit.version import __version__
 
 
-def prepare(config: PretrainConfig, device: torch.device, console: Console) -> tuple[Resolved, ImageSet]:
+def prepare(
+    config: PretrainConfig, device: torch.device, console: Console, count: int | None = None
+) -> tuple[Resolved, ImageSet]:
     """Everything that is known, chosen and refused before the method is built; writes nothing.
+
+    Args:
+        count: items of an epoch, where they are not the images one by one.
 
     Raises:
         UserError: anything that can't work.
@@ -43,15 +49,33 @@ def prepare(config: PretrainConfig, device: torch.device, console: Console) -> t
     # Sources as absolute paths, so that the run can be resumed and looked at from anywhere.
     sources = tuple(str(Path(s).absolute()) if Path(s).exists() else s for s in config.data.sources)
     config = replace(config, data=replace(config.data, sources=sources))
-    ready = shared(resolve(config, len(images), images.native_side(), device, numbers))
+    count = len(images) if count is None else count
+    ready = shared(resolve(config, count, images.native_side(), device, numbers))
     check(ready, console)
-    refuse_longer_than_run(ready.config, len(images), USUAL_WARMUP, console)
+    refuse_longer_than_run(ready.config, count, USUAL_WARMUP, console)
     return measured(ready, device, console), images
 
 
 def shared(ready: Resolved) -> Resolved:
     """The same configuration in every process."""
     return replace(ready, config=replace(ready.config, run=agreed(ready.config.run)))
+
+
+def begin(config: PretrainConfig, device: torch.device, console: Console) -> tuple[Resolved, ImageSet, Job]:
+    """`prepare`, and the method with the weights that it begins with, as it will train.
+
+    Raises:
+        UserError: anything that can't work.
+    """
+    ready, images = prepare(config, device, console)
+    method = started(ready, images, device, console)
+    count = len(method.dataset(images))
+    if count != len(images):  # batch, epochs and whatever else depends on it are chosen for the items
+        ready, images = prepare(config, device, console, count)
+        method = started(ready, images, device, console)
+    accelerate_(method, ready.config, device)
+    job = fitted(job_of(ready, method, images, device))
+    return replace(ready, config=job.config, reasons=dict(job.reasons)), images, job
 
 
 def job_of(ready: Resolved, method: Method, images: ImageSet, device: torch.device) -> Job:
@@ -107,7 +131,7 @@ def started(ready: Resolved, images: ImageSet, device: torch.device, console: Co
         UserError: those can't be had, or don't fit.
     """
     method = built(ready, device)
-    start_weights(ready, method, images, console)
+    start_weights(ready, method, images, device, console)
     if _fewest(ready.config.run) == 1:
         run, one = ready.config.run, to_device(sample(method.dataset(images), method.transform(), 1), device)
         cure = cure_of_one(run.batch_size, run.devices)
@@ -127,7 +151,17 @@ def built(ready: Resolved, device: torch.device) -> Method:
     return method
 
 
-def start_weights(ready: Resolved, method: Method, images: ImageSet, console: Console) -> None:
+def look_at(
+    items: ImageSet, method: Method, config: PretrainConfig, device: torch.device, console: Console
+) -> Look:
+    """A look at these items, as the run would read them."""
+    run, data = config.run, config.data
+    return Look(items, method, data.size, device, run.precision, data.workers, run.seed, console)
+
+
+def start_weights(
+    ready: Resolved, method: Method, images: ImageSet, device: torch.device, console: Console
+) -> None:
     """Those of `model.init`, if it names some, into the method; then the method's own `prepare`."""
     if ready.config.model.init:
         init = ready.config.model.init
@@ -139,4 +173,4 @@ def start_weights(ready: Resolved, method: Method, images: ImageSet, console: Co
         method.encoder.mean.copy_(other.mean)
         method.encoder.std.copy_(other.std)
         console.say(f"started from {init}: {found.taken} tensors taken, {len(found.unused)} unused")
-    method.prepare(images)
+    method.prepare(look_at(images, method, ready.config, device, console))

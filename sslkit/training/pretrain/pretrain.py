@@ -19,7 +19,7 @@ from sslkit.core.errors import UserError
 from sslkit.core.paths import refuse_full
 from sslkit.data.sources.image_set import ImageSet
 from sslkit.methods import card
-from sslkit.training.loop.acceleration import accelerate_, fitted
+from sslkit.training.loop.acceleration import accelerate_
 from sslkit.training.loop.intervals import refuse_times
 from sslkit.training.loop.job import Job
 from sslkit.training.loop.launch import launch
@@ -28,13 +28,12 @@ from sslkit.training.pretrain.auto import Resolved, resolve
 from sslkit.training.pretrain.image_range import open_with_range
 from sslkit.training.pretrain.lengthen import lengthen, refuse_epochs, refuse_fewer, with_epochs
 from sslkit.training.pretrain.prepare import (
+    begin,
     built,
     check,
     job_of,
-    prepare,
     shared,
     start_weights,
-    started,
     write_settings,
 )
 from sslkit.training.pretrain.session import PretrainSession
@@ -61,16 +60,13 @@ def pretrain(config: PretrainConfig, console: Console = SILENT, overwrite: bool 
     refuse_times(config.run)
     with processes.joined(device, config.run.patience), processes.watched(lambda: 0):
         processes.run_on_first(lambda: refuse_place(config.run.out, overwrite))
-        ready, images = prepare(config, device, console)
-        method = started(ready, images, device, console)
-        accelerate_(method, ready.config, device)
-        job = fitted(job_of(ready, method, images, device))
-        needed = checkpoint.bytes_needed(method, job.config.optim.name)
+        ready, images, job = begin(config, device, console)
+        needed = checkpoint.bytes_needed(job.network, job.config.optim.name)
         processes.run_on_first(lambda: refuse_full(Path(job.config.run.out), needed, "checkpoints", ROOM))
         path = processes.run_on_first(lambda: _begun(ready, job, images, overwrite))
         job, run = _placed(job, path), RunFolder(path, writes=collectives.rank() == 0)
         with _held(run, console):
-            announce(replace(ready, config=job.config, reasons=dict(job.reasons)), method, images, console)
+            announce(replace(ready, config=job.config), job.network, images, console)
             return PretrainSession(job, images, run, console).train(start=0)
 
 
@@ -163,16 +159,19 @@ def _resumed(
     if images.fingerprint != data["fingerprint"]:
         processes.run_on_first(lambda: _accept_images(run, images, console, allow_data_change))
     # Settings newer than the run are resolved now.
-    ready = shared(resolve(config, len(images), data["native"], device, numbers))
+    count = len(images) if data.get("items", data["count"]) == data["count"] else data["items"]
+    ready = shared(resolve(config, count, data["native"], device, numbers))
     check(ready, console)
     found, state = newest_state(run, before, console)
     method = built(ready, device)
+    if found is None:
+        start_weights(ready, method, images, device, console)
+    else:  # before the method says what its items are
+        checkpoint.restore_weights(found, method)
     accelerate_(method, ready.config, device)
     session = PretrainSession(job_of(ready, method, images, device), images, run, console)
     start = session.restore(found, state)
     refuse_fewer(run, start, session.clock, epochs)
-    if found is None:
-        start_weights(ready, method, images, console)
     if epochs is not None:
         processes.run_on_first(lambda: lengthen(run, before, config, start, session, console))
     run.forget_after(start)

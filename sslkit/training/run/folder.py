@@ -35,6 +35,7 @@ from sslkit.data.sources.image_set import ImageSet
 from sslkit.methods import card, load
 from sslkit.methods.base import Info, Method
 from sslkit.models.encoder import Encoder
+from sslkit.models.memory import EpochOrder
 from sslkit.models.weights import ENCODER_FILE, is_finetuning, write_encoder
 from sslkit.training.run import checkpoint
 from sslkit.training.run.lock import refuse_if_locked
@@ -219,6 +220,7 @@ def describe(images: ImageSet, info: Info, device: torch.device) -> dict[str, An
         "data": {
             "name": images.name,
             "count": len(images),
+            "items": info.count,
             "fingerprint": images.fingerprint,
             "native": info.native,
             "range": images.range.setting(),
@@ -239,7 +241,10 @@ def describe(images: ImageSet, info: Info, device: torch.device) -> dict[str, An
 def build_method(config: PretrainConfig, info: Info) -> Method:
     """The method and its encoder with fresh weights, from a resolved configuration."""
     torch.manual_seed(config.run.seed)
-    return load(config.method_name)(config.method, build_encoder(config), info)
+    method = load(config.method_name)(config.method, build_encoder(config), info)
+    if method.plans_epochs():
+        method.add_module("epoch_order", EpochOrder(info.count))
+    return method
 
 
 def build_encoder(config: PretrainConfig) -> Encoder:
@@ -268,7 +273,7 @@ def load_method(path: Path) -> Method:
         cure = command("sslkit", "pretrain", "--resume", path)
         raise UserError(f"run {path} has saved nothing yet", f"train on: {cure}")
     config, data = read_configuration(run.path / "config.toml"), run.facts["data"]
-    method = build_method(config, Info(data["count"], config.data.size, data["native"]))
+    method = build_method(config, Info(data.get("items", data["count"]), config.data.size, data["native"]))
     checkpoint.restore_weights(found, method)
     return method.eval()
 
