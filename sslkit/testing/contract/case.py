@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from sslkit.core.config.build import build_pretrain
+from sslkit.core.console import SILENT
 from sslkit.core.device import Precision, to_device
+from sslkit.core.distributed import collectives
 from sslkit.core.errors import UserError
 from sslkit.data.loading.loader import pretraining_loader
 from sslkit.data.sources import fractal
@@ -25,6 +27,7 @@ from sslkit.methods.base import Batch, Clock, Method, Transform
 from sslkit.training.loop.engine import Step, train
 from sslkit.training.loop.optim import CosineSchedule
 from sslkit.training.pretrain.auto import resolve
+from sslkit.training.pretrain.prepare import look_at
 from sslkit.training.run.folder import build_method
 
 CPU = torch.device("cpu")
@@ -68,6 +71,7 @@ class Case:
             "run.device": "cpu",
             "run.precision": "float32",
             "run.out": "nowhere",
+            **known.facts.get("contract", {}),
         }
         self.facts, self.kind = known.facts, load(name)
         self.accepted = BACKBONES[backbone] in known.facts.get("backbones", ())
@@ -75,10 +79,16 @@ class Case:
         self.ready = resolve(config, IMAGES, fractal.SIDE, CPU)
 
     def build(self, seed: int = 0) -> Method:
-        """The method with fresh weights, in training mode."""
+        """The method with fresh weights, in training mode, prepared as `pretrain` does it before step 0."""
         config = self.ready.config
         seeded = dataclasses.replace(config, run=dataclasses.replace(config.run, seed=seed))
-        return build_method(seeded, self.ready.info).train()
+        method = build_method(seeded, self.ready.info).train()
+        with collectives.single_process():  # all processes look at all images
+            method.prepare(look_at(self.images, method, config, CPU, SILENT))
+            if method.plans_epochs():
+                items = method.dataset(self.images)
+                method.each_epoch(look_at(items, method, config, CPU, SILENT), FIRST)
+        return method.train()
 
     @cached_property
     def images(self) -> ImageSet:
@@ -91,8 +101,9 @@ class Case:
 
     def load(self, transform: Transform, workers: int) -> list[dict[str, Any]]:
         """The same batches as they come from the loader."""
+        items = self.build().dataset(self.images)
         batches = pretraining_loader(
-            self.images, transform, batch_size=BATCH, seed=0, start_step=0, steps=IMAGES // BATCH,
+            items, transform, batch_size=BATCH, seed=0, start_step=0, steps=IMAGES // BATCH,
             steps_per_epoch=IMAGES // BATCH, workers=workers,
         )  # fmt: skip
         return list(batches)

@@ -22,7 +22,6 @@ from sslkit.testing.contract.case import (
     CPU,
     FIRST,
     LATE,
-    SIZE,
     Broken,
     Case,
     cloned,
@@ -104,6 +103,33 @@ def loss_falls(case: Case) -> None:
     demand(bool(trained < untrained), f"{trained.item():.4f} after training, {untrained.item():.4f} before")
 
 
+def refused_step_changes_nothing(case: Case) -> None:
+    """A loss that is not finite leaves weights, statistics and memories bit for bit as they were."""
+    method = case.trained()
+    before = cloned(method.state_dict())
+    broken = {
+        name: value * torch.nan if value.is_floating_point() else value for name, value in case.batch.items()
+    }
+    (step,) = case.train(method, LATE, repeat(broken), stop=1)
+    demand(not bool(step.finite), "a batch of NaN gives a finite loss")
+    changed = differing(before, method.state_dict())
+    demand(not changed, f"{changed[:3]} change in a step that is left out")
+
+
+def order_is_of_the_state(case: Case) -> None:
+    """The same when it is asked again, of items that there are, and enough for the steps of an epoch."""
+    method = case.build()
+    order = method.order(FIRST)
+    if order is None:
+        return
+    again = method.order(FIRST)
+    count, needed = case.ready.info.count, FIRST.steps_per_epoch * BATCH
+    demand(again is not None and torch.equal(order, again), "the order is another one when it is asked again")
+    demand(order.dtype == torch.int64, f"the order is {order.dtype}, not int64")
+    demand(needed <= len(order) <= count, f"the order has {len(order)} items, not {needed} to {count}")
+    demand(0 <= int(order.min()) <= int(order.max()) < count, "the order names items that there are not")
+
+
 def labels_change_nothing(case: Case) -> None:
     if "label" in case.facts["needs"]:
         return
@@ -178,7 +204,7 @@ def encoder_exports(case: Case) -> None:
 
 
 def panels_are_pictures(case: Case) -> None:
-    method, batch = case.trained().eval(), pictured_batch(case.images, SIZE, CPU)
+    method, batch = case.trained().eval(), pictured_batch(case.images, case.ready.config.data.size, CPU)
     with torch.no_grad():
         panels = method.panels(batch)
     for name, panel in panels.items():
@@ -195,6 +221,8 @@ CHECKS: dict[str, Callable[[Case], None]] = {
     "metrics are detached": metrics_are_detached,
     "after_step leaves trained weights alone": after_step_leaves_weights,
     "loss falls on one batch": loss_falls,
+    "a step with a NaN changes nothing": refused_step_changes_nothing,
+    "the order of an epoch is the state's": order_is_of_the_state,
     "labels change nothing": labels_change_nothing,
     "bfloat16 stays finite": bfloat16_is_finite,
     "state is complete": state_round_trips,
