@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sslkit.augmentations import settings as _settings
 from sslkit.core.config import build as _config
+from sslkit.core.config.setting import source_setting
 from sslkit.core.errors import UserError, nearest
 from sslkit.core.user_modules import load_module
 
@@ -242,6 +243,7 @@ def _config_class(method: ast.ClassDef, path: Path) -> type:
     scope: dict[str, Any] = {
         **vars(_config),
         "settings": _settings,
+        "source_setting": source_setting,
         "dataclass": dataclasses.dataclass,
         "__name__": _config.__name__,
     }

@@ -24,6 +24,7 @@ from sslkit.augmentations.crops import Views as Views
 from sslkit.augmentations.multi_view import MultiView, one_crop
 from sslkit.core.config.setting import AUTO as AUTO
 from sslkit.core.config.setting import setting as setting
+from sslkit.core.config.setting import source_setting as source_setting
 from sslkit.data.images.picture import Picture
 from sslkit.data.sources.image_set import ImageSet
 from sslkit.models.ema import momentum_update_

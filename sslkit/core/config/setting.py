@@ -68,15 +68,21 @@ def setting(
     auto: bool = False,
     ordered: bool = False,
     pairs: bool = False,
+    source: bool = False,
 ) -> Any:
     """A dataclass field: default, one sentence, its option, range (`above` is exclusive), if it may be
     "auto", as whatever has AUTO as default, if it is a pair whose first number must not be above the second,
-    or one or two whose first must be below it.
+    or one or two whose first must be below it, or if it names a SOURCE of weights.
     """
     limits = {"above": above, "low": low, "high": high, "ordered": ordered, "pairs": pairs}
     auto = auto or (isinstance(default, str) and default == AUTO)
-    known = {"help": help, "default": default, "flag": flag, **limits, "auto": auto}
+    known = {"help": help, "default": default, "flag": flag, **limits, "auto": auto, "source": source}
     return field(default=default, metadata=known)
+
+
+def source_setting(help: str) -> Any:
+    """A SOURCE of weights that a method looks at: a run, a file, timm/NAME; kept as an absolute path."""
+    return setting("", help, source=True)
 
 
 def range_setting(otherwise: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -16,8 +16,10 @@ from sslkit.core.distributed import collectives
 from sslkit.core.errors import UserError
 from sslkit.core.files import replacing
 from sslkit.data.sources.image_set import ImageSet
+from sslkit.evaluation.probe.feature_cache import encoder_digest
 from sslkit.methods import load, short_name
 from sslkit.methods.base import Clock, Method
+from sslkit.models.frozen import Frozen
 from sslkit.models.norm import share_statistics_
 from sslkit.models.weights import load_encoder, load_into, tensors_for
 from sslkit.training.loop.acceleration import accelerate_, fitted, sample
@@ -29,7 +31,7 @@ from sslkit.training.loop.optim import pretraining
 from sslkit.training.pretrain.auto import USUAL_WARMUP, Resolved, resolve
 from sslkit.training.pretrain.fastest import measured
 from sslkit.training.pretrain.image_range import open_with_range
-from sslkit.training.run.folder import build_method
+from sslkit.training.run.folder import RunFolder, build_method
 from sslkit.training.run.loggers import require
 from sslkit.version import __version__
 
@@ -46,14 +48,47 @@ def prepare(
         UserError: anything that can't work.
     """
     images, numbers = open_with_range(config)
-    # Sources as absolute paths, so that the run can be resumed and looked at from anywhere.
-    sources = tuple(str(Path(s).absolute()) if Path(s).exists() else s for s in config.data.sources)
-    config = replace(config, data=replace(config.data, sources=sources))
+    config = _anchored(config)
     count = len(images) if count is None else count
     ready = shared(resolve(config, count, images.native_side(), device, numbers))
     check(ready, console)
     refuse_longer_than_run(ready.config, count, USUAL_WARMUP, console)
     return measured(ready, device, console), images
+
+
+def _anchored(config: PretrainConfig) -> PretrainConfig:
+    """Sources as absolute paths, so that the run can be resumed and looked at from anywhere."""
+
+    def absolute(text: str) -> str:
+        return str(Path(text).absolute()) if text and Path(text).exists() else text
+
+    named = {
+        item.name: absolute(getattr(config.method, item.name))
+        for item in fields(config.method)
+        if item.metadata.get("source")
+    }
+    data = replace(config.data, sources=tuple(map(absolute, config.data.sources)))
+    return replace(config, data=data, method=replace(config.method, **named))
+
+
+def frozen_weights(method: Method) -> dict[str, dict[str, str]]:
+    """The encoders that a method only looks at, as run.json keeps them: name → source and SHA-256."""
+    return {
+        name: {"source": module.source, "sha256": encoder_digest(module.encoder)}
+        for name, module in method.named_modules()
+        if isinstance(module, Frozen)
+    }
+
+
+def refuse_other_weights(run: RunFolder, method: Method) -> None:
+    """Raises UserError where an encoder that the method looks at is not the one that the run began with."""
+    then = run.facts.get("frozen", {})
+    for name, now in frozen_weights(method).items():
+        if name in then and then[name]["sha256"] != now["sha256"]:
+            raise UserError(
+                f"{name}: the weights of {now['source']} have changed since {run.path} began",
+                f"put back what {then[name]['source']} held, or begin a new run",
+            )
 
 
 def shared(ready: Resolved) -> Resolved:

@@ -31,7 +31,9 @@ from sslkit.training.pretrain.prepare import (
     begin,
     built,
     check,
+    frozen_weights,
     job_of,
+    refuse_other_weights,
     shared,
     start_weights,
     write_settings,
@@ -96,6 +98,8 @@ def _begun(ready: Resolved, job: Job, images: ImageSet, overwrite: bool) -> Path
         run = RunFolder.create(out, overwrite)
     with begun(run):
         run.update(status="running", **describe(images, ready.info, job.device))
+        if looked_at := frozen_weights(job.network):
+            run.update(frozen=looked_at)
         write_settings(run.path, _placed(job, run.path).config)
         list_images(images, run.path)
     return run.path
@@ -164,6 +168,7 @@ def _resumed(
     check(ready, console)
     found, state = newest_state(run, before, console)
     method = built(ready, device)
+    processes.run_on_first(lambda: refuse_other_weights(run, method))
     if found is None:
         start_weights(ready, method, images, device, console)
     else:  # before the method says what its items are
