@@ -36,5 +36,6 @@ class Frozen(nn.Module):
         return self._held[0]
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
-        self.encoder._apply(fn)
-        return super()._apply(fn, recurse)
+        self.encoder._apply(fn)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
