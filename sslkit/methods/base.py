@@ -53,7 +53,8 @@ Batch = dict[str, Tensor]
 `transform` made, as float [B, C, H, W] in [0, 1] where it was uint8."""
 
 Outputs = dict[str, Tensor]
-"""What `forward` returns: "loss", a scalar; "embedding", detached [B, D]; other detached scalars to log."""
+"""What `forward` returns: "loss", a scalar; "embedding", detached [B, D]; "per_image", detached [B], such as
+each image's loss or weight; other detached scalars to log."""
 
 Choices = dict[str, tuple[Any, str]]
 """Setting → the value that is chosen for it, and the reason in a few words."""
@@ -215,6 +216,14 @@ class Method(nn.Module):
         """After each real optimizer step, without gradient: prototypes, re-centring; by default followers."""
         for follower, leader in self.followers().items():
             momentum_update_(follower, leader, self.momentum(clock))
+
+    def parts(self) -> Mapping[str, nn.Module]:
+        """What a run leaves beside its encoder, by name: a text tower, a projection. Written to RUN/parts."""
+        return {}
+
+    def artefacts(self) -> Mapping[str, Tensor]:
+        """Tensors of a finished run that a next one names: pairs, clusters. Written to RUN/artefacts."""
+        return {}
 
     def panels(self, batch: Batch) -> dict[str, Tensor]:
         """Named pictures [B, 3, H, W] in [0, 1] of what the method does with a batch; by default `views`."""

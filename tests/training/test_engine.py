@@ -175,15 +175,21 @@ def test_a_batch_is_split_without_loss() -> None:
 
 def test_pictures_become_floats_from_0_to_1_and_nothing_else_does() -> None:
     batch = {
-        "image": torch.tensor([0, 51, 255], dtype=torch.uint8),
+        "image": torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1),
+        "frames": torch.full((1, 2, 3, 1, 1), 255, dtype=torch.uint8),
+        "text": torch.tensor([[72, 105]], dtype=torch.uint8),
+        "mask": torch.ones(1, 4, 4, dtype=torch.uint8),
         "index": torch.tensor([3]),
         "ready": torch.tensor([2.5]),
         "bad": [("path", "reason")],
     }
     moved = to_device(batch, CPU)
-    assert set(moved) == {"image", "index", "ready"}
+    assert set(moved) == set(batch) - {"bad"}
+    assert all(torch.equal(moved[name], batch[name]) for name in ("text", "mask"))  # type: ignore[arg-type]
+    assert moved["text"].dtype == torch.uint8
+    assert moved["frames"].unique().tolist() == [1.0]
     assert moved["image"].dtype == torch.float32
-    torch.testing.assert_close(moved["image"], torch.tensor([0.0, 0.2, 1.0]), rtol=0, atol=1e-7)
+    torch.testing.assert_close(moved["image"].flatten(), torch.tensor([0.0, 0.2, 1.0]), rtol=0, atol=1e-7)
     assert (moved["index"].dtype, moved["ready"].item()) == (torch.int64, 2.5)
 
 

@@ -40,6 +40,10 @@ _BUFFERS = next(
 )
 
 
+OF_IMAGES = ("embedding", "per_image")
+"""Outputs that are no scalars."""
+
+
 @dataclass(frozen=True)
 class Step:
     """What one optimizer step left behind; tensors stay on the device."""
@@ -55,6 +59,7 @@ class Step:
     # in float16 a gradient that overflowed by its scale counts as finite, though its update is left out too
     index: Tensor | None = None  # int64 [B], the batch's images
     micro_batch: int = 0  # images at once in memory; 0: the whole batch
+    per_image: Tensor | None = None  # [B], in the order of `index`
 
 
 def train(
@@ -110,7 +115,7 @@ def train(
             if scaler is not None:
                 scaler.unscale_(optimizer)
             grad_norm = clip_gradients_(parameters, clip, clip_by)
-            metrics, embedding = _gathered(outputs, [len(part["index"]) / whole for part in parts])
+            metrics, of_images = _gathered(outputs, [len(part["index"]) / whole for part in parts])
             finite = collectives.all_true(grad_norm.isfinite() & metrics["loss"].isfinite())
         _update(optimizer, method, now, finite, buffers)
         if scaler is not None:
@@ -120,7 +125,7 @@ def train(
         yield Step(
             now,
             metrics,
-            embedding,
+            of_images.get("embedding"),
             grad_norm.detach(),
             rate,
             wait,
@@ -128,6 +133,7 @@ def train(
             finite.detach(),
             batch["index"],
             micro_batch,
+            of_images.get("per_image"),
         )
 
 
@@ -238,15 +244,15 @@ def _backward(
 
 def _gathered(
     outputs: list[dict[str, Tensor]], shares: list[float]
-) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Scalars as means weighted by the micro-batches' shares, embeddings as one."""
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Scalars as means weighted by the micro-batches' shares; what is of images one after the other."""
     metrics = {
         name: mean(name, [out[name].float() for out in outputs], shares)
         for name in outputs[0]
-        if name != "embedding"
+        if name not in OF_IMAGES
     }
-    embeddings = [out["embedding"] for out in outputs if "embedding" in out]
-    return metrics, torch.cat(embeddings) if embeddings else None
+    rows = {name: torch.cat([out[name] for out in outputs]) for name in OF_IMAGES if name in outputs[0]}
+    return metrics, rows
 
 
 def mean(name: str, values: list[Tensor], shares: list[float] | None = None) -> Tensor:

@@ -27,6 +27,7 @@ from sslkit.training.pretrain.auto import USUAL_WARMUP
 from sslkit.training.pretrain.pictures import due, write_panels
 from sslkit.training.pretrain.prepare import look_at
 from sslkit.training.run.folder import RunFolder
+from sslkit.training.run.products import write_products
 from sslkit.version import __version__
 
 
@@ -142,6 +143,7 @@ class PretrainSession(Session):
             self.run.finish(
                 self.network.encoder, {"sslkit": __version__, "method": method, "data": self.fingerprint}
             )
+            write_products(self.network, self.run.path)
         except (OSError, RuntimeError, SafetensorError) as problem:
             raise UserError(
                 f"{self.run.path}: the encoder can't be written: {problem}", cure, code=1
