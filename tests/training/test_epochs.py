@@ -30,7 +30,7 @@ from torch import nn
 
 from sslkit.core.console import command
 from sslkit.methods.base import Method, RandomResizedCrop, Views, setting
-from sslkit.models.memory import Assignments, Bank
+from sslkit.models.memories import Assignments, Bank
 
 
 class Clustered(Method):

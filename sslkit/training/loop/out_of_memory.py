@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sslkit.core.distributed import collectives, processes
 from sslkit.core.errors import UserError
 from sslkit.methods.base import Clock
-from sslkit.models.memory import Memory
+from sslkit.models.memories import Memory
 from sslkit.training.run.folder import RunFolder
 
 

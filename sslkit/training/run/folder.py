@@ -35,7 +35,7 @@ from sslkit.data.sources.image_set import ImageSet
 from sslkit.methods import card, load
 from sslkit.methods.base import Info, Method
 from sslkit.models.encoder import Encoder
-from sslkit.models.memory import EpochOrder
+from sslkit.models.memories import EpochOrder
 from sslkit.models.weights import ENCODER_FILE, is_finetuning, write_encoder
 from sslkit.training.run import checkpoint
 from sslkit.training.run.lock import refuse_if_locked

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslkit.methods.base import Clock
-from sslkit.models.memory import Assignments, Bank, Centroids, Memory, Queue, Running
+from sslkit.models.memories import Assignments, Bank, Centroids, Memory, Queue, Running
 from sslkit.training.loop.engine import Step, train
 from sslkit.training.loop.optim import CosineSchedule
 
