@@ -116,7 +116,8 @@ def test_every_part_has_a_floor() -> None:
 LIGHT = (
     "__init__.py", "__main__.py", "version.py", "api.py", "cli/*.py",
     "core/__init__.py", "core/allocator.py", "core/cards.py", "core/console.py", "core/errors.py",
-    "core/files.py", "core/moved.py", "core/paths.py", "core/user_modules.py", "core/value_range.py", "core/config/*.py",
+    "core/files.py", "core/moved.py", "core/paths.py", "core/user_modules.py", "core/value_range.py",
+    "core/config/*.py",
     "core/distributed/__init__.py", "core/distributed/environment.py",
     "data/__init__.py", "methods/__init__.py", "training/__init__.py", "training/pretrain/__init__.py",
     "training/pretrain/config.py", "finetuning/__init__.py", "finetuning/config.py",
