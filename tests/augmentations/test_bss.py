@@ -1,4 +1,4 @@
-"""Batch Styles Standardization and Fourier augmentation: amplitudes go, phases stay."""
+"""Batch Styles Standardization: amplitudes become those of one image, phases stay."""
 
 from __future__ import annotations
 
@@ -6,33 +6,17 @@ import math
 
 import pytest
 import torch
-from around import At, made
+from around import At, inside, made, photos
 from torch import Tensor
 
 from sslkit.augmentations.batch.bss import reach_of, style_of
-from sslkit.augmentations.batch.fourier import partners
 from sslkit.frequency import amplitudes, swap_amplitude
 from sslkit.losses.contrastive import batch_logits
-
-
-def photos(count: int, side: int = 32) -> Tensor:
-    """Clouds of many sizes, as photographs have them, far from black and white."""
-    random = torch.Generator().manual_seed(3)
-    spectrum = torch.fft.rfft2(torch.randn(count, 3, side, side, generator=random, dtype=torch.float64))
-    ky, kx = torch.fft.fftfreq(side, 1 / side)[:, None], torch.fft.rfftfreq(side, 1 / side)
-    clouds = torch.fft.irfft2(spectrum / (1 + ky.square() + kx.square()).sqrt(), s=(side, side))
-    offset = torch.rand(count, 3, 1, 1, generator=random, dtype=torch.float64)
-    return 0.4 + 0.2 * offset + 0.03 * clouds / clouds.std()
 
 
 def standardised(images: Tensor, style: int, reach: int) -> Tensor:
     """BSS of one style image, without clamp."""
     return swap_amplitude(images, amplitudes(images[style : style + 1]), torch.full((1,), reach + 1.0))
-
-
-def inside(side: int, reach: int) -> Tensor:
-    ky, kx = torch.fft.fftfreq(side, 1 / side)[:, None].abs(), torch.fft.fftfreq(side, 1 / side).abs()
-    return (ky <= reach) & (kx <= reach)
 
 
 def test_the_style_image_stays() -> None:
@@ -109,6 +93,18 @@ def test_a_view_has_one_style_that_is_one_of_its_images() -> None:
     assert torch.equal(style_of(images, 0.999), amplitudes(images)[5:])
 
 
+def test_squares_are_drawn_between_their_bounds() -> None:
+    """The reach is found again: up to there, and no further, all images have one amplitude."""
+    images, reaches = photos(6).float(), []
+    augment = made("bss", radius=[0.01, 0.25])
+    for step in range(40):
+        view = augment({"first": images}, torch.arange(6), At(step=step))["first"]
+        power = torch.fft.fft2(view.double()).abs()
+        alike = (power.std(0) / power.mean(0)).amax(0)[0, :17] < 1e-3
+        reaches.append(int((~alike).nonzero()[0]) - 1)
+    assert {2, 3, 4, 5, 6, 7} <= set(reaches) <= set(range(1, 8))  # √area · 16, rounded down
+
+
 def test_a_jitter_is_one_for_a_view() -> None:
     images = torch.rand(1, 3, 16, 16).expand(4, 3, 16, 16).contiguous()
     after = made("bss", strength=1, radius=[1e-6, 1e-6])({"first": images}, torch.tensor([9, 1, 4, 2]), At())
@@ -119,7 +115,6 @@ def test_a_jitter_is_one_for_a_view() -> None:
 def test_no_share_of_the_batches_is_none() -> None:
     images = torch.rand(4, 3, 16, 16)
     assert torch.equal(made("bss", share=0)({"first": images}, torch.arange(4), At())["first"], images)
-    assert torch.equal(made("fourier", share=0)({"first": images}, torch.arange(4), At())["first"], images)
     quarter = made("bss", share=0.25)
     changed = [
         not torch.equal(quarter({"a": images}, torch.arange(4), At(step))["a"], images) for step in range(200)
@@ -138,46 +133,3 @@ def test_negatives_of_the_same_view_are_fewer() -> None:
     other[torch.arange(8), partner] = False
     loss = torch.nn.functional.cross_entropy(logits.masked_fill(other, -torch.inf), partner)
     assert loss.item() == pytest.approx(0.7437, abs=5e-5)
-
-
-# ------------------------------------------------------------------------------------------- fourier
-
-
-def test_partners_are_all_others_and_never_oneself() -> None:
-    draw = torch.linspace(0, 1 - 2**-24, 5000)
-    drawn = partners(draw)
-    assert (drawn != torch.arange(5000)).all()
-    few = torch.stack([partners(torch.full((5,), value)) for value in (0.0, 0.3, 0.6, 1 - 2**-24)])
-    for image, others in enumerate(few.T.tolist()):
-        assert sorted(others) == [other for other in range(5) if other != image]
-
-
-def test_fourier_augmentation_is_a_mean_of_amplitudes() -> None:
-    """FACT's equation 4 by moduli and angles, each image with another partner, weight and square."""
-    images = photos(6).float()
-    for values in ({}, {"radius": [0.01, 0.2], "weight": [1, 1]}):
-        after = made("fourier", **values)({"first": images}, torch.arange(6), At())["first"]
-        before = torch.fft.fft2(images.double())
-        errors = []
-        for number, got in enumerate(torch.fft.fft2(after.double())):
-            found = []
-            for other in range(6):
-                ratio = (got.abs() - before[number].abs()) / (before[other].abs() - before[number].abs())
-                weight = float(ratio[:, 0, 0].mean())
-                window = inside(32, 16)
-                if values:
-                    changed = ((got.abs() - before[number].abs()).abs() > 1e-3).any(0)
-                    window = inside(32, int(torch.fft.fftfreq(32, 1 / 32).abs()[changed.any(1)].max()))
-                mixed = (1 - weight) * before[number].abs() + weight * before[other].abs()
-                polar = torch.polar(torch.where(window, mixed, before[number].abs()), before[number].angle())
-                found.append(float((got - polar).abs().max()) if other != number else math.inf)
-            errors.append(min(found))
-        assert max(errors) < 5e-3, errors  # of amplitudes up to 600, float32
-
-
-def test_shares_of_the_images_are_changed() -> None:
-    images = torch.rand(200, 3, 8, 8)
-    after = made("fourier", share=0.25)({"first": images}, torch.arange(200), At())["first"]
-    changed = (after - images).abs().amax((1, 2, 3)) > 0
-    assert 25 < changed.sum() < 75
-    assert torch.equal(after[~changed], images[~changed])

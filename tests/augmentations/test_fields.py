@@ -106,6 +106,9 @@ def test_constant_fields_are_one_transformation_of_the_image() -> None:
     fields.zero_()[:, 2:4] = math.log(1 / 3)  # the middle third, each pixel for three
     middle = warped(images, fields)[:, :, 1::3, 1::3]
     assert (middle - images[:, :, 8:16, 8:16]).abs().max() < 1e-5
+    fields.zero_()[:, 2] = math.log(1 / 3)
+    tall = warped(images, fields)[:, :, 1::3]
+    assert (tall - images[:, :, 8:16]).abs().max() < 1e-5
     for number, adjusted in enumerate((adjust_brightness, adjust_contrast, adjust_saturation)):
         fields = torch.zeros(2, 4, 24, 24)
         fields[0, number], fields[1, number] = 0.2, -0.3

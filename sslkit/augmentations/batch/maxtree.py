@@ -20,9 +20,12 @@ lower value, in photos of 224 px less than a pixel in ten thousand.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sslkit.augmentations import settings
@@ -30,6 +33,8 @@ from sslkit.augmentations.batch.augment import BatchAugment, Moment, batch_draws
 from sslkit.augmentations.color import check_colors, host_may_ask
 from sslkit.core import rng
 from sslkit.core.config.setting import setting
+
+Planes = NDArray[np.floating[Any]]
 
 
 class MaxTree(BatchAugment):
@@ -95,15 +100,16 @@ def open_by_reconstruction(images: Tensor, side: int) -> Tensor:
 
 def reconstructed(seed: Tensor, ceiling: Tensor) -> Tensor:
     """The seed [..., H, W] spread over neighbours as far as the ceiling, nowhere below it, lets it."""
-    grown, turned = seed, ceiling.mT.contiguous()
-    sweep = _swept_by_rows if host_may_ask(seed) else _swept_by_doubling
-    rest = sweeps_of(max(ceiling.shape[-2:]))
-    while rest:
-        before = grown
-        grown = sweep(sweep(grown, ceiling).flip(-2), ceiling.flip(-2)).flip(-2).mT
-        grown = sweep(sweep(grown, turned).flip(-2), turned.flip(-2)).flip(-2).mT
-        rest = rest - 1 if not host_may_ask(seed) else not torch.equal(before, grown)
-    return grown.contiguous()
+    if host_may_ask(seed):
+        size = seed.shape[-2:]
+        grown = _until_nothing_changes(seed.reshape(-1, *size).numpy(), ceiling.reshape(-1, *size).numpy())
+        return torch.from_numpy(grown).view(seed.shape)
+    swept, turned = seed, ceiling.mT.contiguous()
+    for _ in range(sweeps_of(max(ceiling.shape[-2:]))):
+        for limit in (ceiling, turned):
+            down = _swept(swept, limit)
+            swept = _swept(down.flip(-2), limit.flip(-2)).flip(-2).mT
+    return swept.contiguous()
 
 
 def sweeps_of(side: int) -> int:
@@ -111,18 +117,11 @@ def sweeps_of(side: int) -> int:
     return max(8, side // 6)
 
 
-def _swept_by_rows(grown: Tensor, ceiling: Tensor) -> Tensor:
-    """Downwards: row y becomes min(ceiling, max(itself, row y - 1 as it has become))."""
-    grown = grown.contiguous().clone()
-    rows, ceilings = grown.unbind(-2), ceiling.unbind(-2)
-    for above, row, limit in zip(rows[:-1], rows[1:], ceilings[1:], strict=True):
-        torch.minimum(torch.maximum(row, above), limit, out=row)
-    return grown
+def _swept(grown: Tensor, ceiling: Tensor) -> Tensor:
+    """Downwards, row y becomes min(ceiling, max(itself, row y - 1 as it has become)): in log2(H) steps.
 
-
-def _swept_by_doubling(grown: Tensor, ceiling: Tensor) -> Tensor:
-    """The same in log2(H) steps: a row does min(high, max(low, ·)) to what comes from above; two rows in a
-    row do the like, with other bounds.
+    A row does min(high, max(low, ·)) to what comes from above; two rows in a row do the like, with other
+    bounds.
     """
     low, high, distance = grown, ceiling, 1
     while distance < grown.shape[-2]:
@@ -133,3 +132,31 @@ def _swept_by_doubling(grown: Tensor, ceiling: Tensor) -> Tensor:
         high = torch.cat([high[..., :distance, :], above_high], -2)
         distance *= 2
     return low
+
+
+def _until_nothing_changes(planes: Planes, ceilings: Planes) -> Planes:
+    """`reconstructed` of [N, H, W] on the CPU: four sweeps again and again, of planes that still change.
+
+    Rows come first in memory, as they are what a step takes; for sweeps to the sides columns do.
+    """
+    result, active = planes.copy(), np.arange(len(planes))
+    grown, limit = (np.ascontiguousarray(one.transpose(1, 0, 2)) for one in (planes, ceilings))
+    while len(active):
+        before = grown.copy()
+        _sweep_both_ways_(grown, limit)
+        turned = np.ascontiguousarray(grown.transpose(2, 1, 0))
+        _sweep_both_ways_(turned, np.ascontiguousarray(limit.transpose(2, 1, 0)))
+        grown = np.ascontiguousarray(turned.transpose(2, 1, 0))
+        changed = (grown != before).any((0, 2))
+        result[active[~changed]] = grown[:, ~changed].transpose(1, 0, 2)
+        active, grown, limit = active[changed], grown[:, changed], limit[:, changed]
+    return result
+
+
+def _sweep_both_ways_(rows: Planes, ceilings: Planes) -> None:
+    """Down and up again, in place, along the first dimension."""
+    higher, count = np.empty_like(rows[0]), len(rows)
+    for order in (range(1, count), range(count - 2, -1, -1)):
+        for place in order:
+            np.maximum(rows[place], rows[place - order.step], out=higher)
+            np.minimum(higher, ceilings[place], out=rows[place])
