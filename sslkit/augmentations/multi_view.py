@@ -40,10 +40,23 @@ class MultiView:
         """The worker's side."""
         return Views(**self.crops)
 
-    def __call__(self, batch: Mapping[str, Tensor], seed: int, epoch: int) -> list[Tensor]:
-        """All views of a batch in their order, float32 [B, 3, H, W] in [0, 1], with other colours."""
-        crops = [View(colours, batch[name], f"{self.stream}.{name}") for name, colours in self._named()]
-        return photographed(crops, batch["index"], seed, epoch)
+    def of(self, batch: Mapping[str, Tensor]) -> list[Tensor]:
+        """The views of a batch in their order."""
+        return [batch[name] for name in self.crops]
+
+    def coloured(
+        self, batch: Mapping[str, Tensor], seed: int, epoch: int, strength: float = 1.0
+    ) -> dict[str, Tensor]:
+        """All views by name, float32 [B, 3, H, W] in [0, 1], with other colours.
+
+        Args:
+            strength: of the colour jitter, share of the usual one.
+        """
+        crops = [
+            View(colours.weaker(strength), batch[name], f"{self.stream}.{name}")
+            for name, colours in self._named()
+        ]
+        return dict(zip(self.crops, photographed(crops, batch["index"], seed, epoch), strict=True))
 
     def panels(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The image and what may happen to the colours of each kind of view; workers crop."""

@@ -153,6 +153,13 @@ class Photometry:
         if not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
             raise ValueError(f"blur_sigma: 0 < low <= high expected, got {self.blur_sigma}")
 
+    def weaker(self, strength: float) -> Photometry:
+        """The same with this share of the jitter's strengths, 0 … 1; probabilities stay."""
+        if strength == 1:
+            return self
+        kinds = ("brightness", "contrast", "saturation", "hue")
+        return replace(self, **{kind: strength * getattr(self, kind) for kind in kinds})
+
     def __call__(self, images: Tensor, index: Tensor, seed: int, epoch: int, stream: str) -> Tensor:
         """float [B, 3, H, W] in [0, 1] → float32 [B, 3, H, W] in [0, 1], a new tensor.
 

@@ -22,6 +22,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sslkit.augmentations import batch, curricula
 from sslkit.augmentations import settings as _settings
 from sslkit.core.config import build as _config
 from sslkit.core.config.setting import source_setting
@@ -96,8 +97,41 @@ def card(name: str) -> Card:
 
 def default_configuration(name: str) -> _config.PretrainConfig:
     """What `sslkit pretrain -m NAME` starts from; settings left open are "auto". Raises as `card`."""
+    return configuration(name, card(name).facts.get("defaults", {}))
+
+
+def usual_settings(config: _config.PretrainConfig) -> dict[str, Any]:
+    """The default of each of a configuration's settings by its key, those around its method included."""
+    around = {"run.augment": config.run.augment, "run.curriculum": config.run.curriculum}
+    usual = configuration(
+        config.method_name, {**card(config.method_name).facts.get("defaults", {}), **around}
+    )
+    return {**_config.flat(usual), "run.augment": (), "run.curriculum": ""}
+
+
+def configuration(
+    name: str, values: Mapping[str, Any], flags: Mapping[str, str] = _config.NO_FLAGS
+) -> _config.PretrainConfig:
+    """A configuration of this method from flat dotted keys, with the sections of what is around it.
+
+    What an augmentation wants of the method is set where the method has that setting and nobody gave it.
+
+    Raises:
+        UserError: no such method, augmentation or curriculum; unknown or impossible setting.
+    """
     known = card(name)
-    return _config.build_pretrain(known.name, known.Config, known.facts.get("defaults", {}))
+    sections: dict[str, type] = {}
+    wanted: dict[str, Any] = {}
+    asked = {key: value for key, value in values.items() if key == "run.augment"}
+    for augment in _config.build(_config.Run, "run", asked).augment:
+        found = batch.card(augment)
+        sections[augment] = found.Config
+        wanted |= {f"method.{key}": value for key, value in found.facts.get("wants", {}).items()}
+    if curriculum := str(values.get("run.curriculum", "")):
+        sections[curriculum] = curricula.card(curriculum).Config
+    own = {f"method.{item.name}" for item in dataclasses.fields(known.Config)}
+    wanted = {key: value for key, value in wanted.items() if key in own}
+    return _config.build_pretrain(known.name, known.Config, {**wanted, **values}, flags, sections)
 
 
 def load(name: str) -> type[Method]:

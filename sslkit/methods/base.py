@@ -169,6 +169,16 @@ class Method(nn.Module):
             return self.views.transform()
         return Views(image=one_crop(self.config, self.info.size))
 
+    def coloured(self, batch: Batch, clock: Clock, strength: float = 1.0) -> Batch:
+        """The batch with other colours, asked for before `forward`; by default those of `views`.
+
+        Args:
+            strength: of the colour jitter, as a curriculum has it.
+        """
+        if not isinstance(self.views, MultiView):
+            return batch
+        return {**batch, **self.views.coloured(batch, clock.seed, clock.epoch, strength)}
+
     def forward(self, batch: Batch, clock: Clock) -> Outputs:
         """{"loss": scalar, "embedding": detached [B, D] for the health figures, name: detached scalar, …}"""
         raise NotImplementedError

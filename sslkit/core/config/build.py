@@ -18,6 +18,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 from typing import Literal as Literal  # a method's Config, read from its file, may name what stands here
 
@@ -52,6 +53,8 @@ class PretrainConfig:
     optim: Optim = field(default_factory=Optim)
     schedule: Schedule = field(default_factory=Schedule)
     run: Run = field(default_factory=Run)
+    around: Mapping[str, Any] = field(default_factory=dict)
+    """Name of an augmentation or a curriculum around the method → an instance of its own Config."""
 
 
 SECTIONS: Mapping[str, type] = {
@@ -87,12 +90,21 @@ def build(
 
 
 def build_pretrain(
-    method_name: str, method: type, values: Mapping[str, Any], flags: Mapping[str, str] = NO_FLAGS
+    method_name: str,
+    method: type,
+    values: Mapping[str, Any],
+    flags: Mapping[str, str] = NO_FLAGS,
+    around: Mapping[str, type] = MappingProxyType({}),
 ) -> PretrainConfig:
-    """The whole configuration from flat dotted keys; unknown keys are refused with the nearest name."""
-    refuse_unknown(values, {**SECTIONS, "method": method})
+    """The whole configuration from flat dotted keys; unknown keys are refused with the nearest name.
+
+    Args:
+        around: the sections of what `run.augment` and `run.curriculum` name.
+    """
+    refuse_unknown(values, {**SECTIONS, "method": method, **around})
     built: dict[str, Any] = {name: build(kind, name, values, flags) for name, kind in SECTIONS.items()}
-    return PretrainConfig(method_name, build(method, "method", values), **built)
+    own: dict[str, Any] = {name: build(kind, name, values) for name, kind in around.items()}
+    return PretrainConfig(method_name, build(method, "method", values), **built, around=own)
 
 
 def refuse_unknown(values: Mapping[str, Any], sections: Mapping[str, type]) -> None:
@@ -124,10 +136,18 @@ def flat(configuration: Any) -> dict[str, Any]:
     """A configuration as flat dotted keys; `method_name` is left out."""
     return {
         key: value
-        for item in dataclasses.fields(configuration)
-        if dataclasses.is_dataclass(getattr(configuration, item.name))
-        for key, value, _ in settings(getattr(configuration, item.name), item.name)
+        for name, section in _sections_of(configuration)
+        for key, value, _ in settings(section, name)
     }
+
+
+def _sections_of(configuration: Any) -> Iterator[tuple[str, Any]]:
+    """The sections of a configuration by name, those around a method last."""
+    for item in dataclasses.fields(configuration):
+        value = getattr(configuration, item.name)
+        if dataclasses.is_dataclass(value):
+            yield item.name, value
+    yield from getattr(configuration, "around", {}).items()
 
 
 def read(path_or_recipe: str, recipes: Path = RECIPES) -> dict[str, Any]:
@@ -183,14 +203,11 @@ def dump(configuration: Any, header: str = "") -> str:
     """A configuration as TOML, each key with its sentence as comment."""
     shown = ("".join(c if c.isprintable() else " " for c in line) for line in header.splitlines())
     lines = [f"# {line}".rstrip() for line in shown]
-    for item in dataclasses.fields(configuration):
-        section = getattr(configuration, item.name)
-        if not dataclasses.is_dataclass(section):
-            continue
-        lines += ["", f"[{item.name}]"]
-        if item.name == "method":
+    for name, section in _sections_of(configuration):
+        lines += ["", f"[{name}]"]
+        if name == "method":
             lines.append(f"name = {json.dumps(configuration.method_name)}")
-        for key, value, metadata in settings(section, item.name):
+        for key, value, metadata in settings(section, name):
             lines.append(f"{key.partition('.')[2]} = {toml_value(value)}  # {metadata['help']}")
     return "\n".join(lines).lstrip("\n") + "\n"
 

@@ -206,3 +206,13 @@ class Run(TrainingRun):
         low=0,
         flag=flag("--pictures", "Reconstructions written over the run."),
     )
+    augment: tuple[str, ...] = setting(
+        (),
+        "batch augmentations around the method, each with a section of its own; empty: none",
+        flag=flag("--augment", "Around the method: bss, fourier, fields, mix, maxtree.", "NAME,…"),
+    )
+    curriculum: str = setting(
+        "",
+        "smaller images first, around the method, with a section of its own; empty: none",
+        flag=flag("--curriculum", "Around the method: efficienttrain, efficienttrain_pp, lowpass.", "NAME"),
+    )

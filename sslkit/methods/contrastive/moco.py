@@ -95,7 +95,7 @@ class MoCo(Method):
         return choices | optimizer(reason, name="adamw", weight_decay=0.1)
 
     def forward(self, batch: Batch, clock: Clock) -> Outputs:
-        first, second = self.views(batch, clock.seed, clock.epoch)
+        first, second = self.views.of(batch)
         pairs = [(first, second), (second, first)] if self.config.symmetric else [(first, second)]
         vectors = [self.encoder.vector(asked) for asked, _ in pairs]
         keys = [self.keys(answer, clock, f"moco.shuffle{number}") for number, (_, answer) in enumerate(pairs)]

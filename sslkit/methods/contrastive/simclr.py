@@ -74,7 +74,7 @@ class SimCLR(Method):
         return choices | optimizer(sgd, name="sgd", lr=0.12)
 
     def forward(self, batch: Batch, clock: Clock) -> Outputs:
-        views = self.views(batch, clock.seed, clock.epoch)
+        views = self.views.of(batch)
         vectors = self.encoder.vector(torch.cat(views))  # [2 B, D]
         logits, partner = batch_logits(self.head(vectors), self.config.temperature)
         loss = F.cross_entropy(logits, partner)

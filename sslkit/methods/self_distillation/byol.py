@@ -97,7 +97,7 @@ class BYOL(Method):
         return rising_momentum(start, clock.step, clock.steps)
 
     def forward(self, batch: Batch, clock: Clock) -> Outputs:
-        views = self.views(batch, clock.seed, clock.epoch)
+        views = self.views.of(batch)
         # View by view, as the paper: batch norm's statistics are those of one view.
         vectors = [self.encoder.vector(view) for view in views]
         projections = [self.projector(vector) for vector in vectors]

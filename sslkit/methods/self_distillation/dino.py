@@ -168,7 +168,7 @@ class DINO(Method):
         return float(end if epoch >= warmup else start + (end - start) * epoch / max(1, warmup - 1))
 
     def forward(self, batch: Batch, clock: Clock) -> Outputs:
-        views = self.views(batch, clock.seed, clock.epoch)
+        views = self.views.of(batch)
         with torch.no_grad():
             vectors = self.encoder.vector(torch.cat(views[:2]))  # [2 B, D]
             answer = self.teacher_head(vectors)  # [2 B, K]

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sslkit.core.config.build import build_pretrain
 from sslkit.core.console import SILENT
 from sslkit.core.device import Precision, to_device
 from sslkit.core.distributed import collectives
@@ -22,7 +21,7 @@ from sslkit.core.errors import UserError
 from sslkit.data.loading.loader import pretraining_loader
 from sslkit.data.sources import fractal
 from sslkit.data.sources.image_set import ImageSet, open_images
-from sslkit.methods import card, load
+from sslkit.methods import card, configuration, load
 from sslkit.methods.base import Batch, Clock, Method, Transform
 from sslkit.training.loop.engine import Step, train
 from sslkit.training.loop.optim import CosineSchedule
@@ -75,7 +74,7 @@ class Case:
         }
         self.facts, self.kind = known.facts, load(name)
         self.accepted = BACKBONES[backbone] in known.facts.get("backbones", ())
-        config = build_pretrain(known.name, known.Config, values)
+        config = configuration(known.name, values)
         self.ready = resolve(config, IMAGES, fractal.SIDE, CPU)
 
     def build(self, seed: int = 0) -> Method:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -15,8 +14,6 @@ from sslkit.core.config.build import PretrainConfig
 from sslkit.core.device import to_device
 from sslkit.core.distributed import collectives, processes
 from sslkit.core.errors import UserError, first_line
-from sslkit.data.loading.loader import ViewTransform, pretraining_loader
-from sslkit.data.sources.image_set import ImageSet
 from sslkit.methods.base import Batch, Clock
 from sslkit.models.encoder import Encoder, lay_out_
 from sslkit.models.input_size import breaks_channels_last
@@ -24,6 +21,7 @@ from sslkit.training.loop.depthwise import take_fast_gradients_
 from sslkit.training.loop.engine import accumulated, split
 from sslkit.training.loop.job import Job
 from sslkit.training.loop.out_of_memory import least, smaller
+from sslkit.training.loop.sample import sample
 
 _SHARE = 0.9
 """Of the free memory of a GPU that one step may take; fragmentation and other programs need the rest."""
@@ -119,20 +117,6 @@ def fitted(job: Job) -> Job:
     reason = f"{found or 'all'} of {part} fit {torch.cuda.get_device_name(job.device)}"
     run = replace(config.run, micro_batch=found)
     return replace(job, config=replace(config, run=run), reasons={**job.reasons, "run.micro_batch": reason})
-
-
-def sample(images: ImageSet, transform: ViewTransform, count: int) -> Batch:
-    """A batch of the first image's views, again and again."""
-    batches = pretraining_loader(
-        images, transform, batch_size=1, seed=0, start_step=0, steps=1, steps_per_epoch=1, workers=0
-    )
-    with closing(batches):
-        one = next(batches)
-    views = {name: value for name, value in one.items() if name not in ("index", "bad")}
-    return {
-        **{name: view.repeat_interleave(count, 0) for name, view in views.items()},
-        "index": torch.arange(count),
-    }
 
 
 def agreed_micro_batch(method: Any, batch: Batch, clock: Clock, config: Any, device: torch.device) -> int:

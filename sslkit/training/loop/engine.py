@@ -15,7 +15,7 @@ from __future__ import annotations
 import inspect
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +32,9 @@ from sslkit.training.loop.batch_norm_check import one_value
 from sslkit.training.loop.loss_scaling import scaled, scaler_for, spared
 from sslkit.training.loop.optim import CosineSchedule, clip_gradients_, update_if
 from sslkit.training.loop.out_of_memory import Buffers, OutOfMemory, fewer
+
+Around = Callable[[Any, Batch, Clock, torch.device, Precision], Batch]
+"""(method, batch on the device, clock, device, precision) → the batch, coloured and changed."""
 
 _BUFFERS = next(
     name
@@ -75,6 +78,7 @@ def train(
     clip_by: str = "all",
     micro_batch: int = 0,
     scaler: torch.amp.GradScaler | None = None,
+    around: Around | None = None,
 ) -> Iterator[Step]:
     """Train while there are `clocks`, one yielded `Step` per update.
 
@@ -89,6 +93,7 @@ def train(
             pool over the batch (MFM's) are then pooled over the micro-batch. It is halved for good when
             memory runs out; the batch of a step stays what it is.
         scaler: of float16, for those who save its state; without one it begins anew.
+        around: what happens to a whole batch between the method's colours and `forward`.
 
     Raises:
         OutOfMemory: even for the method's smallest batch; or, with several processes, in one of them, as the
@@ -106,8 +111,11 @@ def train(
         schedule.apply(now.step)
         with buffers.kept(now):
             moved, whole = to_device(batch, device), len(batch["index"])
+            if around is not None:
+                moved = around(method, moved, now, device, precision)
             parts = split(moved, micro_batch)
-            while (outputs := accumulated(module, parts, now, device, precision, scaler)) is None:
+            colours = around is None
+            while (outputs := accumulated(module, parts, now, device, precision, scaler, colours)) is None:
                 optimizer.zero_grad(set_to_none=True)
                 buffers.restore_()
                 micro_batch = fewer(len(parts[0]["index"]), whole, method, now)
@@ -171,10 +179,14 @@ def accumulated(
     device: torch.device,
     precision: Precision,
     scaler: torch.amp.GradScaler | None = None,
+    colours: bool = True,
 ) -> list[dict[str, Tensor]] | None:
     """The gradients of all parts, added up, scaled if there is a scaler; None if memory ran out on the way.
 
     Processes exchange gradients once, in the last part.
+
+    Args:
+        colours: the method's own are still to be drawn.
     """
     whole = sum(len(part["index"]) for part in parts)
     alone = [getattr(module, "no_sync", nullcontext)] * (len(parts) - 1) + [nullcontext]
@@ -182,7 +194,7 @@ def accumulated(
     try:
         for part, context in zip(parts, alone, strict=True):
             with context():
-                outputs.append(_backward(module, part, clock, device, precision, whole, scaler))
+                outputs.append(_backward(module, part, clock, device, precision, whole, scaler, colours))
         return outputs
     except Exception as problem:
         if one_value(problem):  # of a batch that was halved where memory ran out
@@ -233,9 +245,12 @@ def _backward(
     precision: Precision,
     whole: int,
     scaler: torch.amp.GradScaler | None,
+    colours: bool,
 ) -> dict[str, Tensor]:
     """One micro-batch's gradients, by its share of `whole` images, added to `.grad`; returns the outputs."""
     with autocast(device, precision):
+        if colours and (coloured := getattr(getattr(module, "module", module), "coloured", None)):
+            batch = coloured(batch, clock)
         outputs: dict[str, Tensor] = module(batch, clock)
     loss = outputs["loss"] * (len(batch["index"]) / whole)
     scaled(loss, scaler).backward()  # type: ignore[no-untyped-call]

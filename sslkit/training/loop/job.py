@@ -14,6 +14,7 @@ from sslkit.core.errors import UserError
 from sslkit.data.loading.loader import ViewTransform
 from sslkit.data.sources.image_set import ImageSet
 from sslkit.methods.base import Clock
+from sslkit.training.loop.around import AroundMethod
 from sslkit.training.loop.optim import CosineSchedule
 
 Optimisation = Callable[[Clock], tuple[torch.optim.Optimizer, CosineSchedule]]
@@ -32,6 +33,7 @@ class Job:
     transform: ViewTransform
     optimisation: Optimisation
     device: torch.device
+    around: AroundMethod | None = None
 
     @property
     def clock(self) -> Clock:

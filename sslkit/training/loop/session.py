@@ -163,6 +163,7 @@ class Session:
             clip_by=config.optim.clip_by,
             micro_batch=self.log.micro_batch,
             scaler=self.scaler,
+            around=self.job.around,
         )
 
     def batches(self, start: int) -> Generator[dict[str, Any], None, None]:

@@ -47,6 +47,8 @@ class ThroughputBench:
         with closing(self._batches(1, workers=0)) as batches:
             self.batch = next(batches)
         self.optimizer, self.schedule = job.optimisation(self.clock)
+        # At full size: the first steps of a curriculum are its cheapest.
+        self.around = None if job.around is None else job.around.at_full_size()
         self._model = self._steps(repeat(self.batch))
         self._decode(console)
 
@@ -138,6 +140,7 @@ class ThroughputBench:
             clip=config.optim.clip,
             clip_by=config.optim.clip_by,
             micro_batch=config.run.micro_batch,
+            around=self.around,
         )
 
 
@@ -158,7 +161,8 @@ def time_run(
     rates = Rates(read, fed, both, bare=0.0, wait=whole.wait / whole.seconds, **bench.costs())
     kept = snapshot(job.network, bench.optimizer).bytes * (checkpoint.KEEP + 1)
     total = bench.clock.steps
-    hours = (bench.decoding + total * whole.seconds + looks) / 3600
+    cost = 1.0 if job.around is None else job.around.cost
+    hours = (bench.decoding + cost * total * whole.seconds + looks) / 3600
     if config.run.max_time:  # the clock decides, whatever was guessed
         hours = seconds_of(config.run.max_time) / 3600
         total = int(max(0.0, 3600 * hours - bench.decoding) / whole.seconds)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from sslkit.core.config.build import PretrainConfig, flat
 from sslkit.core.console import Console, command
 from sslkit.data.sources.image_set import ImageSet
-from sslkit.methods import default_configuration, short_name
+from sslkit.methods import short_name, usual_settings
 from sslkit.methods.base import Method
 from sslkit.training.pretrain.auto import Resolved
 from sslkit.training.run.progress import facts_of, tell_reasons
@@ -36,7 +36,7 @@ def announce(ready: Resolved, method: Method, images: ImageSet, console: Console
 
 def _tell_given(config: PretrainConfig, reasons: Mapping[str, str], console: Console) -> None:
     """Settings that differ from the method's defaults, and where those are to be read."""
-    usual = flat(default_configuration(config.method_name))
+    usual = usual_settings(config)
     known = {"data.sources", "run.out", *reasons}  # told above
     given = [f"{k} = {v}" for k, v in flat(config).items() if k not in known and v != usual[k]]
     if given:

@@ -13,12 +13,13 @@ from sslkit.core.console import SILENT, Console
 from sslkit.core.device import autocast, pick_device, to_device
 from sslkit.methods.base import Clock
 from sslkit.models.encoder import Encoder
-from sslkit.training.loop.acceleration import accelerate_, sample
+from sslkit.training.loop.acceleration import accelerate_
 from sslkit.training.loop.flops import counted_flops, peak_flops
 from sslkit.training.loop.intervals import refuse_times
 from sslkit.training.loop.job import Job
 from sslkit.training.loop.optim import build_optimizer, parameter_groups
 from sslkit.training.loop.rates import DryRun, Rates
+from sslkit.training.loop.sample import sample
 from sslkit.training.loop.throughput import WARM, StepTime, ThroughputBench, refuse_devices, time_run
 from sslkit.training.pretrain.announce import announce
 from sslkit.training.pretrain.pictures import PICTURED

@@ -11,6 +11,7 @@ from sslkit.core.config.build import PretrainConfig
 from sslkit.core.config.setting import AUTO, flags_of
 from sslkit.core.errors import UserError, nearest
 from sslkit.methods import card, full_name
+from sslkit.methods import configuration as method_configuration
 
 METHOD = "mfm"
 """What learns where none is named."""
@@ -40,13 +41,15 @@ def pretrain_config(
             raise UserError(f"pretrain has no option {flag!r}", nearest(flag, PRETRAIN_FLAGS))
     configuration.refuse_two_lengths(flags or {})
     given = {PRETRAIN_FLAGS[flag]: _text(value) for flag, value in (flags or {}).items()}
+    if isinstance(names := given.get("run.augment"), str):
+        given["run.augment"] = [name.strip() for name in names.split(",") if name.strip()]
     values = {**known.facts.get("defaults", {}), **file, **assigned, **given}
     if data:
         values["data.sources"] = [str(source) for source in data]
     if not values.get("data.sources"):
         raise UserError("no images given", "sslkit pretrain photos/, or fractal:2000 for generated ones")
     typed = {flag: PRETRAIN_FLAGS[flag] for flag in flags or {}}
-    return configuration.build_pretrain(name, known.Config, values, typed)
+    return method_configuration(name, values, typed)
 
 
 def _text(value: Any) -> Any:

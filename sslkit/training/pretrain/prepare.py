@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from sslkit.augmentations import batch
 from sslkit.core.config import build as configuration
 from sslkit.core.config.build import PretrainConfig
 from sslkit.core.config.sections import Run
@@ -22,12 +23,14 @@ from sslkit.methods.base import Clock, Method
 from sslkit.models.frozen import Frozen
 from sslkit.models.norm import share_statistics_
 from sslkit.models.weights import load_encoder, load_into, tensors_for
-from sslkit.training.loop.acceleration import accelerate_, fitted, sample
+from sslkit.training.loop.acceleration import accelerate_, fitted
+from sslkit.training.loop.around import around_method, refuse_sizes
 from sslkit.training.loop.batch_norm_check import cure_of_one, fewest_at_once, refuse_one_value
 from sslkit.training.loop.intervals import refuse_longer_than_run
 from sslkit.training.loop.job import Job, agreed, refuse_uneven
 from sslkit.training.loop.look import Look
 from sslkit.training.loop.optim import pretraining
+from sslkit.training.loop.sample import sample
 from sslkit.training.pretrain.auto import USUAL_WARMUP, Resolved, resolve
 from sslkit.training.pretrain.fastest import measured
 from sslkit.training.pretrain.image_range import open_with_range
@@ -49,6 +52,9 @@ def prepare(
     """
     images, numbers = open_with_range(config)
     config = _anchored(config)
+    if config.run.curriculum and config.run.max_time:
+        problem = "--curriculum needs to know how many steps there are, and --max-time decides that anew"
+        raise UserError(problem, "--epochs in the place of --max-time")
     count = len(images) if count is None else count
     ready = shared(resolve(config, count, images.native_side(), device, numbers))
     check(ready, console)
@@ -110,13 +116,15 @@ def begin(config: PretrainConfig, device: torch.device, console: Console) -> tup
         method = started(ready, images, device, console)
     accelerate_(method, ready.config, device)
     job = fitted(job_of(ready, method, images, device))
+    if job.around is not None:
+        refuse_sizes(job.around, method, job.images, job.config, device)
     return replace(ready, config=job.config, reasons=dict(job.reasons)), images, job
 
 
 def job_of(ready: Resolved, method: Method, images: ImageSet, device: torch.device) -> Job:
     """The training of this method on these images."""
     config = ready.config
-    return Job(
+    job = Job(
         config,
         ready.reasons,
         method,
@@ -125,6 +133,7 @@ def job_of(ready: Resolved, method: Method, images: ImageSet, device: torch.devi
         lambda clock: pretraining(method, config, clock),
         device,
     )
+    return replace(job, around=around_method(config, method, job.clock.steps))
 
 
 def write_settings(path: Path, config: PretrainConfig) -> None:
@@ -144,6 +153,10 @@ def check(ready: Resolved, console: Console) -> None:
         problem = f"{name} needs {', '.join(sorted(missing))} beside images"
         raise UserError(problem, "sslkit pretrain gives images alone; sslkit methods lists what others need")
     refuse_uneven(run)
+    for augment in run.augment:
+        for key, value in batch.card(augment).facts.get("wants", {}).items():
+            if not hasattr(ready.config.method, key):
+                console.warn(f"{augment} asks for method.{key} = {value}, a setting that {name} lacks")
     part = run.batch_size // run.devices
     memory, fewest = min(run.micro_batch or part, part), _fewest(run)
     if fewest < method.minimum_batch:

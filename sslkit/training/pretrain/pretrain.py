@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from sslkit.core.config import build as configuration
 from sslkit.core.config.build import PretrainConfig
 from sslkit.core.console import SILENT, Console, command
 from sslkit.core.device import pick_device
@@ -18,7 +17,7 @@ from sslkit.core.distributed import collectives, environment, processes
 from sslkit.core.errors import UserError
 from sslkit.core.paths import refuse_full
 from sslkit.data.sources.image_set import ImageSet
-from sslkit.methods import card
+from sslkit.methods import configuration
 from sslkit.training.loop.acceleration import accelerate_
 from sslkit.training.loop.intervals import refuse_times
 from sslkit.training.loop.job import Job
@@ -85,8 +84,7 @@ def _held(run: RunFolder, console: Console) -> Iterator[None]:
 def _pretrain_here(values: dict[str, Any], choice: tuple[bool, bool], overwrite: bool) -> str:
     """`pretrain` in a process of its own, with what can be sent there."""
     name = values.pop("method.name")
-    config = configuration.build_pretrain(name, card(name).Config, values)
-    return str(pretrain(config, Console(*choice), overwrite))
+    return str(pretrain(configuration(name, values), Console(*choice), overwrite))
 
 
 def _begun(ready: Resolved, job: Job, images: ImageSet, overwrite: bool) -> Path:

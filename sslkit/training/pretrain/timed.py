@@ -16,14 +16,14 @@ from typing import Any
 import torch
 
 from sslkit.core import allocator
-from sslkit.core.config import build as configuration
 from sslkit.core.device import to_device
 from sslkit.data.sources.image_set import open_images
-from sslkit.methods import card
+from sslkit.methods import configuration
 from sslkit.methods.base import Batch, Clock, Info
 from sslkit.models.encoder import Encoder, lay_out_
-from sslkit.training.loop.acceleration import accelerate_, sample
+from sslkit.training.loop.acceleration import accelerate_
 from sslkit.training.loop.engine import accumulated, split
+from sslkit.training.loop.sample import sample
 from sslkit.training.run.folder import build_method
 
 Way = tuple[str, str]
@@ -89,7 +89,7 @@ def steps_of(asked: Mapping[str, Any]) -> tuple[Callable[[Way, int], None], int]
     """Forward and backward of the run that is asked about, with first weights; the fewest images it takes."""
     values = dict(asked["config"])
     name = values.pop("method.name")
-    config = configuration.build_pretrain(name, card(name).Config, values)
+    config = configuration(name, values)
     device = torch.device(config.run.device)
     method: Any = build_method(config, Info(**asked["info"])).to(device).train()
     # Gradients that one precision needs leave the other as it is.

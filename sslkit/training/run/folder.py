@@ -32,7 +32,8 @@ from sslkit.core.files import replacing, write_json
 from sslkit.core.paths import claim_folder, make_folder, next_folder, refuse_unwritable
 from sslkit.core.value_range import as_set
 from sslkit.data.sources.image_set import ImageSet
-from sslkit.methods import card, load
+from sslkit.methods import configuration as method_configuration
+from sslkit.methods import load
 from sslkit.methods.base import Info, Method
 from sslkit.models.encoder import Encoder
 from sslkit.models.memories import EpochOrder
@@ -207,7 +208,7 @@ def read_configuration(path: Path) -> PretrainConfig:
     """The complete configuration of a run or of any pretrain TOML file."""
     values = configuration.read(str(path))
     name = str(values.pop("method.name", "mfm"))
-    return configuration.build_pretrain(name, card(name).Config, values)
+    return method_configuration(name, values)
 
 
 def describe(images: ImageSet, info: Info, device: torch.device) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from sslkit.core.config.build import PretrainConfig, flat
 from sslkit.core.config.setting import AUTO
 from sslkit.core.console import counted
 from sslkit.core.files import text_of
-from sslkit.methods import card, default_configuration, short_name
+from sslkit.methods import card, short_name, usual_settings
 from sslkit.training.loop.health import ROWS as EMBEDDINGS
 from sslkit.training.loop.health import advice
 from sslkit.visualization.report.html import code, details, facts, paragraph, picture, table
@@ -145,7 +145,7 @@ def _rows(image: Image.Image, size: int, halves: Sequence[int]) -> Image.Image:
 
 def settings_section(config: PretrainConfig) -> str:
     """What differs from the defaults; and, folded, everything."""
-    before, now = flat(default_configuration(config.method_name)), flat(config)
+    before, now = usual_settings(config), flat(config)
     different = [
         [key, _text(value), _text(before[key])]
         for key, value in now.items()
