@@ -56,7 +56,7 @@ def share_of_step(model: str, count: int, repeats: int, device: torch.device) ->
 
     def step() -> None:
         with autocast(device, "bfloat16"):
-            loss = method(batch, clock)["loss"]
+            loss = method(method.coloured(batch, clock), clock)["loss"]
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

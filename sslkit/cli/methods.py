@@ -13,6 +13,7 @@ from sslkit.core.console import Console, command
 from sslkit.core.errors import UserError, nearest_path
 
 if TYPE_CHECKING:
+    from sslkit.core.cards import FileCard
     from sslkit.methods import Card
     from sslkit.testing.contract import Outcome
 
@@ -49,7 +50,7 @@ def methods(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """What exists; one method's card; its settings as TOML; a file to begin with; the checks of one.
+    """What exists, methods and what goes around one; a card; settings as TOML; a file to begin with; checks.
 
     Read from the methods' files, without importing torch; only --test does.
     """
@@ -72,11 +73,28 @@ def methods(
 def _list(console: Console) -> None:
     from sslkit.methods import card, names
 
-    cards = [card(name) for name in names()]
-    rows = [["method", *_FACTS], *map(_row, cards)]
+    cards, around = [card(name) for name in names()], [*_around().items()]
+    others = [
+        [name, kind, str(found.facts.get("year", "")), str(found.lines), found.facts.get("paper", "")]
+        for name, (kind, found) in around
+    ]
+    lines = _columns([["method", *_FACTS], *map(_row, cards)])
+    lines += ["", *_columns([["around a method", "kind", "year", "lines", "paper"], *others])]
+    documents = [{"kind": kind, **_document(found)} for _, (kind, found) in around]
+    console.result("\n".join(lines), {"methods": [_document(one) for one in cards], "around": documents})
+
+
+def _around() -> dict[str, tuple[str, FileCard]]:
+    """What goes around a method: name → kind and card."""
+    from sslkit.augmentations import batch, curricula
+
+    found = {name: ("--augment", batch.card(name)) for name in batch.names()}
+    return found | {name: ("--curriculum", curricula.card(name)) for name in curricula.names()}
+
+
+def _columns(rows: list[list[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    console.result("\n".join(lines), {"methods": [_document(one) for one in cards]})
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def _row(card: Card) -> list[str]:
@@ -90,15 +108,24 @@ def _show(name: str, toml: bool, console: Console) -> None:
     from sslkit.core.config import build
     from sslkit.methods import card, default_configuration
 
+    if name in (around := _around()) and not toml:
+        kind, found = around[name]
+        console.result(_text(found, name, f"pretrain {kind} {name}"), {"kind": kind, **_document(found)})
+        return
     chosen = card(name)
     if toml:
         header = f"settings of sslkit pretrain -m {name}"
         console.result(build.dump(default_configuration(name), header).rstrip())
         return
-    rows = [chosen.text, "", f"Settings (-s method.KEY=VALUE), {chosen.lines} lines of code:"]
-    fields = dataclasses.fields(chosen.Config)
-    rows += [f"  {field.name} = {field.default}  # {field.metadata['help']}" for field in fields]
-    console.result("\n".join(rows), _document(chosen))
+    console.result(_text(chosen, "method"), _document(chosen))
+
+
+def _text(card: Card | FileCard, section: str, use: str = "") -> str:
+    """A card with its settings."""
+    told = f"Settings (-s {section}.KEY=VALUE), {card.lines} lines of code:"
+    rows = [card.text, "", *([f"sslkit {use}", ""] if use else []), told]
+    fields = dataclasses.fields(card.Config)
+    return "\n".join(rows + [f"  {one.name} = {one.default}  # {one.metadata['help']}" for one in fields])
 
 
 def _write_new(file: str, console: Console) -> None:
@@ -145,7 +172,7 @@ def _test(name: str, console: Console) -> None:
         raise typer.Exit(1)
 
 
-def _document(card: Card) -> dict[str, Any]:
+def _document(card: Card | FileCard) -> dict[str, Any]:
     """The card's facts that JSON can say."""
     facts = {key: list(value) if isinstance(value, tuple) else value for key, value in card.facts.items()}
     facts = {key: sorted(value) if isinstance(value, frozenset) else value for key, value in facts.items()}
