@@ -129,7 +129,7 @@ def test_forward_is_the_official_formula(norm_last_layer: bool) -> None:
     ]
     loss = torch.stack(pairs).mean()
     entropy = torch.stack([-(p * p.clamp_min(1e-30).log()).sum(1).mean() for p in sharp]).mean()
-    out = method(batch, CLOCK)
+    out = method(method.coloured(batch, CLOCK), CLOCK)
     assert out["loss"].item() == pytest.approx(loss.item(), rel=1e-5)
     assert out["teacher_entropy"].item() == pytest.approx(entropy.item(), rel=1e-4)
     assert out["kl"].item() == pytest.approx(loss.item() - entropy.item(), rel=1e-4)
@@ -176,7 +176,7 @@ def test_the_centre_follows_the_mean_answer() -> None:
     batch = batch_for(method)
     mean = answer_mean(method, batch)
     for share in (0.1, 0.19):
-        method(batch, CLOCK)
+        method(method.coloured(batch, CLOCK), CLOCK)
         method.after_step(CLOCK)
         assert method.centre.shape == (1, 64)
         torch.testing.assert_close(method.centre, share * mean, rtol=1e-5, atol=1e-7)

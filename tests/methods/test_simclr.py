@@ -37,7 +37,7 @@ def test_forward_compares_the_two_views_of_an_image() -> None:
     ]
     with torch.no_grad():
         vectors = torch.cat([method.head(method.encoder.vector(view)) for view in views])
-        metrics = method(batch, CLOCK)
+        metrics = method(method.coloured(batch, CLOCK), CLOCK)
     assert metrics["loss"].item() == pytest.approx(
         F.cross_entropy(*batch_logits(vectors, 0.1)).item(), rel=1e-4
     )

@@ -155,7 +155,7 @@ class Case:
 def outputs(method: Method, batch: Batch, clock: Clock = LATE) -> dict[str, Tensor]:
     """One forward pass with the global generator as it was in every other one."""
     torch.manual_seed(0)
-    found: dict[str, Tensor] = method(batch, clock)
+    found: dict[str, Tensor] = method(method.coloured(batch, clock), clock)
     return found
 
 
