@@ -115,7 +115,7 @@ def test_defaults_are_those_of_the_settings(
         value = getattr(getattr(built, section), field)
         if flag not in options or isinstance(value, bool):
             continue
-        expected = {"auto": "[auto: ", "": "[default: "}.get(str(value), f"[default: {value}")
+        expected = {"auto": "[auto: ", "": "[default: ", "()": "[default: none"}.get(str(value), f"[default: {value}")
         assert expected in lines[options[flag]], (flag, lines[options[flag]])
 
 
