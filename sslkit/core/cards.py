@@ -71,7 +71,7 @@ class CardFolder:
         found = self._class(tree)
         assert found is not None
         about = ast.get_docstring(tree) or ""
-        facts = {"summary": ast.get_docstring(found) or "", **_cited(about), **_constants(found)}
+        facts = {"summary": ast.get_docstring(found) or "", **cited(about), **_constants(found)}
         lines = path.read_text(encoding="utf-8").count("\n")
         return FileCard(name, about, facts, self._config(found, path), lines)
 
@@ -126,7 +126,7 @@ _CITATION = re.compile(
 """*Title*, VENUE 2020, https://…"""
 
 
-def _cited(about: str) -> dict[str, Any]:
+def cited(about: str) -> dict[str, Any]:
     """Paper, year and link of the first citation in a file's docstring."""
     found = _CITATION.search(" ".join(about.split()))
     if found is None:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sslkit.augmentations import batch, curricula
 from sslkit.augmentations import settings as _settings
+from sslkit.core.cards import cited
 from sslkit.core.config import build as _config
 from sslkit.core.config.setting import source_setting
 from sslkit.core.errors import UserError, nearest
@@ -91,7 +92,7 @@ def card(name: str) -> Card:
     stated = {"summary": ast.get_docstring(method) or "", **_constants(method.body, _shared())}
     ours = {"status": "tested", "family": source.path.parent.name.replace("_", "-")}
     standing = ours if name in _ours() else {"status": "experimental"}
-    facts = {**standing, **_inherited(), **_cited(about), **stated}
+    facts = {**standing, **_inherited(), **cited(about), **stated}
     return Card(full_name(name), about, facts, made, text.count("\n"))
 
 
@@ -251,21 +252,6 @@ def _literal(node: ast.expr, known: Mapping[str, Any]) -> Any:
         if isinstance(one, dict) and isinstance(other, dict):
             return one | other
     return ast.literal_eval(node)
-
-
-_CITATION = re.compile(
-    r"\*(?P<paper>[^*]+)\*, [^*]{0,60}?\b(?P<year>(?:19|20)\d\d)\b(?:[^*]{0,60}?(?P<link>https?://[^\s,;()]+))?"
-)
-"""*Title*, VENUE 2020, https://…"""
-
-
-def _cited(about: str) -> dict[str, Any]:
-    """Paper, year and link of the first citation in a file's docstring."""
-    found = _CITATION.search(" ".join(about.split()))
-    if found is None:
-        return {}
-    link = {"link": found["link"].rstrip(".")} if found["link"] else {}
-    return {"paper": found["paper"], "year": int(found["year"]), **link}
 
 
 def _config_class(method: ast.ClassDef, path: Path) -> type:
