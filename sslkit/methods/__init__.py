@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import importlib.util
 import os
-import re
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
