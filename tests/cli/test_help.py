@@ -115,7 +115,8 @@ def test_defaults_are_those_of_the_settings(
         value = getattr(getattr(built, section), field)
         if flag not in options or isinstance(value, bool):
             continue
-        expected = {"auto": "[auto: ", "": "[default: ", "()": "[default: none"}.get(str(value), f"[default: {value}")
+        shown_as = {"auto": "[auto: ", "": "[default: ", "()": "[default: none"}
+        expected = shown_as.get(str(value), f"[default: {value}")
         assert expected in lines[options[flag]], (flag, lines[options[flag]])
 
 
