@@ -78,11 +78,12 @@ def resolve(config: FinetuneConfig, given: Facts) -> tuple[FinetuneConfig, dict[
         choice.config.augment.mixup, choice.config.augment.cutmix
     )
     devices, micro_batch = config.run.devices, choice.config.run.micro_batch
-    if mixes and (batch // devices % 2 or micro_batch % 2):
+    odd = batch // devices % 2 or micro_batch % 2
+    if mixes and odd and batch % devices == 0:  # a batch that can't be shared alike is refused as such
         given_to = f"run.batch_size {batch}" + (f" on {devices} devices" if devices > 1 else "")
         raise UserError(
             f"{given_to}, run.micro_batch {micro_batch}: mixing needs even numbers",
-            "or --set augment.mix_probability=0",
+            "an even number for each device, or -s augment.mix_probability=0",
         )
     return choice.config, choice.reasons
 
