@@ -40,7 +40,7 @@ def test_each_view_has_its_crop_and_its_colours_under_its_own_stream() -> None:
     crop, small, colours = RandomResizedCrop(32), RandomResizedCrop(16, (0.05, 0.2)), Photometry(blur=1)
     views = multi_crop(two_views("mine", crop, PLAIN, INVERTED), 2, small, colours)
     given = batch()
-    first, second, *local = views(given, seed=3, epoch=5)
+    first, second, *local = views.of(views.coloured(given, seed=3, epoch=5))
     assert torch.equal(first, given["first"])
     assert torch.equal(second, torch.where(given["second"] < 0.5, given["second"], 1 - given["second"]))
     for name, view in zip(("local1", "local2"), local, strict=True):

@@ -44,6 +44,8 @@ LABELLED = "        error = error + batch.get('label', images).float().mean()\n"
 DOUBLED = "        encoder.model.register_forward_hook(lambda *seen: 2 * seen[2])\n"
 MOVING = "    def after_step(self, clock):\n        self.head[0].bias.data.add_(1)\n\n"
 FAR = '    def panels(self, batch):\n        return {"far": batch["image"] + 1}\n\n'
+GROWING = "        self.head[0].bias.data.add_(1)\n"
+DRAWN = "    def order(self, clock):\n        return __import__('torch').randperm(self.info.count)\n\n"
 BROKEN = [
     (BUILDS, '("vit", "cnn", "swin")', '("cnn",)', "builds on a family that"),
     ("loss is finite and differentiable", LOSS, "error.mean() / 0", "the loss is"),
@@ -54,6 +56,8 @@ BROKEN = [
     ("metrics are detached", ".mean((2, 3))}", '.mean((2, 3)), "x": images}', "'x' has shape"),
     ("after_step leaves trained weights alone", VERB, MOVING + VERB, "after_step changes ['head.0.bias']"),
     ("loss falls on one batch", LOSS, "(2 * error.detach() - error).square().mean()", "after training"),
+    ("a step with a NaN changes nothing", RETURN, GROWING + RETURN, "change in a step that is left out"),
+    ("the order of an epoch is the state's", VERB, DRAWN + VERB, "another one when it is asked again"),
     ("labels change nothing", RETURN, LABELLED + RETURN, "reads labels"),
     ("bfloat16 stays finite", RETURN, HALF + RETURN, "not finite"),
     ("state is complete", RETURN, COUNTED + RETURN, "after loading"),
