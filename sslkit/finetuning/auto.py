@@ -83,7 +83,7 @@ def resolve(config: FinetuneConfig, given: Facts) -> tuple[FinetuneConfig, dict[
         given_to = f"run.batch_size {batch}" + (f" on {devices} devices" if devices > 1 else "")
         raise UserError(
             f"{given_to}, run.micro_batch {micro_batch}: mixing needs even numbers",
-            "an even number for each device, or -s augment.mix_probability=0",
+            "--set augment.mix_probability=0, or an even number for each device",
         )
     return choice.config, choice.reasons
 

@@ -191,6 +191,7 @@ def test_versions_that_the_suite_passed_with_are_told(monkeypatch: pytest.Monkey
     found = packages._tested()
     for name in packages.PACKAGES:
         assert f"{name} {packages.NEWEST_TESTED[name]}" in found.text
+        assert f"{name} {packages.OLDEST_TESTED[name]}" in found.text
     monkeypatch.setitem(packages.NEWEST_TESTED, "torch", "2.5")
     assert f"newer here: torch {torch.__version__.split('+')[0]}" in packages._tested().text
 

@@ -168,7 +168,8 @@ class MFM(Method):
         images, config = batch["image"], self.config
         task = self.task(images, batch["index"], clock)
         prediction, features = self.predict(task.inputs)
-        scored = task[1:] if config.target == "missing" else every_bin(images)
+        missing = task.keep_low, task.cutoff  # by name: torch 2.6 compiles no slice of a named tuple
+        scored = missing if config.target == "missing" else every_bin(images)
         error = spectral_error(prediction, self.encoder.normalize(images), *scored, config.gamma)
         loss, vector = error.reduce(config.reduction), features.mean((2, 3))
         two_tasks = config.corruption == "frequency" and config.target == "missing"
