@@ -128,6 +128,16 @@ def test_what_cannot_be_is_one_line_and_writes_nothing(
     assert not out.exists()
 
 
+def test_memory_that_runs_out_is_not_told_as_a_size(tmp_path: Path) -> None:
+    file = tmp_path / "greedy.py"
+    file.write_text(
+        SEEING.replace("        images = batch", "        raise MemoryError\n        images = batch")
+    )
+    with pytest.raises(UserError, match="out of memory"):
+        run(tmp_path / "run", str(file), curriculum="lowpass")
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_a_method_lacks_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path / "run", "mae", augment="bss", console=Console(), epochs=1)
     assert "bss asks for method.negatives = view, a setting that mae lacks" in capsys.readouterr().err

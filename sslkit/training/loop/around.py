@@ -15,6 +15,7 @@ from sslkit.augmentations.curricula.curriculum import Curriculum, Plan, plan
 from sslkit.augmentations.curricula.shrink import fitted_side, shrunk
 from sslkit.core.config.build import PretrainConfig
 from sslkit.core.device import Precision, autocast, to_device
+from sslkit.core.distributed import processes
 from sslkit.core.errors import UserError
 from sslkit.data.sources.image_set import ImageSet
 from sslkit.methods import short_name
@@ -91,6 +92,8 @@ def refuse_sizes(
             with torch.no_grad(), torch.random.fork_rng(devices=[]), autocast(device, config.run.precision):
                 method.train()(shrunk(batch, size, around.stride), clock)
     except Exception as problem:
+        if processes.memory_ran_out(problem):  # which tells nothing of the size that a network takes
+            raise
         side = fitted_side(config.data.size, size, around.stride)
         name = short_name(config.method_name)
         reason = f"{name} on {method.encoder.name} takes no images of {side} px beside {config.data.size}"
